@@ -1,0 +1,99 @@
+"""The layers of the package: each module imports only from layers below its own, and every module has a layer.
+
+All imports count, also those inside functions and under TYPE_CHECKING: a name in an annotation is a dependency too.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
+
+# Lowest first. Modules on one line do not know each other.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "model"}),
+    frozenset({"log", "linux"}),
+    frozenset({"config", "procfs", "processes", "state"}),
+    frozenset({"probes", "arguments", "daemon_config"}),
+    frozenset({"storage", "mounts", "cgroups", "iptables", "tls", "listeners", "leftovers"}),
+    frozenset({"lease", "dataroot", "facts"}),
+    frozenset({"doctor", "client"}),
+    frozenset({"boot", "cli"}),
+    frozenset({"__main__"}),
+)
+
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+
+
+def package_modules() -> list[str]:
+    """Every module of the package as a dotted name relative to it; a package's own file goes by the package's name."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules of the package that a source imports, however it spells that."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = f"cachedind.{base}" if base else "cachedind"
+            found.add(base)
+            # `from cachedind import linux` names a module, `from cachedind.linux import mount` a function.
+            found.update(f"{base}.{alias.name}" for alias in node.names if base == "cachedind")
+    return {name.split(".")[1] for name in found if name.startswith("cachedind.")}
+
+
+def violations(module: str, source: str) -> list[str]:
+    """Sentences about imports that do not point downwards."""
+    found = []
+    for other in sorted(imported_modules(source)):
+        # A name that is no module is something that the package's own file defines.
+        if other not in LEVEL or other == module:
+            continue
+        if LEVEL[other] >= LEVEL[module]:
+            found.append(f"{module} (layer {LEVEL[module]}) imports {other} (layer {LEVEL[other]})")
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in package_modules() if name])
+def test_module_has_a_layer_and_imports_only_downwards(module: str) -> None:
+    assert module in LEVEL, f"{module} has no layer: give it one in LAYERS"
+    assert violations(module, (PACKAGE / f"{module}.py").read_text()) == []
+
+
+def test_package_itself_imports_nothing_of_its_own() -> None:
+    assert imported_modules((PACKAGE / "__init__.py").read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import cachedind.boot",
+        "from cachedind import boot",
+        "from cachedind.boot import boot",
+        "from . import boot",
+        "from .boot import boot",
+        "def late():\n    from cachedind.boot import boot",
+        "if TYPE_CHECKING:\n    from cachedind.boot import Boot",
+    ],
+)
+def test_an_upward_import_is_seen_in_each_spelling(source: str) -> None:
+    assert violations("storage", source) == ["storage (layer 4) imports boot (layer 7)"]
+
+
+def test_a_sideways_import_is_seen() -> None:
+    assert violations("storage", "from cachedind.tls import renew") == ["storage (layer 4) imports tls (layer 4)"]
+
+
+def test_a_downward_import_is_fine() -> None:
+    assert violations("storage", "from cachedind.probes import probe_overlay\nimport os") == []
