@@ -1,0 +1,70 @@
+"""The image lane: cachedind containers on a real engine, judged from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from helpers import capabilities
+from helpers.engine import Engine
+
+SUITES = ("trixie", "forky")
+
+
+class Flavour(NamedTuple):
+    """An engine and the image store it is to use."""
+
+    suite: str
+    store: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The settings that lead there. Graph drivers are what both suites' engines use by themselves."""
+        return {"CACHEDIND_IMAGE_STORE": "containerd"} if self.store == "containerd" else {}
+
+    @property
+    def overlay(self) -> str:
+        """What this store calls its driver on overlay mounts."""
+        return "overlayfs" if self.store == "containerd" else "overlay2"
+
+    def __str__(self) -> str:
+        return f"{self.suite}-{self.store}"
+
+
+FLAVOURS = (Flavour("trixie", "graphdriver"), Flavour("forky", "graphdriver"), Flavour("forky", "containerd"))
+
+
+@pytest.fixture(scope="session")
+def session_engine() -> Iterator[Engine]:
+    """The outer engine with what lives as long as the session. Tests want `engine`."""
+    engine = Engine.connect()
+    try:
+        absent = capabilities.missing([capabilities.images(engine, *SUITES), capabilities.workbench(engine)])
+        assert not absent, "this lane cannot run here: " + "; ".join(absent)
+        yield engine
+    finally:
+        engine.close()
+    assert engine.leftovers() == []
+
+
+@pytest.fixture
+def engine(session_engine: Engine) -> Iterator[Engine]:
+    """The outer engine; whatever a test makes on it is gone after the test."""
+    scope = session_engine.scope()
+    yield scope
+    scope.close()
+
+
+@pytest.fixture(params=SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    """Each image under test."""
+    return str(request.param)
+
+
+@pytest.fixture(params=FLAVOURS, ids=str)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Each image with each image store that makes sense there."""
+    flavour: Flavour = request.param
+    return flavour
