@@ -1,0 +1,1 @@
+"""Docker-in-Docker whose build cache survives."""

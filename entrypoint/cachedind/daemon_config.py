@@ -1,0 +1,200 @@
+"""daemon.json and dockerd's flags: what the user configured, and what dockerd finally gets. Pure but for `read_daemon_json`.
+
+dockerd refuses to start when a directive stands both in its file and among its flags (moby,
+daemon/config/config.go, findConfigurationConflicts). So nothing is added where the user already said something:
+the user's file is read, merged with ours and written elsewhere; his own copy is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
+from cachedind.model import DEFAULT_DATA_ROOT, ImageStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cachedind.arguments import DaemonArguments, Flag
+    from cachedind.listeners import ListenPlan
+    from cachedind.model import StoragePlan
+
+DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
+CONTAINERD_FEATURE = "containerd-snapshotter"
+
+
+class DaemonSettings(NamedTuple):
+    """What the user configured for dockerd, from its flags and its file together."""
+
+    arguments: DaemonArguments
+    file: dict[str, object]
+    file_path: str
+
+    @property
+    def data_root(self) -> str:
+        return self.text("data-root") or DEFAULT_DATA_ROOT
+
+    @property
+    def exec_root(self) -> str:
+        return self.text("exec-root") or "/var/run/docker"
+
+    @property
+    def pidfile(self) -> str:
+        return self.text("pidfile") or "/var/run/docker.pid"
+
+    def text(self, directive: str) -> str | None:
+        """A directive's value, the flag's before the file's."""
+        from_flag = self.arguments.last(directive)
+        if from_flag is not None:
+            return from_flag
+        from_file = self.file.get(directive)
+        return from_file if isinstance(from_file, str) and from_file else None
+
+    @property
+    def file_hosts(self) -> list[str]:
+        hosts = self.file.get("hosts")
+        return [host for host in hosts if isinstance(host, str)] if isinstance(hosts, list) else []
+
+    @property
+    def requested_store(self) -> tuple[ImageStore, str] | None:
+        """The image store that --feature or the file's features name, and where that was said."""
+        for value in reversed(self.arguments.all("feature")):
+            name, _, state = value.partition("=")
+            if name == CONTAINERD_FEATURE:
+                return _store(state != "false"), f"the argument --feature {value}"
+        features = self.file.get("features")
+        state_in_file = features.get(CONTAINERD_FEATURE) if isinstance(features, dict) else None
+        if isinstance(state_in_file, bool):
+            return _store(state_in_file), f"features.{CONTAINERD_FEATURE} in {self.file_path}"
+        return None
+
+    @property
+    def requested_driver(self) -> tuple[str, str] | None:
+        """The storage driver that --storage-driver or the file names, and where that was said."""
+        from_flag = self.arguments.last("storage-driver")
+        if from_flag:
+            return from_flag, f"the argument --storage-driver {from_flag}"
+        from_file = self.file.get("storage-driver")
+        if isinstance(from_file, str) and from_file:
+            return from_file, f"storage-driver in {self.file_path}"
+        return None
+
+
+def _store(containerd: bool) -> ImageStore:
+    return ImageStore.CONTAINERD if containerd else ImageStore.GRAPHDRIVER
+
+
+def read_settings(arguments: DaemonArguments) -> DaemonSettings:
+    """Read the file that --config-file names, or the default one, which may be missing.
+
+    Raises DaemonConfigMissingError and DaemonConfigError.
+    """
+    named = arguments.last("config-file")
+    path = named or DEFAULT_CONFIG_FILE
+    return DaemonSettings(arguments, read_daemon_json(path, must_exist=named is not None), path)
+
+
+def read_daemon_json(path: str, *, must_exist: bool) -> dict[str, object]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except FileNotFoundError:
+        if must_exist:
+            raise DaemonConfigMissingError(
+                f"--config-file names {path}, which does not exist", "mount the file there or drop the argument"
+            ) from None
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DaemonConfigError(f"{path} cannot be read: {error}", "mend the file or its mode") from error
+    return parse_daemon_json(text, path)
+
+
+def parse_daemon_json(text: str, path: str) -> dict[str, object]:
+    """The directives of a daemon.json. An empty file has none, as for dockerd. Raises DaemonConfigError."""
+    if not text.strip():
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DaemonConfigError(f"{path} is not JSON: {error}", "mend it; dockerd --validate checks it") from error
+    if not isinstance(value, dict):
+        raise DaemonConfigError(f"{path} holds no JSON object", "write { } around its directives")
+    return value
+
+
+class DaemonPlan(NamedTuple):
+    """dockerd's final arguments (without the program's name) and the text of its merged configuration file."""
+
+    arguments: list[str]
+    file_text: str
+
+
+def plan_daemon(
+    settings: DaemonSettings, storage: StoragePlan, listen: ListenPlan | None, merged_path: str
+) -> DaemonPlan:
+    """Put together what dockerd gets: our decisions first, the user's arguments last, no directive in both places."""
+    merged = dict(settings.file)
+    merged.pop("hosts", None)
+    merged.pop("storage-driver", None)
+    ours = ["--config-file", merged_path]
+    ours += _host_arguments(settings, listen)
+    ours += _tls_arguments(settings, listen)
+    dropped = _replaced_flags(settings, listen)
+    if not settings.arguments.has("storage-driver"):
+        ours += ["--storage-driver", storage.driver]
+    ours += _choose_store(settings, storage, merged)
+    return DaemonPlan(ours + settings.arguments.without(dropped).words, json.dumps(merged, indent=2) + "\n")
+
+
+def _host_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[str]:
+    extra = [word for host in settings.file_hosts for word in ("--host", host)]
+    if listen is None:
+        return extra
+    bound = [host for host in settings.file_hosts if not listen.covers(host)]
+    return ["--host", "fd://", *(word for host in bound for word in ("--host", host))]
+
+
+def _tls_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[str]:
+    if listen is None or listen.tls_dir is None:
+        return []
+    server = f"{listen.tls_dir}/server"
+    wanted = (
+        ("tlsverify", ["--tlsverify"]),
+        ("tlscacert", ["--tlscacert", f"{server}/ca.pem"]),
+        ("tlscert", ["--tlscert", f"{server}/cert.pem"]),
+        ("tlskey", ["--tlskey", f"{server}/key.pem"]),
+    )
+    return [word for directive, words in wanted if directive not in settings.file for word in words]
+
+
+def _replaced_flags(settings: DaemonSettings, listen: ListenPlan | None) -> list[Flag]:
+    # The file behind --config-file is in the merged one; a host that is bound already must not be bound twice.
+    return [
+        flag
+        for flag in settings.arguments.flags
+        if flag.name == "config-file" or (flag.name == "host" and listen is not None and listen.covers(flag.value))
+    ]
+
+
+def _choose_store(settings: DaemonSettings, storage: StoragePlan, merged: dict[str, object]) -> list[str]:
+    """The store goes into the file, or beside the user's own --feature flags, which would conflict with it there."""
+    wanted = storage.store is ImageStore.CONTAINERD
+    if settings.arguments.has("feature"):
+        named = any(value.partition("=")[0] == CONTAINERD_FEATURE for value in settings.arguments.all("feature"))
+        return [] if named else ["--feature", f"{CONTAINERD_FEATURE}={str(wanted).lower()}"]
+    features = merged.get("features")
+    merged["features"] = {**(features if isinstance(features, dict) else {}), CONTAINERD_FEATURE: wanted}
+    return []
+
+
+def has_userns_remap(settings: DaemonSettings) -> bool:
+    """Whether containers get mapped users, which the containerd store cannot do (moby, daemon/command/daemon.go)."""
+    return settings.text("userns-remap") is not None
+
+
+def describe(words: Sequence[str]) -> str:
+    """A command line for people."""
+    import shlex
+
+    return shlex.join(words)

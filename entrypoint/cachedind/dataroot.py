@@ -1,0 +1,154 @@
+"""What a data-root already holds: the marks that engines leave, and cachedind's own state file.
+
+dockerd must never be left to choose: no engine takes vfs for a prior driver, 29 prefers any stray graph driver directory to
+containerd data, 24 to 28 never look (moby, daemon/image_store_choice.go, daemon/graphdriver/driver.go).
+Only marks of content count; an engine that merely started leaves empty directories, and nothing is lost by passing over those.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cachedind.model import (
+    GRAPH_DRIVERS,
+    DataRootState,
+    EngineVersion,
+    ExistingData,
+    ImageStore,
+    parse_engine_version,
+)
+from cachedind.state import read_state, write_state
+
+if TYPE_CHECKING:
+    from cachedind.model import StoragePlan
+
+STATE_NAME = "state.json"
+_CONTAINERD = "containerd/daemon"
+_SNAPSHOTTER_PREFIX = "io.containerd.snapshotter.v1."
+_NOT_LAYERS = frozenset({"l", "backingFsBlockDev", "lost+found"})
+
+
+def read_existing(data_root: str, state: DataRootState | None) -> ExistingData:
+    """Look at the marks. Reads a handful of directories, whatever the size of the data-root."""
+    pairs = [(ImageStore.GRAPHDRIVER, driver) for driver in GRAPH_DRIVERS if _has_graph_data(data_root, driver)]
+    pairs += [(ImageStore.CONTAINERD, name) for name in _snapshotters_with_data(data_root)]
+    recorded = None if state is None else (state.store, state.driver)
+    return ExistingData(tuple(pairs), state.engine if state is not None else None, recorded)
+
+
+def _has_graph_data(data_root: str, driver: str) -> bool:
+    image = f"{data_root}/image/{driver}"
+    if _has_entries(f"{image}/imagedb/content/sha256") or _has_entries(f"{image}/layerdb/sha256"):
+        return True
+    if not os.path.isdir(image):
+        # Without image/<driver> dockerd never ran with it: what lies in <driver> is somebody else's.
+        return False
+    # Build cache without any image: layers that only BuildKit's snapshots.db refers to.
+    return _has_entries(_layer_directory(data_root, driver))
+
+
+def _layer_directory(data_root: str, driver: str) -> str:
+    below = {"vfs": "vfs/dir", "btrfs": "btrfs/subvolumes"}.get(driver, driver)
+    return f"{data_root}/{below}"
+
+
+def _snapshotters_with_data(data_root: str) -> list[str]:
+    # containerd makes the directories of all its snapshotters, used or not; dockerd makes buildkit/containerd-NAME for the
+    # one that it uses. Both together prove use.
+    root = f"{data_root}/{_CONTAINERD}"
+    names = [name.removeprefix(_SNAPSHOTTER_PREFIX) for name in _names(root) if name.startswith(_SNAPSHOTTER_PREFIX)]
+    return sorted(
+        name
+        for name in names
+        if os.path.isdir(f"{data_root}/buildkit/containerd-{name}")
+        and (
+            _has_entries(f"{root}/{_SNAPSHOTTER_PREFIX}{name}/snapshots")
+            or _has_entries(f"{root}/io.containerd.content.v1.content/blobs/sha256")
+        )
+    )
+
+
+def _has_entries(path: str) -> bool:
+    return any(name not in _NOT_LAYERS for name in _names(path))
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_data_root_state(directory_fd: int) -> DataRootState | None:
+    """What the last start noted down, or None on a data-root that cachedind has not seen.
+
+    Raises ValueError when the file is there and cannot be understood.
+    """
+    raw = read_state(directory_fd, STATE_NAME)
+    return None if raw is None else parse_data_root_state(raw)
+
+
+def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
+    """Raises ValueError for anything that this version could not have written."""
+    started_at = raw.get("started_at")
+    if not isinstance(started_at, (int, float)) or isinstance(started_at, bool):
+        raise ValueError("started_at is not a time")
+    store, driver = _text(raw, "image_store"), _text(raw, "driver")
+    if not driver.replace("-", "").isalnum():
+        raise ValueError(f"driver {driver!r} is not a name")
+    return DataRootState(
+        engine=parse_engine_version(_text(raw, "engine")),
+        store=ImageStore(store),
+        driver=driver,
+        fstype=_text(raw, "fstype"),
+        boot_id=_text(raw, "boot_id"),
+        started_at=float(started_at),
+    )
+
+
+def _text(raw: dict[str, object], key: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is missing")
+    return value
+
+
+def next_state(
+    before: DataRootState | None, plan: StoragePlan, *, engine: EngineVersion, fstype: str, boot_id: str, now: float
+) -> DataRootState | None:
+    """What to note down for this start, or None when the last note still says it all.
+
+    Who held the lease last, and since when, is in the lock file; so an ordinary warm start writes (and syncs) nothing.
+    """
+    state = DataRootState(engine, plan.store, plan.driver, fstype, boot_id, now)
+    if before is not None and before._replace(started_at=now) == state:
+        return None
+    return state
+
+
+def write_data_root_state(directory_fd: int, state: DataRootState) -> None:
+    """Raises OSError, for example when the disk is full."""
+    before = None
+    try:
+        before = read_state(directory_fd, STATE_NAME)
+    except ValueError:
+        pass  # it was reported and set aside when it was read
+    values: dict[str, object] = {
+        "engine": str(state.engine),
+        "image_store": str(state.store),
+        "driver": state.driver,
+        "fstype": state.fstype,
+        "boot_id": state.boot_id,
+        "started_at": round(state.started_at, 3),
+    }
+    write_state(directory_fd, STATE_NAME, values, before)
+
+
+def count_layers(data_root: str, store: ImageStore, driver: str) -> int:
+    """How many layers a data-root holds, of images, containers and build cache together."""
+    if store is ImageStore.CONTAINERD:
+        path = f"{data_root}/{_CONTAINERD}/{_SNAPSHOTTER_PREFIX}{driver}/snapshots"
+    else:
+        path = _layer_directory(data_root, driver)
+    return sum(name not in _NOT_LAYERS for name in _names(path))

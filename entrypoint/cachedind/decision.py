@@ -1,0 +1,60 @@
+"""From settings and a leased data-root to a storage plan: collects demands, tries drivers, asks `storage` to decide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cachedind import facts
+from cachedind.daemon_config import has_userns_remap
+from cachedind.lease import DIRECTORY
+from cachedind.storage import (
+    Demand,
+    StorageFacts,
+    StorageRequest,
+    needs_fuse_verdict,
+    plan_storage,
+    unite_demands,
+)
+
+if TYPE_CHECKING:
+    from cachedind.config import Config
+    from cachedind.daemon_config import DaemonSettings
+    from cachedind.model import EngineVersion, ExistingData, StoragePlan, Verdict
+
+
+def build_request(settings: Config, daemon: DaemonSettings) -> StorageRequest:
+    """Everything that was said about storage, wherever it was said. Raises DriverConflictError."""
+    drivers, stores = [], []
+    if daemon.requested_driver:
+        drivers.append(Demand(*daemon.requested_driver))
+    if settings.storage_driver:
+        drivers.append(Demand(settings.storage_driver, f"CACHEDIND_STORAGE_DRIVER={settings.storage_driver}"))
+    if daemon.requested_store:
+        stores.append(Demand(daemon.requested_store[0].value, daemon.requested_store[1]))
+    if settings.image_store:
+        stores.append(Demand(settings.image_store.value, f"CACHEDIND_IMAGE_STORE={settings.image_store}"))
+    return StorageRequest(
+        driver=unite_demands(drivers),
+        store=unite_demands(stores),
+        docker_driver=settings.docker_driver,
+        userns_remap=has_userns_remap(daemon),
+        allow_vfs=settings.allow_vfs,
+    )
+
+
+def decide(
+    data_root: str, fstype: str, engine: EngineVersion, existing: ExistingData, request: StorageRequest
+) -> StoragePlan:
+    """Try what has to be tried, and decide. Needs CAP_SYS_ADMIN and the lease. Raises what plan_storage raises."""
+    verdicts = try_drivers(data_root, existing, request)
+    return plan_storage(StorageFacts(data_root, fstype, engine, existing, verdicts), request)
+
+
+def try_drivers(data_root: str, existing: ExistingData, request: StorageRequest) -> dict[str, Verdict]:
+    """The verdict on overlay2, and on fuse-overlayfs where it may be needed."""
+    own = f"{data_root}/{DIRECTORY}"
+    has_data = bool(existing.pairs)
+    verdicts = {"overlay2": facts.probe_driver(data_root, own, "overlay2", has_data=has_data)}
+    if needs_fuse_verdict(existing, request, verdicts["overlay2"]):
+        verdicts["fuse-overlayfs"] = facts.probe_driver(data_root, own, "fuse-overlayfs", has_data=has_data)
+    return verdicts

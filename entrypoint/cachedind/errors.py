@@ -1,0 +1,124 @@
+"""Every way a start can fail: one exit code, one cause, one hint.
+
+The codes are those of sysexits(3), so that a CI log tells a bad setting (64, 78) from a bad disk (74), a busy
+data-root (75) and missing privileges (77). 143 (128 + SIGTERM) is not here: an unhandled signal makes it.
+"""
+
+from __future__ import annotations
+
+
+class CachedindError(Exception):
+    """A start that cannot go on.
+
+    `cause` says what is wrong and why, `hint` how to mend it; both are single lines without a full stop at
+    the end of the hint's command, so that it can be copied.
+    """
+
+    exit_code = 70
+
+    def __init__(self, cause: str, hint: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.hint = hint
+
+
+class SettingsError(CachedindError):
+    """A setting in the environment has a value that means nothing (EX_USAGE)."""
+
+    exit_code = 64
+
+
+class EngineTooOldError(CachedindError):
+    """The data-root was written by a newer engine than this one (EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class DataRootInvalidError(CachedindError):
+    """Something in the data-root is not what it must be, for example a link where a directory belongs (EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class DaemonConfigMissingError(CachedindError):
+    """The configuration file that --config-file names is not there (EX_NOINPUT)."""
+
+    exit_code = 66
+
+
+class NoUsableDriverError(CachedindError):
+    """No storage driver that may be used works on the data-root's filesystem (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+class DriverUnavailableError(CachedindError):
+    """The data-root's own storage driver does not work here (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+class ProgramMissingError(CachedindError):
+    """A program of the image could not be run (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+class ListenError(CachedindError):
+    """An address of the API cannot be bound (EX_OSERR)."""
+
+    exit_code = 71
+
+
+class HostPreparationError(CachedindError):
+    """The container's mounts, cgroups or firewall tools could not be prepared (EX_OSERR)."""
+
+    exit_code = 71
+
+
+class CertificateError(CachedindError):
+    """The TLS certificates are unusable and could not be made (EX_CANTCREAT)."""
+
+    exit_code = 73
+
+
+class DataRootUnwritableError(CachedindError):
+    """The data-root is read-only, full, or failing (EX_IOERR)."""
+
+    exit_code = 74
+
+
+class DataRootBusyError(CachedindError):
+    """Another daemon holds the data-root (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class NotPrivilegedError(CachedindError):
+    """The container lacks the privileges that dockerd needs (EX_NOPERM)."""
+
+    exit_code = 77
+
+
+class DriverConflictError(CachedindError):
+    """An explicit choice contradicts what the data-root holds, or another explicit choice (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class DaemonConfigError(CachedindError):
+    """daemon.json or an argument of dockerd cannot be understood (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class UnsafeLockError(CachedindError):
+    """The data-root is on a filesystem whose locks another machine may not see (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class StrictError(CachedindError):
+    """A degradation, with CACHEDIND_STRICT set (EX_CONFIG)."""
+
+    exit_code = 78

@@ -1,0 +1,167 @@
+"""The lease: the right to use a data-root, held as an flock(2) on a file inside it.
+
+The lock belongs to the open file description. Its descriptor is inherited by docker-init, dockerd and containerd, so the
+lease ends when the last process that may touch the data-root is gone, however it went; containers do not get it (runc
+closes what it does not know). The file is never unlinked: a second file of that name would be a second lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.errors import DataRootBusyError, DataRootInvalidError, DataRootUnwritableError
+from cachedind.model import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DIRECTORY = ".cachedind"
+LOCK_NAME = "lock"
+POLL_S = 0.02
+_HIGH_FD = 20
+"""Lock descriptors are kept above those that socket activation uses."""
+
+
+class Lease(NamedTuple):
+    """A held lock. `directory_fd` is the data-root's .cachedind directory, for what is written under the lease; `previous`
+    is who held it last."""
+
+    fd: int
+    directory_fd: int
+    data_root: str
+    previous: Holder | None
+    waited_s: float
+
+
+def acquire(
+    data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]
+) -> Lease:
+    """Lease `data_root`, waiting up to `timeout_s` seconds for another holder; `on_wait` is told once whom it waits for.
+
+    Nothing in the data-root but the lock file is read before the lock is held.
+    Raises DataRootBusyError, DataRootInvalidError, DataRootUnwritableError. Needs write access, no capability.
+    """
+    from filelock import lock_descriptor  # 35 ms of imports, paid after the API's sockets are bound
+
+    started = time.monotonic()
+    directory_fd = _open_directory(data_root)
+    told = False
+    while True:
+        fd = _open_lock(data_root, directory_fd)
+        if lock_descriptor(fd, blocking=False):
+            if _is_current(fd, directory_fd):
+                previous = read_holder(fd)
+                _write_holder(fd, holder)
+                return Lease(fd, directory_fd, data_root, previous, time.monotonic() - started)
+        elif time.monotonic() - started >= timeout_s:
+            raise _busy(data_root, read_holder(fd), timeout_s)
+        elif not told:
+            on_wait(read_holder(fd))
+            told = True
+        os.close(fd)
+        time.sleep(POLL_S if told else 0)
+
+
+def _open_directory(data_root: str) -> int:
+    try:
+        os.makedirs(data_root, mode=0o710, exist_ok=True)
+        root_fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unwritable(data_root, error) from error
+    try:
+        try:
+            os.mkdir(DIRECTORY, 0o700, dir_fd=root_fd)
+        except FileExistsError:
+            pass
+        # A previous job was root here: what it left is looked at, not followed.
+        return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError as error:
+        raise _unwritable(data_root, error) from error
+    finally:
+        os.close(root_fd)
+
+
+def _open_lock(data_root: str, directory_fd: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd)
+    except OSError as error:
+        raise _unwritable(data_root, error) from error
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    finally:
+        os.close(fd)
+
+
+def _is_current(fd: int, directory_fd: int) -> bool:
+    """Whether the locked file is still the one with that name: a lock on a replaced file excludes nobody."""
+    try:
+        named = os.stat(LOCK_NAME, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _write_holder(fd: int, holder: Holder) -> None:
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(holder._asdict()).encode() + b"\n", 0)
+    except OSError as error:
+        # A full disk costs the name in a message, not the lease.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def read_holder(fd: int) -> Holder | None:
+    """What the holder wrote about itself, or None when that cannot be read (it may be writing right now)."""
+    try:
+        found = json.loads(os.pread(fd, 4096, 0))
+        return Holder(str(found["container"])[:12], str(found["hostname"])[:64], float(found["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def describe_holder(holder: Holder | None) -> str:
+    """Who that is, for a person."""
+    if holder is None:
+        return "another daemon"
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
+    name = f"container {holder.container}" if holder.container else "a daemon"
+    return f"{name} (host name {holder.hostname}, since {since})"
+
+
+def share_with_daemon(lease: Lease) -> None:
+    """Let the lock's descriptor stay open across exec. The last thing before exec, so that no helper inherits it."""
+    os.set_inheritable(lease.fd, True)
+
+
+def _busy(data_root: str, holder: Holder | None, timeout_s: float) -> DataRootBusyError:
+    return DataRootBusyError(
+        f"{data_root} is in use by {describe_holder(holder)}; waited {timeout_s:g} s, the running daemon is unharmed",
+        "give each concurrent container a volume of its own, stop that one, or wait longer with CACHEDIND_LOCK_TIMEOUT=5m",
+    )
+
+
+def _unwritable(data_root: str, error: OSError) -> DataRootInvalidError | DataRootUnwritableError:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+        return DataRootInvalidError(
+            f"{data_root}/{DIRECTORY} is not as cachedind made it: {error.strerror}",
+            f"look at it, then move it away: mv {data_root}/{DIRECTORY} {data_root}/{DIRECTORY}.old",
+        )
+    if error.errno == errno.EROFS:
+        return DataRootUnwritableError(
+            f"{data_root} is on a read-only filesystem",
+            "mount the volume read-write; if it is, its filesystem met an error: check it with fsck",
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataRootUnwritableError(
+            f"the filesystem of {data_root} is full: no room for even the lock file", "free space or inodes on the volume"
+        )
+    return DataRootUnwritableError(
+        f"{data_root} cannot be written: {error.strerror} ({error.filename})", "check the volume and its mode"
+    )

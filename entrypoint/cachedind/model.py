@@ -1,0 +1,133 @@
+"""The values that the deciding functions take and return: facts, verdicts, plans. Nothing here acts."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class ImageStore(str, Enum):
+    """Where dockerd keeps images: its own graph drivers, or containerd with a snapshotter."""
+
+    GRAPHDRIVER = "graphdriver"
+    CONTAINERD = "containerd"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+GRAPH_DRIVERS = ("overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs")
+"""Storage drivers of the graphdriver store, as of engine 25 (moby, daemon/graphdriver/driver_linux.go)."""
+
+SNAPSHOTTERS = ("overlayfs", "native", "btrfs", "zfs", "erofs", "blockfile", "devmapper")
+"""Snapshotters that containerd brings along."""
+
+COPYING_DRIVERS = frozenset({"vfs", "native"})
+"""Drivers that copy every layer in full. Never chosen without CACHEDIND_ALLOW_VFS."""
+
+DEFAULT_DATA_ROOT = "/var/lib/docker"
+
+
+class EngineVersion(NamedTuple):
+    """A Docker Engine's version, for example 28.5.2."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """What decides whether another engine may read the data: patch releases of one minor are interchangeable."""
+        return (self.major, self.minor)
+
+
+def parse_engine_version(text: str) -> EngineVersion:
+    """Read "28.5.2", "26.1.5+dfsg1" or "29.0.0-rc.1".
+
+    Raises ValueError when there are no numbers to read.
+    """
+    numbers = text.split("+")[0].split("-")[0].split(".")
+    parts = [int(number) for number in numbers[:3]]
+    while len(parts) < 3:
+        parts.append(0)
+    return EngineVersion(*parts)
+
+
+class Mount(NamedTuple):
+    """The mount that holds a path, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    mount_point: str
+    root: str
+    fstype: str
+    source: str
+    options: frozenset[str]
+    super_options: frozenset[str]
+
+    @property
+    def read_only(self) -> bool:
+        return "ro" in self.options or "ro" in self.super_options
+
+
+class Verdict(NamedTuple):
+    """What trying a storage driver showed. `privilege` tells that it failed for want of rights, not of a fit filesystem."""
+
+    driver: str
+    works: bool
+    why: str
+    privilege: bool = False
+
+
+class DataRootState(NamedTuple):
+    """What .cachedind/state.json remembers of the last start on a data-root."""
+
+    engine: EngineVersion
+    store: ImageStore
+    driver: str
+    fstype: str
+    boot_id: str
+    started_at: float
+
+
+class ExistingData(NamedTuple):
+    """What a data-root already holds.
+
+    `pairs` are the (store, driver) combinations that left marks, `engine` who wrote it last where that is known, `recorded` what
+    cachedind itself noted down. An empty data-root has no pairs.
+    """
+
+    pairs: tuple[tuple[ImageStore, str], ...]
+    engine: EngineVersion | None
+    recorded: tuple[ImageStore, str] | None
+
+
+class Holder(NamedTuple):
+    """Who holds a lease, for messages only: a lock is held by the kernel's word, never by what is written here."""
+
+    container: str
+    hostname: str
+    since: float
+
+
+class StoragePlan(NamedTuple):
+    """The decision: which image store and driver, why, and what had to be passed over (one line each)."""
+
+    store: ImageStore
+    driver: str
+    reason: str
+    notes: tuple[str, ...] = ()
+    degradations: tuple[Degradation, ...] = ()
+
+
+class Degradation(NamedTuple):
+    """Something that works less well than it could: what, why, what it costs, how to mend it."""
+
+    what: str
+    why: str
+    cost: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}; {self.cost}; {self.mend}"
