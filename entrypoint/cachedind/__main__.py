@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cachedind.errors import CachedindError
 
 
 def main() -> int:
     """Run, and turn errors into one line and an exit code."""
+    from cachedind.config import environment
     from cachedind.errors import CachedindError
 
     words = sys.argv[1:]
     try:
         if words[:1] == ["boot"]:
             from cachedind.boot import boot
-            from cachedind.config import environment
 
             boot(words[1:], environment())
-        if words[:1] == ["nest"]:
-            from cachedind.nest import nest
-            from cachedind.config import environment
+        if words[:1] == ["dind"]:
+            from cachedind.boot import dind
 
-            nest(words[1:], environment())
+            dind(words[1:], environment())
         from cachedind.cli import cli
 
         cli.main(prog_name="cachedind")
     except CachedindError as error:
-        _report(error)
-        return error.exit_code
+        return _report(error)
     return 0
 
 
-def _report(error: "CachedindError") -> None:
+def _report(error: CachedindError) -> int:
     from cachedind.config import environment, load
-    from cachedind.errors import CachedindError
+    from cachedind.errors import SettingsError
     from cachedind.log import Log
 
     try:
         log = Log(as_json=load(environment()).log_json)
-    except CachedindError:
+    except SettingsError:
         log = Log()
     log.error(error)
+    return error.exit_code
 
 
 if __name__ == "__main__":

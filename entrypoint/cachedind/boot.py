@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cachedind import config, daemon_config, listeners
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.background import Background
-from cachedind.errors import HostPreparationError, ProgramMissingError
+from cachedind.errors import HostPreparationError, ProgramMissingError, SettingsError
 from cachedind.log import Log
 from cachedind.model import Degradation
+from cachedind.processes import Background
 from cachedind.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPla
     own_tls = daemon.arguments.has("tls", "tlsverify") or "tls" in daemon.file or "tlsverify" in daemon.file
     if plan.tls_dir is None and not own_tls:
         log.warn(
-            f"the API on TCP port {plan.tcp_port} has neither encryption nor authentication: whoever reaches it is root "
+            f"the API on TCP port {plan.tcp_port} has neither encryption nor authentication: whoever reaches it is "
+            f"root "
             "on this container's host; set DOCKER_TLS_CERTDIR=/certs, or use the unix socket on a shared volume"
         )
     return plan
@@ -98,9 +99,7 @@ def take_lease(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
 
     facts.check_privileges()
     data_root = os.path.realpath(daemon.data_root)
-    degradation = facts.check_lock_filesystem(
-        facts.read_mount(data_root), data_root, allowed=settings.allow_network_fs
-    )
+    degradation = facts.check_lock_filesystem(facts.read_mount(data_root), data_root, allowed=settings.allow_network_fs)
     if degradation is not None:
         log.degraded(degradation)
     return lease.acquire(
@@ -184,6 +183,20 @@ def nest(log: Log) -> None:
     operations = mounts.plan_mounts(points, has_securityfs_directory=mounts.has_securityfs_directory())
     for line in mounts.apply_mounts(operations):
         log.info(line)
+
+
+def dind(command: list[str], environ: dict[str, str]) -> NoReturn:
+    """`dind COMMAND…`: what hack/dind is for, a container made fit for a nested daemon, then the command.
+
+    Raises CachedindError. Needs --privileged.
+    """
+    from cachedind import cgroups
+
+    if not command:
+        raise SettingsError("dind was given no command", "write dind dockerd …, or any other program")
+    nest(make_log(config.load(environ)))
+    cgroups.prepare()
+    execute(command, {**environ, "container": "docker"})
 
 
 def write_merged_config(text: str) -> None:

@@ -1,7 +1,7 @@
 """Nesting in cgroup v2: a group that delegates controllers may not have processes of its own.
 
-The container's processes move to a group `init` below, and the controllers are passed on to children. cgroup v1 needs nothing.
-The rules are the kernel's (Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
+The container's processes move to a group `init` below, and the controllers are passed on to children. cgroup v1 needs
+nothing. The rules are the kernel's (Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
 """
 
 from __future__ import annotations

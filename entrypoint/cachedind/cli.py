@@ -18,17 +18,33 @@ def doctor(as_json: bool, dockerd_arguments: tuple[str, ...]) -> None:
 
     DOCKERD_ARGUMENTS are the arguments that the container would be started with; write -- before them.
     """
-    from cachedind.doctor import run_doctor
+    import json
+    import sys
 
-    run_doctor(list(dockerd_arguments), as_json=as_json)
+    from cachedind.config import environment
+    from cachedind.doctor import examine, print_report
+
+    report = examine(list(dockerd_arguments), environment())
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+    error = report.get("error")
+    sys.exit(error["exit_code"] if isinstance(error, dict) else 0)
 
 
 @cli.command()
-@click.option("--timeout", "timeout_s", default=5.0, show_default=True, help="Seconds to wait for the answer.")
-def healthcheck(timeout_s: float) -> None:
+@click.option("--timeout", "timeout_s", default=5, show_default=True, help="Seconds to wait for the answer.")
+def healthcheck(timeout_s: int) -> None:
     """Exit 0 when the inner daemon answers, 1 when not. For HEALTHCHECK and readiness probes."""
-    from cachedind.health import check
+    import docker
+    from docker.errors import DockerException
 
-    problem = check(timeout_s)
-    if problem:
-        raise click.ClickException(problem)
+    from cachedind.config import environment, load
+    from cachedind.listeners import plan_listen
+
+    path = plan_listen(load(environment()).docker_host, "", None).socket_path
+    try:
+        docker.DockerClient(base_url=f"unix://{path}", timeout=timeout_s).ping()
+    except DockerException as error:
+        raise click.ClickException(f"the daemon behind {path} does not answer: {error}") from error

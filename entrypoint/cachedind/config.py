@@ -127,7 +127,8 @@ VARIABLES = (
         "0",
         parse_bool,
         "0, 1",
-        "Whether a degradation (a slower driver, a cache that will not survive, …) ends the start instead of being logged.",
+        "Whether a degradation (a slower driver, a cache that will not survive, …) ends the start instead of being "
+        "logged.",
     ),
     Variable("LOG_FORMAT", "text", parse_is_json, "text, json", "How cachedind's own lines on standard error look."),
     Variable("LOG_LEVEL", "info", parse_level, "debug, info, warn, error", "How much cachedind says."),
@@ -173,7 +174,7 @@ def load(environ: Mapping[str, str]) -> Config:
         allow_network_fs=bool(values["ALLOW_NETWORK_FS"]),
         strict=bool(values["STRICT"]),
         log_json=bool(values["LOG_FORMAT"]),
-        log_level=Level(values["LOG_LEVEL"]),
+        log_level=values["LOG_LEVEL"],  # type: ignore[arg-type]
         docker_host=environ.get("DOCKER_HOST", ""),
         tls_certdir=environ.get("DOCKER_TLS_CERTDIR", ""),
         tls_san=environ.get("DOCKER_TLS_SAN", ""),
@@ -214,7 +215,8 @@ def environment() -> dict[str, str]:
 def daemon_environment(environ: Mapping[str, str], *, path: str, listen_fds: int) -> dict[str, str]:
     """What dockerd gets to see.
 
-    DOCKER_DRIVER is taken out because it would override the decision (moby reads it before --storage-driver), LISTEN_* of
+    DOCKER_DRIVER is taken out because it would override the decision (moby reads it before --storage-driver),
+    LISTEN_* of
     somebody else because ours follow, CACHEDIND_* because inner tools have no use for it. container=docker keeps
     the inner engine's hands off the host's AppArmor profiles (containerd, pkg/apparmor/apparmor_linux.go).
     """

@@ -1,4 +1,5 @@
-"""daemon.json and dockerd's flags: what the user configured, and what dockerd finally gets. Pure but for `read_daemon_json`.
+"""daemon.json and dockerd's flags: what the user configured, and what dockerd finally gets. Pure but for
+`read_daemon_json`.
 
 dockerd refuses to start when a directive stands both in its file and among its flags (moby,
 daemon/config/config.go, findConfigurationConflicts). So nothing is added where the user already said something:

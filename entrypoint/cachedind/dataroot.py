@@ -1,12 +1,14 @@
 """What a data-root already holds: the marks that engines leave, and cachedind's own state file.
 
-dockerd must never be left to choose: no engine takes vfs for a prior driver, 29 prefers any stray graph driver directory to
-containerd data, 24 to 28 never look (moby, daemon/image_store_choice.go, daemon/graphdriver/driver.go).
-Only marks of content count; an engine that merely started leaves empty directories, and nothing is lost by passing over those.
+dockerd must never be left to choose: no engine takes vfs for a prior driver, 29 prefers any stray graph driver
+directory to containerd data, 24 to 28 never look (moby, daemon/image_store_choice.go, daemon/graphdriver/driver.go).
+Only marks of content count; an engine that merely started leaves empty directories, and nothing is lost by passing
+over those.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -54,7 +56,8 @@ def _layer_directory(data_root: str, driver: str) -> str:
 
 
 def _snapshotters_with_data(data_root: str) -> list[str]:
-    # containerd makes the directories of all its snapshotters, used or not; dockerd makes buildkit/containerd-NAME for the
+    # containerd makes the directories of all its snapshotters, used or not; dockerd makes buildkit/containerd-NAME
+    # for the
     # one that it uses. Both together prove use.
     root = f"{data_root}/{_CONTAINERD}"
     names = [name.removeprefix(_SNAPSHOTTER_PREFIX) for name in _names(root) if name.startswith(_SNAPSHOTTER_PREFIX)]
@@ -130,10 +133,8 @@ def next_state(
 def write_data_root_state(directory_fd: int, state: DataRootState) -> None:
     """Raises OSError, for example when the disk is full."""
     before = None
-    try:
+    with contextlib.suppress(ValueError):  # it was reported and set aside when it was read
         before = read_state(directory_fd, STATE_NAME)
-    except ValueError:
-        pass  # it was reported and set aside when it was read
     values: dict[str, object] = {
         "engine": str(state.engine),
         "image_store": str(state.store),

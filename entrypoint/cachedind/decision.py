@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from cachedind import facts
 from cachedind.daemon_config import has_userns_remap
-from cachedind.lease import DIRECTORY
 from cachedind.storage import (
     Demand,
     StorageFacts,
@@ -50,11 +49,12 @@ def decide(
     return plan_storage(StorageFacts(data_root, fstype, engine, existing, verdicts), request)
 
 
-def try_drivers(data_root: str, existing: ExistingData, request: StorageRequest) -> dict[str, Verdict]:
-    """The verdict on overlay2, and on fuse-overlayfs where it may be needed."""
-    own = f"{data_root}/{DIRECTORY}"
+def try_drivers(
+    data_root: str, existing: ExistingData, request: StorageRequest, *, every: bool = False
+) -> dict[str, Verdict]:
+    """The verdict on overlay2, and on fuse-overlayfs where it may be needed, or where `every` one is wanted."""
     has_data = bool(existing.pairs)
-    verdicts = {"overlay2": facts.probe_driver(data_root, own, "overlay2", has_data=has_data)}
-    if needs_fuse_verdict(existing, request, verdicts["overlay2"]):
-        verdicts["fuse-overlayfs"] = facts.probe_driver(data_root, own, "fuse-overlayfs", has_data=has_data)
+    verdicts = {"overlay2": facts.probe_driver(data_root, "overlay2", has_data=has_data)}
+    if every or needs_fuse_verdict(existing, request, verdicts["overlay2"]):
+        verdicts["fuse-overlayfs"] = facts.probe_driver(data_root, "fuse-overlayfs", has_data=has_data)
     return verdicts

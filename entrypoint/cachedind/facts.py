@@ -23,10 +23,27 @@ from cachedind.storage import PRIVILEGED_RUN
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 1000
-"""Below these a fresh data-root does not come up: its databases alone need some hundred KiB, a first layer megabytes."""
+"""Below these a fresh data-root does not come up: its databases alone need some hundred KiB, a first layer
+megabytes.
+"""
 
 _NETWORK_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "virtiofs", "afs", "lustre", "gfs2", "ocfs2", "glusterfs", "beegfs"}
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "9p",
+        "virtiofs",
+        "afs",
+        "lustre",
+        "gfs2",
+        "ocfs2",
+        "glusterfs",
+        "beegfs",
+    }
 )
 _ANONYMOUS_VOLUME = re.compile(r"/([0-9a-f]{64})/_data(?:/|$)")
 
@@ -78,8 +95,8 @@ def read_place(data_root: str) -> Place:
 def unsafe_lock_reason(fstype: str) -> str | None:
     """Why a lock on this filesystem may not exclude everybody, or None where the kernel's word is enough.
 
-    flock(2) on nfs and cifs is emulated or local by mount option, on ceph lost with the client's session, on 9p and virtiofs
-    local to the guest, on fuse up to the program behind it.
+    flock(2) on nfs and cifs is emulated or local by mount option, on ceph lost with the client's session, on 9p and
+    virtiofs local to the guest, on fuse up to the program behind it.
     """
     if fstype in _NETWORK_FILESYSTEMS or fstype == "fuse" or fstype.startswith("fuse."):
         return f"locks on {fstype} may be invisible to other machines, so a second daemon could destroy the data"
@@ -107,14 +124,16 @@ def check_room(place: Place, *, fresh: bool) -> Degradation | None:
     lacks = []
     if place.free_bytes < MIN_FREE_BYTES:
         lacks.append(f"{format_bytes(place.free_bytes)} of {format_bytes(place.total_bytes)} are free")
-    if 0 < place.total_inodes and place.free_inodes < MIN_FREE_INODES:
+    if place.total_inodes > 0 and place.free_inodes < MIN_FREE_INODES:
         lacks.append(f"{place.free_inodes} of {place.total_inodes} inodes are free")
     if not lacks:
         return None
     what = f"the filesystem of {place.path} ({place.fstype}) is full: {' and '.join(lacks)}"
     if fresh:
         raise DataRootUnwritableError(what, f"free space on the volume; {format_bytes(MIN_FREE_BYTES)} are the least")
-    return Degradation(what, "no room to write", "builds and pulls will fail", "docker system prune, or a larger volume")
+    return Degradation(
+        what, "no room to write", "builds and pulls will fail", "docker system prune, or a larger volume"
+    )
 
 
 def persistence(place: Place) -> Degradation | None:
@@ -131,20 +150,20 @@ def persistence(place: Place) -> Degradation | None:
     return None
 
 
-def probe_directory(data_root: str, own_directory: str, driver: str) -> str:
+def probe_directory(data_root: str, driver: str) -> str:
     """Where to try a driver: in the driver's own directory only when that is a mount of its own, as anything left in it
     by a kill would pass for a prior driver (moby, daemon/graphdriver/driver.go, scanPriorDrivers)."""
     candidate = f"{data_root}/{driver}"
-    return candidate if os.path.ismount(candidate) else own_directory
+    return candidate if os.path.ismount(candidate) else data_root
 
 
-def probe_driver(data_root: str, own_directory: str, driver: str, *, has_data: bool) -> Verdict:
-    """Try overlay2 or fuse-overlayfs where its layers would be.
+def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
+    """Try overlay2 or fuse-overlayfs where its layers would be. Leaves nothing behind.
 
     On a full disk nothing can be tried; data that a driver wrote there before speaks for it.
     Raises DataRootUnwritableError when nothing can be written otherwise.
     """
-    directory = probe_directory(data_root, own_directory, driver)
+    directory = probe_directory(data_root, driver)
     trial = probes.probe_overlay if driver == "overlay2" else probes.probe_fuse_overlayfs
     try:
         return trial(directory)

@@ -1,6 +1,7 @@
 """Which iptables dockerd gets: nf_tables or legacy, by docker:dind's rules.
 
-Legacy is chosen by PATH: a directory of links to the legacy programs comes first, no file is changed. The kernel is shared with
+Legacy is chosen by PATH: a directory of links to the legacy programs comes first, no file is changed. The kernel is
+shared with
 the host, so what the host uses counts: rules of both kinds side by side block each other (docker-library/docker#467).
 """
 
@@ -73,7 +74,9 @@ def choose(legacy_setting: str | None) -> Flavour:
 
 
 def try_in_turn(load: Callable[[tuple[str, ...]], None], works: Callable[[str], bool]) -> Flavour:
-    """The flavour of the first trial that succeeds; nf_tables where none does, so that its own error message is seen."""
+    """The flavour of the first trial that succeeds; nf_tables where none does, so that its own error message is
+    seen.
+    """
     for trial in TRIALS:
         if trial.modules:
             load(trial.modules)

@@ -1,12 +1,14 @@
 """The lease: the right to use a data-root, held as an flock(2) on a file inside it.
 
-The lock belongs to the open file description. Its descriptor is inherited by docker-init, dockerd and containerd, so the
+The lock belongs to the open file description. Its descriptor is inherited by docker-init, dockerd and containerd, so
+the
 lease ends when the last process that may touch the data-root is gone, however it went; containers do not get it (runc
 closes what it does not know). The file is never unlinked: a second file of that name would be a second lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -28,8 +30,8 @@ _HIGH_FD = 20
 
 
 class Lease(NamedTuple):
-    """A held lock. `directory_fd` is the data-root's .cachedind directory, for what is written under the lease; `previous`
-    is who held it last."""
+    """A held lock. `directory_fd` is the data-root's .cachedind directory, for what is written under the lease;
+    `previous` is who held it last."""
 
     fd: int
     directory_fd: int
@@ -38,10 +40,9 @@ class Lease(NamedTuple):
     waited_s: float
 
 
-def acquire(
-    data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]
-) -> Lease:
-    """Lease `data_root`, waiting up to `timeout_s` seconds for another holder; `on_wait` is told once whom it waits for.
+def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]) -> Lease:
+    """Lease `data_root`, waiting up to `timeout_s` seconds for another holder; `on_wait` is told once whom it waits
+    for.
 
     Nothing in the data-root but the lock file is read before the lock is held.
     Raises DataRootBusyError, DataRootInvalidError, DataRootUnwritableError. Needs write access, no capability.
@@ -67,6 +68,23 @@ def acquire(
         time.sleep(POLL_S if told else 0)
 
 
+def look(data_root: str) -> tuple[bool, Holder | None]:
+    """Whether somebody holds the lease, and who holds it or held it last. For people: it may change at once.
+
+    Writes nothing; the lock is taken for a moment where it is free.
+    """
+    from filelock import lock_descriptor
+
+    try:
+        fd = os.open(f"{data_root}/{DIRECTORY}/{LOCK_NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False, None
+    try:
+        return not lock_descriptor(fd, blocking=False), read_holder(fd)
+    finally:
+        os.close(fd)
+
+
 def _open_directory(data_root: str) -> int:
     try:
         os.makedirs(data_root, mode=0o710, exist_ok=True)
@@ -74,10 +92,8 @@ def _open_directory(data_root: str) -> int:
     except OSError as error:
         raise _unwritable(data_root, error) from error
     try:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(DIRECTORY, 0o700, dir_fd=root_fd)
-        except FileExistsError:
-            pass
         # A previous job was root here: what it left is looked at, not followed.
         return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
@@ -143,7 +159,8 @@ def share_with_daemon(lease: Lease) -> None:
 def _busy(data_root: str, holder: Holder | None, timeout_s: float) -> DataRootBusyError:
     return DataRootBusyError(
         f"{data_root} is in use by {describe_holder(holder)}; waited {timeout_s:g} s, the running daemon is unharmed",
-        "give each concurrent container a volume of its own, stop that one, or wait longer with CACHEDIND_LOCK_TIMEOUT=5m",
+        "give each concurrent container a volume of its own, stop that one, or wait longer with "
+        "CACHEDIND_LOCK_TIMEOUT=5m",
     )
 
 
@@ -160,7 +177,8 @@ def _unwritable(data_root: str, error: OSError) -> DataRootInvalidError | DataRo
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataRootUnwritableError(
-            f"the filesystem of {data_root} is full: no room for even the lock file", "free space or inodes on the volume"
+            f"the filesystem of {data_root} is full: no room for even the lock file",
+            "free space or inodes on the volume",
         )
     return DataRootUnwritableError(
         f"{data_root} cannot be written: {error.strerror} ({error.filename})", "check the volume and its mode"

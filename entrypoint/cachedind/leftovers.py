@@ -1,8 +1,9 @@
 """What a killed daemon leaves in /run, which a kept container or a shared /run volume keeps.
 
-PIDs repeat in containers, and dockerd takes any live process with the noted PID for its own predecessor; so stale PID files
-stop it, containerd's too (docker-library/docker#195, moby#40292), and a socket file at containerd's system address makes it
-use a containerd that is not there. Only called under the lease, when no daemon of this data-root runs.
+PIDs repeat in containers, and dockerd takes any live process with the noted PID for its own predecessor; so stale PID
+files
+stop it, containerd's too (docker-library/docker#195, moby#40292), and a socket file at containerd's system address
+makes it use a containerd that is not there. Only called under the lease, when no daemon of this data-root runs.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def plan_listen(docker_host: str, tls_certdir: str, group: str | None) -> Listen
     if docker_host.startswith("unix://"):
         path = docker_host.removeprefix("unix://")
         if not path.startswith("/"):
-            raise DaemonConfigError(f"DOCKER_HOST={docker_host} names no absolute path", "write unix:///path/docker.sock")
+            raise DaemonConfigError(
+                f"DOCKER_HOST={docker_host} names no absolute path", "write unix:///path/docker.sock"
+            )
         path = os.path.normpath(path)
     tls_dir = tls_certdir.rstrip("/") or None
     return ListenPlan(path, PLAIN_PORT if tls_dir is None else TLS_PORT, tls_dir, group or "docker")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 
-class ImageStore(str, Enum):
+class ImageStore(StrEnum):
     """Where dockerd keeps images: its own graph drivers, or containerd with a snapshotter."""
 
     GRAPHDRIVER = "graphdriver"
     CONTAINERD = "containerd"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 GRAPH_DRIVERS = ("overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs")
@@ -72,7 +69,9 @@ class Mount(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What trying a storage driver showed. `privilege` tells that it failed for want of rights, not of a fit filesystem."""
+    """What trying a storage driver showed. `privilege` tells that it failed for want of rights, not of a fit
+    filesystem.
+    """
 
     driver: str
     works: bool
@@ -94,8 +93,8 @@ class DataRootState(NamedTuple):
 class ExistingData(NamedTuple):
     """What a data-root already holds.
 
-    `pairs` are the (store, driver) combinations that left marks, `engine` who wrote it last where that is known, `recorded` what
-    cachedind itself noted down. An empty data-root has no pairs.
+    `pairs` are the (store, driver) combinations that left marks, `engine` who wrote it last where that is known,
+    `recorded` what cachedind itself noted down. An empty data-root has no pairs.
     """
 
     pairs: tuple[tuple[ImageStore, str], ...]

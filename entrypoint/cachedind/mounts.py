@@ -28,9 +28,7 @@ def plan_mounts(mount_points: frozenset[str], *, has_securityfs_directory: bool)
     """What is missing, given the mount points that there are. moby's hack/dind does the same, in this order."""
     wanted = []
     if has_securityfs_directory and "/sys/kernel/security" not in mount_points:
-        wanted.append(
-            MountOp("none", "/sys/kernel/security", "securityfs", 0, needed=False, purpose="LSM detection")
-        )
+        wanted.append(MountOp("none", "/sys/kernel/security", "securityfs", 0, needed=False, purpose="LSM detection"))
     if "/tmp" not in mount_points:
         wanted.append(MountOp("none", "/tmp", "tmpfs", 0, needed=True, purpose="temporary files"))
     # Last, so that what was mounted above is shared as well.
@@ -40,7 +38,9 @@ def plan_mounts(mount_points: frozenset[str], *, has_securityfs_directory: bool)
 
 
 def apply_mounts(operations: list[MountOp]) -> list[str]:
-    """Make them; returns one line for each that failed and is not needed. Raises HostPreparationError. Needs CAP_SYS_ADMIN."""
+    """Make them; returns one line for each that failed and is not needed. Raises HostPreparationError. Needs
+    CAP_SYS_ADMIN.
+    """
     failed = []
     for operation in operations:
         try:

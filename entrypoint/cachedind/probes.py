@@ -1,8 +1,9 @@
 """Trials: does a storage driver really work on the data-root's filesystem?
 
-A mount that succeeds proves nothing. ramfs, ZFS before 2.2 and bcachefs before RENAME_WHITEOUT accept an overlay mount on
-which the first `mv` of a lower file fails. So the overlay is used here the way builds use it: copy-up, rename, whiteout,
-opaque directory, d_type, extended attributes, and a second mount of the same directories.
+A mount that succeeds proves nothing. ramfs, ZFS before 2.2 and bcachefs before RENAME_WHITEOUT accept an overlay
+mount on
+which the first `mv` of a lower file fails. So the overlay is used here the way builds use it: copy-up, rename,
+whiteout, opaque directory, d_type, extended attributes, and a second mount of the same directories.
 
 Each trial runs in a forked child with a mount namespace of its own, so that its mounts cannot outlive it, and takes
 about 10 ms. CAP_SYS_ADMIN is needed; its lack is a verdict, not an error.
@@ -16,6 +17,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from cachedind import linux
@@ -25,7 +27,7 @@ from cachedind.procfs import read_is_full_user_namespace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PROBE_NAME = ".cachedind-probe"
+PROBE_PREFIX = ".cachedind-probe-"
 _TIMEOUT_S = 10.0
 _PRIVILEGE = frozenset({errno.EPERM, errno.EACCES})
 _INDEX_PARAMETER = "/sys/module/overlay/parameters/index"
@@ -60,13 +62,13 @@ def probe_fuse_overlayfs(directory: str) -> Verdict:
 
 
 def _probe(driver: str, directory: str, trial: Callable[[str], None]) -> Verdict:
-    work = f"{directory}/{PROBE_NAME}"
-    remove_probe(directory)
-    _lay_out(work)
+    work = f"{directory}/{PROBE_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
     try:
+        _lay_out(work)
         return explain(driver, _in_child(trial, work))
     finally:
-        remove_probe(directory)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(work)
 
 
 def _lay_out(work: str) -> None:
@@ -77,17 +79,13 @@ def _lay_out(work: str) -> None:
             file.write("lower\n")
 
 
-def remove_probe(directory: str) -> None:
-    """Remove what a trial made, or what a killed one left."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(f"{directory}/{PROBE_NAME}")
-
-
-def sweep_stale_probes(data_root: str) -> list[str]:
-    """Remove the engines' own leftover trial directories. Only under the lease. Returns their names."""
-    stale = [name for name in os.listdir(data_root) if name.startswith(_STALE_PREFIXES)]
+def sweep_stale_probes(directory: str) -> list[str]:
+    """Remove what killed trials left in a data-root, ours and the engines' own. Only under the lease. Returns the
+    names.
+    """
+    stale = [name for name in os.listdir(directory) if name.startswith((PROBE_PREFIX, *_STALE_PREFIXES))]
     for name in stale:
-        shutil.rmtree(f"{data_root}/{name}", ignore_errors=True)
+        shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
     return stale
 
 
@@ -139,12 +137,18 @@ def _read_outcome(read_fd: int, pid: int) -> tuple[int, str] | None:
 def explain(driver: str, outcome: tuple[int, str] | None) -> Verdict:
     """Turn a trial's outcome into a verdict for people: EPERM is about privileges, EINVAL about the filesystem."""
     if outcome is None:
-        return Verdict(driver, works=True, why="tried: copy-up, rename, whiteout, opaque directory, d_type, xattr, remount")
+        return Verdict(
+            driver, works=True, why="tried: copy-up, rename, whiteout, opaque directory, d_type, xattr, remount"
+        )
     number, what = outcome
     if number in _PRIVILEGE:
-        return Verdict(driver, works=False, why=f"no permission ({what}): the container lacks privileges", privilege=True)
+        return Verdict(
+            driver, works=False, why=f"no permission ({what}): the container lacks privileges", privilege=True
+        )
     if number == errno.ENODEV:
-        return Verdict(driver, works=False, why=f"the kernel has no such filesystem ({what}): load its module on the host")
+        return Verdict(
+            driver, works=False, why=f"the kernel has no such filesystem ({what}): load its module on the host"
+        )
     if number == errno.EINVAL:
         return Verdict(driver, works=False, why=f"the backing filesystem is unfit ({what})")
     return Verdict(driver, works=False, why=what)
@@ -198,7 +202,9 @@ def _run_helper(argv: list[str]) -> None:
 
 
 def _check_upper(upper: str, xattr: str) -> None:
-    """What layer extraction does straight in the upper directory: whiteouts as 0:0 devices, overlay's and file capabilities."""
+    """What layer extraction does straight in the upper directory: whiteouts as 0:0 devices, overlay's and file
+    capabilities.
+    """
     sample = f"{upper}/sample"
     os.mkdir(sample)
     os.setxattr(sample, xattr, b"y")

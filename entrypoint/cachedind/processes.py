@@ -1,14 +1,18 @@
-"""The door to other programs: everything cachedind runs and waits for is run here."""
+"""The door to other processes: programs that are run to their end, and work that a forked child does beside the
+start.
+"""
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.errors import ProgramMissingError
+from cachedind.errors import CachedindError, ProgramMissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Result(NamedTuple):
@@ -48,3 +52,42 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s:
             f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile"
         ) from error
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+class Background:
+    """A function running in a child process. Fork it while this process has a single thread."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._read_fd, write_fd = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._read_fd)
+            _run(work, write_fd)
+        os.close(write_fd)
+
+    def join(self) -> None:
+        """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
+        with os.fdopen(self._read_fd, "rb") as pipe:
+            raw = pipe.read()
+        _, status = os.waitpid(self._pid, 0)
+        if raw:
+            # Written by our own child a moment ago, never from disk or network.
+            raise pickle.loads(raw)
+        if status != 0:
+            raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
+
+
+def _run(work: Callable[[], object], write_fd: int) -> None:
+    status = 1
+    try:
+        work()
+        status = 0
+    except CachedindError as error:
+        os.write(write_fd, pickle.dumps(error))
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)

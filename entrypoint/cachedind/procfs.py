@@ -36,7 +36,9 @@ def _unescape(text: str) -> str:
 
 
 def find_mount(mounts: list[Mount], path: str) -> Mount | None:
-    """The mount that `path` (absolute, without links) lies on: the longest mount point, the last where several match."""
+    """The mount that `path` (absolute, without links) lies on: the longest mount point, the last where several
+    match.
+    """
     best: Mount | None = None
     for mount in mounts:
         if is_below(path, mount.mount_point) and (best is None or len(mount.mount_point) >= len(best.mount_point)):

@@ -83,7 +83,9 @@ def needs_fuse_verdict(existing: ExistingData, request: StorageRequest, overlay:
 
 
 def plan_storage(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
-    """Decide. Raises EngineTooOldError, DriverConflictError, DriverUnavailableError, NoUsableDriverError, NotPrivilegedError."""
+    """Decide. Raises EngineTooOldError, DriverConflictError, DriverUnavailableError, NoUsableDriverError,
+    NotPrivilegedError.
+    """
     existing = facts.existing
     if existing.pairs and existing.engine is not None and facts.engine.release < existing.engine.release:
         raise EngineTooOldError(
@@ -121,7 +123,9 @@ def _plan_existing(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
 
 
 def choose_pair(existing: ExistingData, request: StorageRequest) -> tuple[ImageStore, str]:
-    """Which of the data in a data-root is meant: cachedind's note, then a demand, then what engines themselves prefer."""
+    """Which of the data in a data-root is meant: cachedind's note, then a demand, then what engines themselves
+    prefer.
+    """
     if existing.recorded in existing.pairs and existing.recorded is not None:
         return existing.recorded
     for pair in existing.pairs:
@@ -146,7 +150,8 @@ def _refuse_contradictions(facts: StorageFacts, request: StorageRequest, store: 
     for demand, holds in ((request.driver, driver), (request.store, str(store))):
         if demand and demand.value != holds:
             raise DriverConflictError(
-                f"{demand.said_by} contradicts {facts.data_root}, which holds {driver} data in the {store} image store: "
+                f"{demand.said_by} contradicts {facts.data_root}, which holds {driver} data in the {store} image "
+                f"store: "
                 "its images and build cache would disappear",
                 ways_out,
             )
@@ -253,7 +258,9 @@ def _may_use(driver: str, request: StorageRequest) -> bool:
 
 
 def verdict_for(driver: str, facts: StorageFacts) -> Verdict:
-    """What the trials say about any driver. overlayfs mounts what overlay2 mounts; vfs and native need plain files only."""
+    """What the trials say about any driver. overlayfs mounts what overlay2 mounts; vfs and native need plain files
+    only.
+    """
     if driver in ("overlay2", "overlayfs"):
         return facts.verdicts["overlay2"]
     if driver in facts.verdicts:

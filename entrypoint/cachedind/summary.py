@@ -39,7 +39,9 @@ def describe_age(seconds: float) -> str:
 def summarise(
     plan: StoragePlan, place: Place, *, layers: int, last_used_s: float | None, stopwatch: Stopwatch
 ) -> tuple[str, dict[str, object]]:
-    """The line, and the same as fields for a JSON log. `last_used_s` is how long ago the data-root was leased before."""
+    """The line, and the same as fields for a JSON log. `last_used_s` is how long ago the data-root was leased
+    before.
+    """
     from cachedind.facts import format_bytes
 
     used = place.total_bytes - place.free_bytes

@@ -3,11 +3,13 @@
     <dir>/ca/{key,cert}.pem  server/{key,cert,ca}.pem  client/{key,cert,ca}.pem
 
 Keys are kept where the directory is kept; certificates are renewed at every start, since addresses and names change and
-time passes. An RSA key that docker:dind left is used as it is. A fresh set takes milliseconds, where three RSA keys took seconds.
+time passes. An RSA key that docker:dind left is used as it is. A fresh set takes milliseconds, where three RSA keys
+took seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -91,7 +93,9 @@ def check_name(entry: str) -> None:
         except ValueError:
             good = False
     if not good:
-        raise CertificateError(f"DOCKER_TLS_SAN has the entry {entry!r}", "write DNS:name or IP:address, with commas between")
+        raise CertificateError(
+            f"DOCKER_TLS_SAN has the entry {entry!r}", "write DNS:name or IP:address, with commas between"
+        )
 
 
 def parse_addresses(text: str) -> list[str]:
@@ -115,7 +119,9 @@ def parse_canonical_name(hosts: str, hostname: str) -> str | None:
 
 
 def read_hostnames() -> list[str]:
-    """/etc/hostname, the full name and the short name. DNS, which may be slow or absent, is asked for a second at most."""
+    """/etc/hostname, the full name and the short name. DNS, which may be slow or absent, is asked for a second at
+    most.
+    """
     from cachedind.processes import run
     from cachedind.procfs import hostname
 
@@ -147,14 +153,15 @@ def prepare(directory: str, extra_names: str) -> Case:
     if case is Case.NOTHING:
         raise CertificateError(
             f"{directory}/ca/cert.pem is there without {directory}/ca/key.pem, so no server certificate can be issued",
-            f"add the key, or a full set in {directory}/server, or remove ca/cert.pem, or set DOCKER_TLS_CERTDIR= for none",
+            f"add the key, or a full set in {directory}/server, or remove ca/cert.pem, or set DOCKER_TLS_CERTDIR= "
+            f"for none",
         )
     try:
         if case is Case.USER_MANAGED:
             _check_user_managed(directory)
         else:
             names = plan_names(read_addresses(), read_hostnames(), extra_names)
-            _issue_all(directory, names, datetime.datetime.now(datetime.timezone.utc))
+            _issue_all(directory, names, datetime.datetime.now(datetime.UTC))
     except OSError as error:
         raise CertificateError(
             f"{error.filename or directory} cannot be written: {error.strerror}",
@@ -171,7 +178,7 @@ def _check_user_managed(directory: str) -> None:
         authority = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/ca.pem"))
         server = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/cert.pem"))
         server.verify_directly_issued_by(authority)
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         if not server.not_valid_before_utc <= now <= server.not_valid_after_utc:
             raise ValueError(f"it is valid from {server.not_valid_before_utc} to {server.not_valid_after_utc}")
     except (ValueError, TypeError, InvalidSignature) as error:
@@ -218,9 +225,7 @@ def _load_or_make_key(path: str, mode: int) -> PrivateKey:
         os.chmod(path, mode)
         return loaded
     key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_file(path, pem, mode)
     return key
 
@@ -280,9 +285,7 @@ def _issue_leaf(
     return builder.sign(ca_key, hashes.SHA256())
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime.datetime
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime.datetime) -> x509.CertificateBuilder:
     from cryptography import x509
 
     return (
@@ -311,8 +314,9 @@ def _general_name(entry: str) -> x509.GeneralName:
     kind, _, value = entry.partition(":")
     if kind == "IP":
         return x509.IPAddress(ipaddress.ip_address(value))
-    makers = {"DNS": x509.DNSName, "URI": x509.UniformResourceIdentifier, "email": x509.RFC822Name}
-    return makers[kind](value)
+    if kind == "URI":
+        return x509.UniformResourceIdentifier(value)
+    return x509.RFC822Name(value) if kind == "email" else x509.DNSName(value)
 
 
 def _write_certificate(path: str, certificate: x509.Certificate) -> None:
@@ -322,12 +326,12 @@ def _write_certificate(path: str, certificate: x509.Certificate) -> None:
 
 
 def write_file(path: str, content: bytes, mode: int) -> None:
-    """Replace a file at once: who reads it sees the old content or the new one, never a part. Links are not followed."""
+    """Replace a file at once: who reads it sees the old content or the new one, never a part. Links are not
+    followed.
+    """
     temporary = f"{path}.new"
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
-    except FileNotFoundError:
-        pass
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(content)

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model"}),
-    frozenset({"log", "linux"}),
-    frozenset({"config", "procfs", "processes", "state"}),
-    frozenset({"probes", "arguments", "daemon_config"}),
-    frozenset({"storage", "mounts", "cgroups", "iptables", "tls", "listeners", "leftovers"}),
+    frozenset({"log", "linux", "procfs", "processes", "state"}),
+    frozenset({"config", "arguments", "listeners", "probes"}),
+    frozenset({"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers"}),
     frozenset({"lease", "dataroot", "facts"}),
-    frozenset({"doctor", "client"}),
-    frozenset({"boot", "cli"}),
+    frozenset({"decision", "summary"}),
+    frozenset({"boot", "doctor"}),
+    frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 
