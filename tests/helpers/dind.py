@@ -337,7 +337,7 @@ class Dind:
     def info(self) -> Info:
         """The inner daemon's storage driver and image store."""
         info = json.loads(self.docker("info", "--format", "{{json .}}"))
-        containerd = any("io.containerd.snapshotter.v1" in str(pair) for pair in info["DriverStatus"])
+        containerd = any("io.containerd.snapshotter.v1" in str(pair) for pair in info["DriverStatus"] or ())
         return Info(info["Driver"], "containerd" if containerd else "graphdriver", info["ServerVersion"])
 
     def processes(self) -> list[Process]:

@@ -120,6 +120,11 @@ class Engine:
     def new_name(self, what: str) -> str:
         return f"cdt-{self.session}-{next(_COUNTER)}-{what}"
 
+    def engine_version(self, suite: str) -> str:
+        """The Docker Engine version of a suite's image, as its DOCKER_VERSION has it: "26.1.5"."""
+        environment = self.client.images.get(self.images[suite]).attrs["Config"]["Env"]
+        return next(pair.partition("=")[2] for pair in environment if pair.startswith("DOCKER_VERSION="))
+
     # ---- making things --------------------------------------------------------------------------------------
 
     def dind(self, suite: str, **options: Any) -> Dind:

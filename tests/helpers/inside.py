@@ -34,38 +34,60 @@ for name in os.listdir("/proc"):
 json.dump(sorted(found, key=lambda process: process["pid"]), sys.stdout)
 """
 
-# Watches, from the engine's PID namespace, which containers have a living dockerd, until it is killed. Prints a line
-# of JSON at each change: the engine's clock, and {container id: dockerd processes}; and a heartbeat with the number of
-# looks so far, so that a recorder that stood still cannot pass for a quiet one.
-RECORD_DAEMONS = r"""
+# Watches all containers from the engine's PID namespace until the file argv[1] is there: who has a lock on a file
+# .cachedind/lock, and who has a living dockerd. Prints a line of JSON at each change: the engine's clock, and container
+# ids; and at least every half second the number of looks and the longest time between two, so that a recorder that
+# stood still cannot pass for a quiet machine.
+#
+# /proc cannot be read at one instant. What a look finds is therefore confirmed in a second pass: two containers
+# that are both found in both passes were both there at the moment between the passes.
+RECORD_HOLDERS = r"""
 import json, os, re, sys, time
 
 def read(path):
     with open(path, "rb") as file:
         return file.read().decode(errors="replace")
 
-looks, last, beat, longest, previous = 0, None, 0.0, 0.0, time.time()
-while True:
-    now = time.time()
-    longest, previous = max(longest, now - previous), now
-    alive = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+def is_daemon(pid):
+    # A zombie has closed its files already: it holds nothing.
+    return read(f"/proc/{pid}/comm") == "dockerd\n" and read(f"/proc/{pid}/stat").rpartition(") ")[2][0] not in "ZX"
+
+def locks(pid, fd):
+    return ".cachedind/lock" in os.readlink(f"/proc/{pid}/fd/{fd}") and "lock:" in read(f"/proc/{pid}/fdinfo/{fd}")
+
+def look():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if read(f"/proc/{name}/comm") != "dockerd\n":
+            container = re.search("[0-9a-f]{64}", read(f"/proc/{pid}/cgroup"))
+            if not container:
                 continue
-            # A zombie has closed its files already: it holds nothing.
-            if read(f"/proc/{name}/stat").rpartition(") ")[2][0] in "ZX":
-                continue
-            match = re.search(r"([0-9a-f]{64})", read(f"/proc/{name}/cgroup"))
+            if is_daemon(pid):
+                yield "daemons", container[0], is_daemon, (pid,)
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if locks(pid, fd):
+                    yield "holders", container[0], locks, (pid, fd)
         except OSError:
             continue
-        if match:
-            alive.setdefault(match[1], []).append(int(name))
-    looks += 1
-    if alive != last or now - beat > 0.5:
-        print(json.dumps({"time": now, "alive": alive, "looks": looks, "longest_gap": longest}), flush=True)
-        last, beat = alive, now
-    time.sleep(0.005)
+
+def still(test, args):
+    try:
+        return test(*args)
+    except OSError:
+        return False
+
+looks, longest, last, beat, previous = 0, 0.0, None, 0.0, time.time()
+while not os.path.exists(sys.argv[1]):
+    first_pass = list(look())
+    now = time.time()
+    seen = {"holders": set(), "daemons": set()}
+    for kind, container, test, args in first_pass:
+        if still(test, args):
+            seen[kind].add(container)
+    looks, longest, previous = looks + 1, max(longest, now - previous), now
+    state = {kind: sorted(containers) for kind, containers in seen.items()}
+    if state != last or now - beat > 0.5:
+        print(json.dumps({"time": now, "looks": looks, "longest_gap": longest, **state}), flush=True)
+        last, beat = state, now
+    # Never more than half of one processor.
+    time.sleep(max(0.01, time.time() - now))
 """

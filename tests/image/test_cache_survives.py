@@ -13,7 +13,7 @@ from helpers.builds import overlay_project, slow_project
 if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
-    from image.conftest import Flavour
+    from helpers.flavours import Flavour
 
 KILLS = 10
 
