@@ -1,6 +1,6 @@
 """Computes a table: one bit for each odd number of a range, set where it is prime.
 
-    python3 -m primes.sieve FIRST END FILE
+Run as `python3 -m primes.sieve FIRST END FILE`.
 """
 
 import math
