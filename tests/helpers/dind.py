@@ -204,14 +204,8 @@ class Dind:
         """Wait until the inner daemon answers; returns the seconds since the call."""
         started = time.monotonic()
 
-        def answers() -> bool:
-            try:
-                return self.docker_status("version", timeout_s=5) == 0
-            except APIError:
-                return False  # between two states, or ended: `hopeless` tells
-
         wait_until(
-            answers,
+            lambda: self.docker_status("version", timeout_s=5) == 0,
             what=f"{self.name} to be ready",
             timeout_s=timeout_s,
             hopeless=self.why_not_running,
@@ -383,7 +377,7 @@ class Dind:
         self.load_base()
 
         def run() -> None:
-            # The container may be killed between two requests.
+            # The container may be killed between two requests, or before the context is in it.
             with contextlib.suppress(APIError, OSError):
                 self.build(project, check=False)
 

@@ -124,10 +124,13 @@ def test_thirty_at_once_hold_one_after_the_other(engine: Engine, suite: str) -> 
         assert sorted(hold.container for hold in holds) == sorted(ids), "not everybody had a turn"
         assert overlaps(holds) == []
         for look in recorder.looks():
-            daemons = look.daemons & crowd.keys()
             assert len(look.holders & crowd.keys()) <= 1, look
-            assert len(daemons) <= 1, look
-            assert daemons <= look.holders, f"a daemon without the lock: {look}"
+            assert len(look.daemons & crowd.keys()) <= 1, look
+        # Ends are not compared: a killed daemon loses its files a moment before it counts as gone.
+        held_from = {hold.container: hold.first for hold in holds}
+        for look in recorder.looks():
+            for daemon in look.daemons & crowd.keys():
+                assert held_from[daemon] <= look.time, "a daemon before the lock"
         assert recorder.longest_gap() < 2, "the recorder stood still; its record proves nothing"
 
     # Thirty kills at all stages of a start later, the data-root is still good.
@@ -178,4 +181,7 @@ def test_the_lock_is_held_by_the_daemon_and_by_nothing_inside_it(engine: Engine,
     inside = [process for process in processes if process.pid_namespace != own_namespace]
     assert any(process.argv[:1] == ("sleep",) for process in inside), "the inner container is not seen"
     assert [process.command for process in inside if process.has_open(LOCK)] == []
-    assert {process.comm for process in holding} <= {"docker-init", "dockerd", "containerd"}, "others hold too"
+    # Go programs hand descriptors that they do not know on to what they start. These helpers of the daemon end with
+    # the container's PID 1 as the daemon does, so they cannot prolong a lease either; anything else could.
+    helpers = {"containerd-shim", "docker-proxy"}
+    assert {process.comm for process in holding} <= {"docker-init", "dockerd", "containerd"} | helpers
