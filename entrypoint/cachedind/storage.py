@@ -103,6 +103,11 @@ def plan_storage(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
 
 def _plan_existing(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
     store, driver = choose_pair(facts.existing, request)
+    if store is ImageStore.CONTAINERD and facts.engine.release < _FIRST_WITH_CONTAINERD_STORE:
+        raise EngineTooOldError(
+            f"{facts.data_root} holds data of the containerd image store, which engine {facts.engine} does not have",
+            "use an image with engine {}.{} or later, or another volume".format(*_FIRST_WITH_CONTAINERD_STORE),
+        )
     _refuse_contradictions(facts, request, store, driver)
     verdict = verdict_for(driver, facts)
     if not verdict.works:
@@ -174,9 +179,20 @@ def _plan_fresh(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
             return plan
         notes.append(f"DOCKER_DRIVER={request.docker_driver} is ignored: {note}")
     recorded = facts.existing.recorded
-    if recorded and not request.store and verdict_for(recorded[1], facts).works and _may_use(recorded[1], request):
+    if (
+        recorded
+        and not request.store
+        and _has_store(recorded[0], facts.engine, request)
+        and verdict_for(recorded[1], facts).works
+        and _may_use(recorded[1], request)
+    ):
         return _fresh(facts, *recorded, "as at the last start", notes)
     store = ImageStore(request.store.value) if request.store else _default_store(facts.engine, request)
+    if request.store and not _has_store(store, facts.engine, request):
+        other = "userns-remap" if request.userns_remap else f"engine {facts.engine}"
+        raise DriverConflictError(
+            f"{request.store.said_by} contradicts {other}, which goes without that image store", "drop one of the two"
+        )
     return _plan_best(facts, request, store, notes)
 
 
@@ -237,13 +253,20 @@ def _default_store(engine: EngineVersion, request: StorageRequest) -> ImageStore
     return ImageStore.GRAPHDRIVER
 
 
+def _has_store(store: ImageStore, engine: EngineVersion, request: StorageRequest) -> bool:
+    """Whether the engine would start with that store; dockerd dies of userns-remap with containerd's."""
+    if store is ImageStore.GRAPHDRIVER:
+        return True
+    return engine.release >= _FIRST_WITH_CONTAINERD_STORE and not request.userns_remap
+
+
 def _store_of(driver: str, request: StorageRequest, engine: EngineVersion) -> ImageStore | None:
     """The image store that `driver` belongs to, or None where that contradicts a demanded store or the engine."""
     asked = ImageStore(request.store.value) if request.store else None
     possible = []
     if driver in GRAPH_DRIVERS:
         possible.append(ImageStore.GRAPHDRIVER)
-    if driver in SNAPSHOTTERS and engine.release >= _FIRST_WITH_CONTAINERD_STORE and not request.userns_remap:
+    if driver in SNAPSHOTTERS and _has_store(ImageStore.CONTAINERD, engine, request):
         possible.append(ImageStore.CONTAINERD)
     if asked:
         return asked if asked in possible else None
