@@ -117,7 +117,7 @@ def parse_daemon_json(text: str, path: str) -> dict[str, object]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DaemonConfigError(f"{path} is not JSON: {error}", "mend it; dockerd --validate checks it") from error
     if not isinstance(value, dict):
         raise DaemonConfigError(f"{path} holds no JSON object", "write { } around its directives")
@@ -190,8 +190,11 @@ def _choose_store(settings: DaemonSettings, storage: StoragePlan, merged: dict[s
 
 
 def has_userns_remap(settings: DaemonSettings) -> bool:
-    """Whether containers get mapped users, which the containerd store cannot do (moby, daemon/command/daemon.go)."""
-    return settings.text("userns-remap") is not None
+    """Whether containers get mapped users, which the containerd store cannot do (moby, daemon/command/daemon.go).
+
+    An empty value is none, also on the command line.
+    """
+    return bool(settings.text("userns-remap"))
 
 
 def describe(words: Sequence[str]) -> str:

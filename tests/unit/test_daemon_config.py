@@ -1,0 +1,403 @@
+"""What dockerd gets: the user's file and flags merged with ours, no directive twice because of us."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachedind.arguments import parse_daemon_arguments
+from cachedind.daemon_config import (
+    CONTAINERD_FEATURE,
+    DaemonPlan,
+    DaemonSettings,
+    describe,
+    has_userns_remap,
+    parse_daemon_json,
+    plan_daemon,
+    read_daemon_json,
+    read_settings,
+)
+from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
+from cachedind.listeners import ListenPlan
+from cachedind.model import ImageStore, StoragePlan
+
+PLAIN = ListenPlan("/var/run/docker.sock", 2375, None, "docker")
+TLS = ListenPlan("/var/run/docker.sock", 2376, "/certs", "docker")
+OVERLAY2 = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+OVERLAYFS = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+MERGED = "/run/cachedind/daemon.json"
+TLS_FLAGS = (
+    "--tlsverify --tlscacert /certs/server/ca.pem --tlscert /certs/server/cert.pem --tlskey /certs/server/key.pem"
+)
+
+
+def settings_of(flags: str = "", **file: object) -> DaemonSettings:
+    directives = {name.replace("_", "-"): value for name, value in file.items()}
+    return DaemonSettings(parse_daemon_arguments(flags.split()), directives, "/etc/docker/daemon.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "storage", "listen", "arguments", "merged"),
+    [
+        pytest.param(
+            settings_of(),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="nothing of the user's, plain",
+        ),
+        pytest.param(
+            settings_of(),
+            OVERLAYFS,
+            TLS,
+            f"--host fd:// {TLS_FLAGS} --storage-driver overlayfs",
+            {"features": {CONTAINERD_FEATURE: True}},
+            id="nothing of the user's, TLS, containerd store",
+        ),
+        pytest.param(
+            settings_of(),
+            OVERLAY2,
+            None,
+            "--storage-driver overlay2",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="explicit dockerd: no addresses of ours",
+        ),
+        pytest.param(
+            settings_of("-D --mtu 1400 -- rest"),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2 -D --mtu 1400 -- rest",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="the user's flags come last",
+        ),
+        pytest.param(
+            settings_of("-s btrfs"),
+            StoragePlan(ImageStore.GRAPHDRIVER, "btrfs", ""),
+            PLAIN,
+            "--host fd:// -s btrfs",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="the user's driver flag is the only one",
+        ),
+        pytest.param(
+            settings_of(storage_driver="overlay2", dns=["1.1.1.1"]),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2",
+            {"dns": ["1.1.1.1"], "features": {CONTAINERD_FEATURE: False}},
+            id="the file's driver moves to the flags",
+        ),
+        pytest.param(
+            settings_of(features={"buildkit": True, CONTAINERD_FEATURE: False}),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2",
+            {"features": {"buildkit": True, CONTAINERD_FEATURE: False}},
+            id="the file's other features stay",
+        ),
+        pytest.param(
+            settings_of("--feature buildkit=true"),
+            OVERLAYFS,
+            PLAIN,
+            f"--host fd:// --storage-driver overlayfs --feature {CONTAINERD_FEATURE}=true --feature buildkit=true",
+            {},
+            id="beside the user's --feature, ours is a flag too",
+        ),
+        pytest.param(
+            settings_of(f"--feature {CONTAINERD_FEATURE}=true"),
+            OVERLAYFS,
+            PLAIN,
+            f"--host fd:// --storage-driver overlayfs --feature {CONTAINERD_FEATURE}=true",
+            {},
+            id="the user's own choice of the store is not repeated",
+        ),
+        pytest.param(
+            settings_of(hosts=["unix:///var/run/docker.sock", "tcp://127.0.0.1:9999"]),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --host tcp://127.0.0.1:9999 --storage-driver overlay2",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="the file's hosts become flags, but for those that are bound already",
+        ),
+        pytest.param(
+            settings_of(hosts=["unix:///var/run/docker.sock"]),
+            OVERLAY2,
+            None,
+            "--host unix:///var/run/docker.sock --storage-driver overlay2",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="explicit dockerd: the file's hosts are all dockerd's",
+        ),
+        pytest.param(
+            settings_of("-H tcp://0.0.0.0:2375 -H unix:///other.sock"),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2 -H unix:///other.sock",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="a host flag that is bound already is dropped",
+        ),
+        pytest.param(
+            settings_of("-H tcp://0.0.0.0:2375"),
+            OVERLAY2,
+            None,
+            "--storage-driver overlay2 -H tcp://0.0.0.0:2375",
+            {"features": {CONTAINERD_FEATURE: False}},
+            id="explicit dockerd: its hosts are kept",
+        ),
+        pytest.param(
+            settings_of("--config-file /mine.json", mtu=1400),
+            OVERLAY2,
+            PLAIN,
+            "--host fd:// --storage-driver overlay2",
+            {"mtu": 1400, "features": {CONTAINERD_FEATURE: False}},
+            id="the user's --config-file is in the merged one",
+        ),
+        pytest.param(
+            settings_of(tlscert="/mine.pem", tlsverify=True),
+            OVERLAY2,
+            TLS,
+            "--host fd:// --tlscacert /certs/server/ca.pem --tlskey /certs/server/key.pem --storage-driver overlay2",
+            {"tlscert": "/mine.pem", "tlsverify": True, "features": {CONTAINERD_FEATURE: False}},
+            id="what the file says about TLS is not said again",
+        ),
+    ],
+)
+def test_plan_daemon(
+    settings: DaemonSettings,
+    storage: StoragePlan,
+    listen: ListenPlan | None,
+    arguments: str,
+    merged: dict[str, object],
+) -> None:
+    before = json.dumps(settings.file)
+    plan = plan_daemon(settings, storage, listen, MERGED)
+    assert " ".join(plan.arguments) == f"--config-file {MERGED} {arguments}"
+    assert json.loads(plan.file_text) == merged
+    assert json.dumps(settings.file) == before, "the user's own directives were changed in place"
+
+
+# ---- whatever the user wrote ----------------------------------------------------------------------------------
+
+# A flag's directive in daemon.json has the same name, but for these (moby, cmd/dockerd/config.go).
+DIRECTIVE = {
+    "host": "hosts",
+    "feature": "features",
+    "dns-opt": "dns-opts",
+    "label": "labels",
+    "storage-opt": "storage-opts",
+}
+
+FILES = st.fixed_dictionaries(
+    {},
+    optional={
+        "hosts": st.lists(st.sampled_from(["fd://", "tcp://:2375", "tcp://h:1", "unix:///var/run/docker.sock"])),
+        "storage-driver": st.sampled_from(["overlay2", "vfs", ""]),
+        "features": st.dictionaries(st.sampled_from([CONTAINERD_FEATURE, "buildkit", "cdi"]), st.booleans()),
+        "tls": st.booleans(),
+        "tlsverify": st.booleans(),
+        "tlscacert": st.just("/mine/ca.pem"),
+        "tlscert": st.just("/mine/cert.pem"),
+        "tlskey": st.just("/mine/key.pem"),
+        "data-root": st.just("/data"),
+        "mtu": st.integers(0, 9000),
+        "labels": st.lists(st.text(max_size=3)),
+        "group": st.text(max_size=5),
+    },
+)
+FLAGS = st.lists(
+    st.sampled_from(
+        [
+            "-D",
+            "-H tcp://0.0.0.0:2375",
+            "--host=unix:///x",
+            "-s overlay2",
+            "--storage-driver=overlay2",
+            "--feature cdi=true",
+            f"--feature={CONTAINERD_FEATURE}=true",
+            "--tlsverify=false",
+            "--tlscert /user.pem",
+            "--config-file /mine.json",
+            "--mtu=1",
+            "--data-root /elsewhere",
+        ]
+    ),
+    max_size=5,
+)
+
+
+def directives_of_flags(words: list[str]) -> set[str]:
+    return {DIRECTIVE.get(flag.name, flag.name) for flag in parse_daemon_arguments(words).flags} - {"config-file"}
+
+
+@given(FILES, FLAGS, st.sampled_from([OVERLAY2, OVERLAYFS]), st.sampled_from([PLAIN, TLS, None]))
+def test_no_directive_stands_twice_because_of_us_and_none_of_the_users_is_lost(
+    file: dict[str, object], flags: list[str], storage: StoragePlan, listen: ListenPlan | None
+) -> None:
+    words = " ".join(flags).split()
+    settings = DaemonSettings(parse_daemon_arguments(words), file, "daemon.json")
+    plan = plan_daemon(settings, storage, listen, MERGED)
+    merged = json.loads(plan.file_text)
+
+    # dockerd dies of a directive in both places; those that the user put in both are his own.
+    users_own = directives_of_flags(words) & set(file)
+    assert directives_of_flags(plan.arguments) & set(merged) <= users_own
+
+    ours = {"hosts", "storage-driver", "features"}
+    assert {name: merged[name] for name in set(merged) - ours} == {name: file[name] for name in set(file) - ours}
+    kept = {flag for flag in settings.arguments.flags if flag.name not in ("host", "config-file")}
+    assert kept <= set(parse_daemon_arguments(plan.arguments).flags)
+    for name, value in dict(file.get("features", {})).items():  # type: ignore[call-overload]
+        assert name == CONTAINERD_FEATURE or merged["features"][name] == value
+    assert_store_is_said_once(plan, storage, settings)
+    assert plan.arguments.count("--config-file") == 1
+
+
+def assert_store_is_said_once(plan: DaemonPlan, storage: StoragePlan, settings: DaemonSettings) -> None:
+    in_file = json.loads(plan.file_text).get("features", {}).get(CONTAINERD_FEATURE)
+    in_flags = [value for value in parse_daemon_arguments(plan.arguments).all("feature") if CONTAINERD_FEATURE in value]
+    users = [value for value in settings.arguments.all("feature") if CONTAINERD_FEATURE in value]
+    if users:
+        assert in_flags == users
+    elif settings.arguments.has("feature"):
+        assert in_flags == [f"{CONTAINERD_FEATURE}={str(storage.store is ImageStore.CONTAINERD).lower()}"]
+    else:
+        assert not in_flags
+        assert in_file is (storage.store is ImageStore.CONTAINERD)
+
+
+# ---- daemon.json ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}"])
+def test_an_empty_daemon_json_has_no_directives(text: str) -> None:
+    assert parse_daemon_json(text, "daemon.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ("null", "holds no JSON object"),
+        ('{"a": 1}}', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("1" * 5000, "is not JSON"),
+    ],
+    ids=["cut off", "list", "null", "trailing", "deeply nested", "endless number"],
+)
+def test_what_is_no_daemon_json_is_named_with_its_file(text: str, what: str) -> None:
+    with pytest.raises(DaemonConfigError, match=what) as caught:
+        parse_daemon_json(text, "/etc/docker/daemon.json")
+    assert "/etc/docker/daemon.json" in caught.value.cause
+
+
+@given(st.one_of(st.text(), st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps)))
+def test_any_text_is_directives_or_a_documented_error(text: str) -> None:
+    try:
+        assert isinstance(parse_daemon_json(text, "daemon.json"), dict)
+    except DaemonConfigError:
+        pass
+
+
+def test_a_byte_order_mark_is_accepted_as_dockerd_does(tmp_path: Path) -> None:
+    (tmp_path / "daemon.json").write_bytes(b'\xef\xbb\xbf{"mtu": 1400}')
+    assert read_daemon_json(str(tmp_path / "daemon.json"), must_exist=True) == {"mtu": 1400}
+
+
+def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    with pytest.raises(DaemonConfigMissingError, match="which does not exist") as caught:
+        read_settings(parse_daemon_arguments([f"--config-file={path}"]))
+    assert caught.value.exit_code == 66
+    assert read_daemon_json(str(path), must_exist=False) == {}
+
+
+@pytest.mark.parametrize("kind", ["directory", "not UTF-8"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "daemon.json"
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.write_bytes(b'{"x": "\xff"}')
+    with pytest.raises(DaemonConfigError, match="cannot be read"):
+        read_daemon_json(str(path), must_exist=True)
+
+
+# ---- what the user asked for --------------------------------------------------------------------------------------
+
+
+def test_a_flag_beats_the_file() -> None:
+    settings = settings_of("--data-root /flag", data_root="/file", exec_root="/file", pidfile="")
+    assert (settings.data_root, settings.exec_root, settings.pidfile) == ("/flag", "/file", "/var/run/docker.pid")
+    assert settings_of().data_root == "/var/lib/docker"
+    assert settings_of(data_root=7).data_root == "/var/lib/docker"
+
+
+@pytest.mark.parametrize(
+    ("settings", "driver"),
+    [
+        pytest.param(settings_of(), None, id="nothing"),
+        pytest.param(settings_of("-s vfs"), ("vfs", "the argument --storage-driver vfs"), id="flag"),
+        pytest.param(
+            settings_of(storage_driver="zfs"), ("zfs", "storage-driver in /etc/docker/daemon.json"), id="file"
+        ),
+        pytest.param(
+            settings_of("-s vfs", storage_driver="zfs"), ("vfs", "the argument --storage-driver vfs"), id="both"
+        ),
+        pytest.param(settings_of(storage_driver=""), None, id="empty"),
+    ],
+)
+def test_requested_driver(settings: DaemonSettings, driver: tuple[str, str] | None) -> None:
+    assert settings.requested_driver == driver
+
+
+@pytest.mark.parametrize(
+    ("settings", "store"),
+    [
+        pytest.param(settings_of(), None, id="nothing"),
+        pytest.param(settings_of("--feature cdi=true"), None, id="another feature"),
+        pytest.param(settings_of(f"--feature {CONTAINERD_FEATURE}=true"), ImageStore.CONTAINERD, id="flag"),
+        pytest.param(settings_of(f"--feature {CONTAINERD_FEATURE}=false"), ImageStore.GRAPHDRIVER, id="flag off"),
+        pytest.param(
+            settings_of(f"--feature {CONTAINERD_FEATURE}=false --feature {CONTAINERD_FEATURE}=true"),
+            ImageStore.CONTAINERD,
+            id="the last flag",
+        ),
+        pytest.param(settings_of(features={CONTAINERD_FEATURE: True}), ImageStore.CONTAINERD, id="file"),
+        pytest.param(settings_of(features={CONTAINERD_FEATURE: False}), ImageStore.GRAPHDRIVER, id="file off"),
+        pytest.param(settings_of(features={CONTAINERD_FEATURE: "yes"}), None, id="file, not a boolean"),
+        pytest.param(settings_of(features=[CONTAINERD_FEATURE]), None, id="file, not an object"),
+    ],
+)
+def test_requested_store(settings: DaemonSettings, store: ImageStore | None) -> None:
+    requested = settings.requested_store
+    assert (requested and requested[0]) == store
+    assert requested is None or CONTAINERD_FEATURE in requested[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "remaps"),
+    [
+        (settings_of(), False),
+        (settings_of("--userns-remap default"), True),
+        (settings_of("--userns-remap="), False),
+        (settings_of(userns_remap="user:group"), True),
+        (settings_of(userns_remap=""), False),
+        (settings_of("--userns-remap=", userns_remap="default"), False),
+    ],
+    ids=["nothing", "flag", "empty flag", "file", "empty in the file", "flag beats file"],
+)
+def test_has_userns_remap(settings: DaemonSettings, remaps: bool) -> None:
+    assert has_userns_remap(settings) is remaps
+
+
+def test_hosts_of_the_file_that_are_no_list_of_words_are_left_to_dockerd() -> None:
+    assert settings_of(hosts="tcp://x").file_hosts == []
+    assert settings_of(hosts=["a", 1]).file_hosts == ["a"]
+
+
+def test_describe_can_be_pasted() -> None:
+    assert describe(["--label", "a b", "-D"]) == "--label 'a b' -D"
