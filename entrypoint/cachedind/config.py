@@ -24,6 +24,12 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+# What Kubernetes tells each pod about a Service, and docker --link about a container, whose name begins with
+# "cachedind": not meant for us, and nobody can switch it off where the service is named so.
+_OF_A_LINK = re.compile(
+    r"CACHEDIND_(?:\w+_)?(?:NAME|ENV_\w+|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
+)
+
 
 def parse_duration_s(text: str) -> float:
     """Seconds in "10s", "500ms", "1h30m" or a bare "0". Raises ValueError saying what is accepted."""
@@ -197,14 +203,15 @@ def _parse_all(environ: Mapping[str, str]) -> tuple[dict[str, object], list[str]
 
 
 def _is_known(name: str) -> bool:
-    return any(name == PREFIX + variable.name for variable in VARIABLES)
+    return any(name == PREFIX + variable.name for variable in VARIABLES) or _OF_A_LINK.fullmatch(name) is not None
 
 
 def _unknown(name: str) -> str:
     import difflib  # only here: a good start has no use for it
 
-    near = difflib.get_close_matches(name, [PREFIX + variable.name for variable in VARIABLES], n=1, cutoff=0.6)
-    return f"{name} is not a variable of cachedind" + (f", did you mean {near[0]}?" if near else "")
+    # Without the prefix, which all have in common and which would make any two names look alike.
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), [variable.name for variable in VARIABLES], n=1)
+    return f"{name} is not a variable of cachedind" + (f", did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def environment() -> dict[str, str]:
