@@ -122,3 +122,11 @@ class StrictError(CachedindError):
     """A degradation, with CACHEDIND_STRICT set (EX_CONFIG)."""
 
     exit_code = 78
+
+
+def markdown_table() -> str:
+    """docs/errors.md's table: every exit code and what it means."""
+    rows = sorted((kind.exit_code, kind.__name__, kind.__doc__ or "") for kind in CachedindError.__subclasses__())
+    lines = ["| exit code | error | meaning |", "| --- | --- | --- |"]
+    lines += [f"| {code} | {name.removesuffix('Error')} | {' '.join(doc.split())} |" for code, name, doc in rows]
+    return "\n".join(lines) + "\n"
