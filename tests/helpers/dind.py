@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from docker.errors import APIError, NotFound
 
 from helpers.builds import Build, Project
-from helpers.engine import Done, Engine, Volume, exec_in
+from helpers.engine import CommandFailedError, Done, Engine, Volume, exec_in
 from helpers.inside import PROCESSES
 from helpers.waiting import wait_until
 
@@ -378,7 +378,7 @@ class Dind:
 
         def run() -> None:
             # The container may be killed between two requests, or before the context is in it.
-            with contextlib.suppress(APIError, OSError):
+            with contextlib.suppress(APIError, CommandFailedError):
                 self.build(project, check=False)
 
         thread = threading.Thread(target=run, name=f"build in {self.name}", daemon=True)

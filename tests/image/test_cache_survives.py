@@ -66,9 +66,11 @@ def test_cache_survives_ten_kills_amid_builds(engine: Engine, flavour: Flavour) 
     whole = dind.build(slow_project(secrets.token_hex(8))).seconds
 
     interrupted = slow_project(secrets.token_hex(8), tag="interrupted:latest")
+    amid = 0
     for _ in range(KILLS):
         build = dind.build_in_background(interrupted)
         build.join(timeout=moments.uniform(0, whole))
+        amid += build.is_alive()
         dind.kill()
         build.join(timeout=30)
         assert not build.is_alive(), "docker exec outlived its container"
@@ -76,6 +78,7 @@ def test_cache_survives_ten_kills_amid_builds(engine: Engine, flavour: Flavour) 
         interrupted = slow_project(secrets.token_hex(8), tag="interrupted:latest")
         dind = start(engine, flavour, volume)
 
+    assert amid > KILLS / 2, "the builds were over, or never began, when they were to be killed"
     assert dind.run_image(project) == build_id
     dind.docker("image", "rm", "--force", project.tag)
     assert dind.build(project).uncached == []
