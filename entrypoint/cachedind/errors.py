@@ -21,6 +21,10 @@ class CachedindError(Exception):
         self.cause = cause
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[CachedindError], tuple[str, str]]:
+        # An error of a child process is pickled; Exception would leave the hint out.
+        return type(self), (self.cause, self.hint)
+
 
 class SettingsError(CachedindError):
     """A setting in the environment has a value that means nothing (EX_USAGE)."""
