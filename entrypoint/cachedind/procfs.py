@@ -12,8 +12,11 @@ _CONTAINER_ID = re.compile(r"/([0-9a-f]{64})(?:/|$)")
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """All mounts, in the order of the file: a later one lies on top of an earlier one at the same place."""
-    return [mount for line in text.splitlines() if (mount := _parse_mount(line)) is not None]
+    """All mounts, in the order of the file: a later one lies on top of an earlier one at the same place.
+
+    Of all that may end a line elsewhere (a carriage return, U+2028), the kernel escapes the newline alone.
+    """
+    return [mount for line in text.split("\n") if (mount := _parse_mount(line)) is not None]
 
 
 def _parse_mount(line: str) -> Mount | None:
@@ -52,7 +55,7 @@ def is_below(path: str, parent: str) -> bool:
 
 
 def read_mounts() -> list[Mount]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return parse_mountinfo(file.read())
 
 
