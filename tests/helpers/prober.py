@@ -53,9 +53,9 @@ def attempt():
     if spans:
         longest_gap = max(longest_gap, started - spans[-1]["last"])
     if not spans or spans[-1]["outcome"] != outcome:
-        spans.append({"outcome": outcome, "first": started, "last": started, "count": 0})
+        spans.append({"outcome": outcome, "first": started, "last": started, "times": 0})
     spans[-1]["last"] = started
-    spans[-1]["count"] += 1
+    spans[-1]["times"] += 1
 
 def secure(client):
     if not task["tls"]:
@@ -114,7 +114,7 @@ class Span(NamedTuple):
     outcome: str
     first: float
     last: float
-    count: int
+    times: int
 
 
 class Answer(NamedTuple):
@@ -178,7 +178,7 @@ class Findings(NamedTuple):
     def failures_before(self) -> int:
         """How many attempts failed before the first that succeeded: a prober that came too late has none."""
         outcomes = [span.outcome for span in self.spans]
-        return sum(span.count for span in self.spans[: outcomes.index("connected")])
+        return sum(span.times for span in self.spans[: outcomes.index("connected")])
 
     def answer(self, name: str) -> Answer:
         """The first client's answer to "_ping" or "info"."""

@@ -26,9 +26,7 @@ class Help(NamedTuple):
 def read_help(engine: Engine, suite: str) -> Help:
     text = run_once(engine, suite, "--help", check=True).stdout
     found = re.findall(r"^ +(?:-(\w), )?--([a-z0-9-]+)(?: ([^\s(]\S*))?(?= {2,}|$)", text, re.MULTILINE)
-    help_ = Help(
-        {name: bool(kind) for _, name, kind in found}, {letter: name for letter, name, _ in found if letter}
-    )
+    help_ = Help({name: bool(kind) for _, name, kind in found}, {letter: name for letter, name, _ in found if letter})
     # Whether the expression above understood it at all.
     assert len(help_.takes_value) > 70, help_
     assert help_.takes_value["data-root"]

@@ -1,0 +1,284 @@
+"""Promise 7: nobody is refused from the container's first moment on, and the first answer is a ready daemon's."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from helpers.clients import wait_ready_at
+from helpers.dind import DATA_ROOT, parse_time
+from helpers.prober import EVERY_S, Companion, Findings
+from helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+
+SHARED = "/shared"
+SHARED_SOCKET = f"{SHARED}/docker.sock"
+PLAIN = {"DOCKER_TLS_CERTDIR": ""}
+FIRST_BIND_S = 0.15
+
+
+def started_at(dind: Dind) -> float:
+    """When the outer engine had started the container, by its own clock, which the prober shares."""
+    return parse_time(dind.state["StartedAt"])
+
+
+def on(volume: Volume, path: str, mode: str = "rw") -> dict[str, dict[str, str]]:
+    return {volume.name: {"bind": path, "mode": mode}}
+
+
+def check_never_refused(findings: Findings) -> None:
+    assert findings.failures_before > 0, "the prober came too late to tell"
+    assert findings.failures_after_first_connect == []
+    # It did look all the time: the refusals of a tenth of a second would have been seen.
+    assert findings.longest_gap < 10 * EVERY_S, findings.longest_gap
+
+
+def check_first_answer_is_ready(findings: Findings, suite: str, engine: Engine) -> None:
+    ping = findings.answer("_ping")
+    assert (ping.status, ping.body) == (200, "OK")
+    info = findings.answer("info")
+    assert info.status == 200
+    assert json.loads(info.body)["ServerVersion"].startswith(engine.engine_version(suite))
+    assert info.time - ping.time < 2, "the daemon answered before it could work"
+
+
+def probe_one_start(
+    engine: Engine, suite: str, address: dict[str, Any], env: Mapping[str, str], volumes: Mapping[str, Any]
+) -> tuple[Dind, Findings, float]:
+    """Start a container under a prober's eyes; returns the seconds from its start to the first answer, too."""
+    companion = Companion(engine, suite, volumes=volumes)
+    probe = companion.probe(**address)
+    dind = engine.dind(suite, env=env, volumes=volumes, network_mode=companion.network)
+    probe.wait_for("info", "broken")
+    findings = probe.finish()
+    return dind, findings, findings.answer("_ping").time - started_at(dind)
+
+
+def test_no_refusal_and_a_ready_first_answer(engine: Engine, suite: str) -> None:
+    shared, certificates = engine.volume(), engine.volume()
+    ready = {}
+
+    # Keys and certificates from a start before, so that a client has them from the first moment on; and that start's
+    # dead socket, as the job before leaves it on a shared volume.
+    volumes = {**on(shared, SHARED), **on(certificates, "/certs")}
+    before = engine.dind(suite, env={"DOCKER_HOST": f"unix://{SHARED_SOCKET}"}, volumes=volumes)
+    wait_ready_at(before, f"unix://{SHARED_SOCKET}")
+    before.kill()
+
+    for kind, address, env in (
+        ("unix", {"unix": SHARED_SOCKET}, {"DOCKER_HOST": f"unix://{SHARED_SOCKET}"}),
+        ("tls", {"port": 2376, "tls": "/certs/client"}, {}),
+        ("plain", {"port": 2375}, PLAIN),
+    ):
+        dind, findings, ready[kind] = probe_one_start(engine, suite, address, env, volumes)
+        check_never_refused(findings)
+        check_first_answer_is_ready(findings, suite, engine)
+        print(f"{kind}: connected {findings.first_connect - started_at(dind):.3f} s, ready {ready[kind]:.2f} s")
+        warned = [text for text in dind.warnings if "neither encryption nor authentication" in text]
+        assert len(warned) == (1 if kind == "plain" else 0)
+        dind.kill()
+
+    # dockerd by itself sleeps for 1 s and then for 15 s before it listens on plain TCP.
+    assert ready["plain"] < ready["tls"] + 1, ready
+
+
+def test_first_bind_comes_at_once(engine: Engine, suite: str) -> None:
+    """The median of five starts, from the engine's StartedAt to the first connect that a 10 ms prober gets through."""
+    shared = engine.volume()
+    volumes = on(shared, SHARED)
+    taken: dict[str, list[float]] = {"unix": [], "tls": []}
+    for _ in range(5):
+        companion = Companion(engine, suite, volumes=volumes)
+        probes = {"unix": companion.probe(unix=SHARED_SOCKET), "tls": companion.probe(port=2376)}
+        env = {"DOCKER_HOST": f"unix://{SHARED_SOCKET}"}
+        dind = engine.dind(suite, env=env, volumes=volumes, network_mode=companion.network)
+        for kind, probe in probes.items():
+            probe.wait_for("connected_at")
+            taken[kind].append(probe.finish().first_connect - started_at(dind))
+        dind.kill()
+    print({kind: [f"{seconds:.3f}" for seconds in times] for kind, times in taken.items()})
+    assert statistics.median(taken["unix"]) <= FIRST_BIND_S
+    assert statistics.median(taken["tls"]) <= FIRST_BIND_S
+
+
+@pytest.mark.parametrize("kind", ["unix", "plain"])
+def test_clients_wait_while_another_holds_the_lock(engine: Engine, suite: str, kind: str) -> None:
+    volume, shared = engine.volume(), engine.volume()
+    holder = engine.dind(suite, volume=volume)
+    holder.wait_ready()
+
+    volumes = on(shared, SHARED)
+    companion = Companion(engine, suite, volumes=volumes)
+    probe = companion.probe(unix=SHARED_SOCKET) if kind == "unix" else companion.probe(port=2375)
+    env = {"CACHEDIND_LOCK_TIMEOUT": "1m", "DOCKER_HOST": f"unix://{SHARED_SOCKET}", **PLAIN}
+    waiting = engine.dind(suite, volume=volume, env=env, volumes=volumes, network_mode=companion.network)
+    probe.wait_for("connected_at")
+    waiting.wait_log(r"waiting up to 60 s")
+    holder.kill()
+    probe.wait_for("info", "broken")
+    findings = probe.finish()
+
+    check_never_refused(findings)
+    check_first_answer_is_ready(findings, suite, engine)
+    killed_at = parse_time(holder.state["FinishedAt"])
+    assert findings.first_connect < killed_at < findings.answer("_ping").time
+
+
+def test_a_lock_timeout_ends_the_connections(engine: Engine, suite: str) -> None:
+    volume = engine.volume()
+    holder = engine.dind(suite, volume=volume)
+    holder.wait_ready()
+
+    companion = Companion(engine, suite)
+    probe = companion.probe(port=2375)
+    env = {"CACHEDIND_LOCK_TIMEOUT": "1s", **PLAIN}
+    waiting = engine.dind(suite, volume=volume, env=env, network_mode=companion.network)
+    probe.wait_for("connected_at")
+    assert waiting.wait_exit() == 75
+    probe.wait_for("broken", "info")
+    findings = probe.finish()
+
+    assert "broken" in findings.story, findings.story
+    assert findings.story["broken"]["time"] - parse_time(waiting.state["FinishedAt"]) < 1
+    [error] = waiting.errors
+    assert holder.id[:12] in error
+    assert "CACHEDIND_LOCK_TIMEOUT" in error
+    # Whoever comes now is refused, rather than kept waiting for nobody.
+    assert not companion.accepts("127.0.0.1", 2375)
+    assert holder.docker_status("version") == 0
+
+
+def listening(dind: Dind) -> list[str]:
+    """The TCP ports on which something in the container's network listens, IPv6 sockets as "tcp6"."""
+    source = """if True:
+        for kind in ("tcp", "tcp6"):
+            for line in open(f"/proc/net/{kind}").read().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    print(kind, int(fields[1].rpartition(":")[2], 16))
+    """
+    return sorted(line for line in dind.python(source).splitlines() if not line.endswith(" 0"))
+
+
+def test_more_hosts_of_the_user(engine: Engine, suite: str) -> None:
+    args = ["-H", "tcp://127.0.0.1:9999", "--host=unix:///run/second.sock"]
+    dind = engine.dind(suite, args=args, env=PLAIN)
+    dind.wait_ready()
+    assert {line.split()[1] for line in listening(dind)} == {"2375", "9999"}
+    for host in ("tcp://127.0.0.1:9999", "tcp://127.0.0.1:2375", "unix:///run/second.sock"):
+        dind.docker_host = host
+        assert dind.docker_status("version") == 0, host
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-H", "unix:///var/run/docker.sock", "-H", "tcp://0.0.0.0:2376"],
+        ["--host=unix://", "--host", "tcp://0.0.0.0:2376/", "-Hfd://"],
+        # The same socket and the same port, spelled in other ways that dockerd understands.
+        ["-H", "unix:///run/docker.sock"],
+        ["-H", "0.0.0.0:2376"],
+        ["-H", ":2376"],
+    ],
+    ids=" ".join,
+)
+def test_hosts_that_are_bound_already_are_harmless(engine: Engine, words: list[str]) -> None:
+    shared = engine.volume()
+    companion = Companion(engine, "forky", volumes=on(shared, "/run"))
+    probe = companion.probe(unix="/run/docker.sock")
+    dind = engine.dind("forky", args=words, volumes=on(shared, "/run"), network_mode=companion.network)
+    dind.wait_ready()
+    probe.wait_for("info", "broken")
+    findings = probe.finish()
+    check_never_refused(findings)
+    check_first_answer_is_ready(findings, "forky", engine)
+    assert companion.accepts("127.0.0.1", 2376)
+
+
+def test_ipv6_on(engine: Engine, suite: str) -> None:
+    companion = Companion(engine, suite, sysctls={"net.ipv6.conf.all.disable_ipv6": "0"})
+    probe = companion.probe(host="::1", port=2376)
+    dind = engine.dind(suite, network_mode=companion.network)
+    probe.wait_for("connected_at")
+    dind.wait_ready()
+    check_never_refused(probe.finish())
+    assert companion.accepts("127.0.0.1", 2376)
+
+
+def test_ipv6_off(engine: Engine, suite: str) -> None:
+    companion = Companion(engine, suite, sysctls={"net.ipv6.conf.all.disable_ipv6": "1"})
+    probe = companion.probe(port=2376)
+    dind = engine.dind(suite, network_mode=companion.network)
+    probe.wait_for("connected_at")
+    dind.wait_ready()
+    check_never_refused(probe.finish())
+    assert not companion.accepts("::1", 2376), "IPv6 is not off"
+
+
+def test_socket_belongs_to_the_docker_group(engine: Engine, suite: str) -> None:
+    dind = engine.dind(suite)
+    dind.wait_ready()
+    assert dind.sh("stat -c '%F %a %u %g' /var/run/docker.sock") == "socket 660 0 2375"
+
+
+@pytest.mark.parametrize(("group", "gid"), [("4321", 4321), ("dockremap", None)], ids=["number", "name"])
+def test_socket_belongs_to_the_group_that_the_user_names(engine: Engine, group: str, gid: int | None) -> None:
+    dind = engine.dind("forky", args=["--group", group])
+    dind.wait_ready()
+    wanted = gid or int(dind.sh(f"getent group {group} | cut -d : -f 3"))
+    assert dind.sh("stat -c '%a %u %g' /var/run/docker.sock") == f"660 0 {wanted}"
+
+
+def test_another_place_for_the_socket(engine: Engine, suite: str) -> None:
+    """GitLab's newer advice: a socket on a volume that the job has as well, in a directory that is to be made."""
+    shared = engine.volume()
+    path = "/runner/services/docker/docker.sock"
+    dind = engine.dind(suite, env={"DOCKER_HOST": f"unix://{path}"}, volumes=on(shared, "/runner/services"))
+    wait_ready_at(dind, f"unix://{path}")
+    assert dind.sh(f"stat -c '%F %a' {path}") == "socket 660"
+    assert dind.sh("ls /var/run/docker.sock", check=False) == "", "a socket at the usual place as well"
+
+
+@pytest.mark.parametrize("value", ["tcp://docker:2376", "tcp://docker:2375", "ssh://somebody@docker"])
+def test_a_client_s_docker_host_is_not_the_daemon_s(engine: Engine, value: str) -> None:
+    dind = engine.dind("forky", env={"DOCKER_HOST": value})
+    dind.wait_ready()
+    assert {line.split()[1] for line in listening(dind)} == {"2376"}
+
+
+def test_a_host_s_socket_in_its_place(engine: Engine, suite: str) -> None:
+    """The outer engine's socket mounted where ours belongs, as people do who do not want an inner daemon."""
+    dind = engine.dind(suite, volumes={"/dev/null": {"bind": "/run/docker.sock", "mode": "rw"}})
+    assert dind.wait_exit() == 71
+    [error] = dind.errors
+    assert "/var/run/docker.sock" in error
+    assert "mount" in error
+
+
+def test_a_directory_in_the_socket_s_place(engine: Engine, suite: str) -> None:
+    dind = engine.dind(suite, volumes=on(engine.volume(), "/run/docker.sock"))
+    assert dind.wait_exit() == 71
+    [error] = dind.errors
+    assert "/var/run/docker.sock" in error
+    assert "director" in error
+
+
+def test_a_port_that_is_taken(engine: Engine, suite: str) -> None:
+    companion = Companion(engine, suite)
+    first = engine.dind(suite, network_mode=companion.network)
+    wait_until(lambda: companion.accepts("127.0.0.1", 2376), what="the first daemon's port")
+    second = engine.dind(suite, network_mode=companion.network)
+    assert second.wait_exit() == 71
+    [error] = second.errors
+    assert "2376" in error
+    first.wait_ready()
+    # The second one ended before it touched its data-root.
+    assert "lock" not in second.log()
+    assert DATA_ROOT not in second.log()
