@@ -1,8 +1,8 @@
 """Container start → first `_ping` 200: cachedind against the bare dockerd of the same image.
 
-The clock starts with the container's first instruction and stops in the same container, so the outer engine's own work is not
-in it. The same small prober measures all subjects: it connects again every 2 ms until it is accepted, and waits for the
-answer then. Subjects take turns; medians and ratios are what counts, single figures are noise.
+The clock starts with the container's first instruction and stops in the same container, so the outer engine's own work
+is not in it. The same small prober measures all subjects: it connects again every 2 ms until it is accepted, and
+waits for the answer then. Subjects take turns; medians and ratios are what counts, single figures are noise.
 """
 
 from __future__ import annotations

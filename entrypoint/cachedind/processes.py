@@ -5,8 +5,6 @@ start.
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.errors import CachedindError, ProgramMissingError
@@ -32,6 +30,8 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s:
 
     Raises ProgramMissingError when it cannot be started at all or does not end in `timeout_s` seconds.
     """
+    import subprocess  # 5 ms, which a start has to spare once its sockets are bound
+
     try:
         done = subprocess.run(
             list(argv),
@@ -71,6 +71,8 @@ class Background:
             raw = pipe.read()
         _, status = os.waitpid(self._pid, 0)
         if raw:
+            import pickle
+
             # Written by our own child a moment ago, never from disk or network.
             raise pickle.loads(raw)
         if status != 0:
@@ -83,6 +85,8 @@ def _run(work: Callable[[], object], write_fd: int) -> None:
         work()
         status = 0
     except CachedindError as error:
+        import pickle
+
         os.write(write_fd, pickle.dumps(error))
         status = 0
     except BaseException:

@@ -186,7 +186,7 @@ def _plan_fresh(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
         and verdict_for(recorded[1], facts).works
         and _may_use(recorded[1], request)
     ):
-        return _fresh(facts, *recorded, "as at the last start", notes)
+        return _fresh(facts, *recorded, "it was chosen at the last start", notes)
     store = ImageStore(request.store.value) if request.store else _default_store(facts.engine, request)
     if request.store and not _has_store(store, facts.engine, request):
         other = "userns-remap" if request.userns_remap else f"engine {facts.engine}"

@@ -51,7 +51,7 @@ def summarise(
     disk = f"{place.fstype}, {format_bytes(used)} of {format_bytes(place.total_bytes)} used"
     phases = ", ".join(f"{name} {took:.0f}" for name, took in stopwatch.phases.items())
     line = (
-        f"{temperature}: {found} ({disk}); {plan.driver} in the {plan.store} store, as {plan.reason}; "
+        f"{temperature}: {found} ({disk}); {plan.driver} in the {plan.store} store ({plan.reason}); "
         f"{stopwatch.total_ms:.0f} ms: {phases}"
     )
     fields: dict[str, object] = {

@@ -6,7 +6,7 @@
 set -eu
 
 if [ "$#" -eq 0 ] || [ "${1#-}" != "$1" ] || [ "$1" = dockerd ]; then
-	exec docker-init -s -- /opt/cachedind/bin/python -I /opt/cachedind/bin/cachedind boot "$@"
+	exec docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/boot.py boot "$@"
 fi
 if [ "$1" = cachedind ]; then
 	exec "$@"

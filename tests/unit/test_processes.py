@@ -36,7 +36,7 @@ def test_a_missing_program_is_an_error_of_ours() -> None:
 
 def test_a_program_that_does_not_end_is_killed_in_time() -> None:
     started = time.monotonic()
-    with pytest.raises(ProgramMissingError, match="sleep did not end within 0.1 s") as caught:
+    with pytest.raises(ProgramMissingError, match=r"sleep did not end within 0\.1 s") as caught:
         run(["sleep", "60"], timeout_s=0.1)
     assert time.monotonic() - started < 5
     assert "sleep 60" in caught.value.hint
