@@ -86,12 +86,28 @@ def test_overlay_without_fuse_is_vfs_when_allowed(engine: Engine, suite: str) ->
     build_and_run(dind)
 
 
+def test_containerd_store_on_overlay_is_69_and_blames_the_filesystem(engine: Engine, suite: str) -> None:
+    """An overlay answers EPERM to what an overlay's upper layer needs, in the most privileged container too."""
+    dind = engine.dind(suite, args=ON_OVERLAY, env={"CACHEDIND_IMAGE_STORE": "containerd"})
+    assert dind.wait_exit() == 69
+    [error] = dind.errors
+    assert "overlay" in error
+    assert "privilege" not in error
+
+
 def test_ramfs_never_gets_overlay2(engine: Engine, suite: str) -> None:
     """An overlay mounts on ramfs and then fails at the first rename of a lower file."""
-    dind = engine.dind(suite, volume=engine.volume("ramfs"), env={"CACHEDIND_ALLOW_VFS": "1"})
+    dind = engine.dind(suite, volume=engine.volume("ramfs"))
     dind.wait_ready()
-    assert dind.info().driver in ("fuse-overlayfs", "vfs")
-    assert any("ramfs" in warning for warning in dind.warnings)
+    assert dind.info().driver == "fuse-overlayfs"
+    assert any("overlay2 does not work on ramfs" in warning for warning in dind.warnings)
+    build_and_run(dind)
+
+
+def test_ramfs_without_fuse_is_vfs_when_allowed(engine: Engine, suite: str) -> None:
+    dind = engine.dind(suite, volume=engine.volume("ramfs"), entrypoint=WITHOUT_FUSE, env={"CACHEDIND_ALLOW_VFS": "1"})
+    dind.wait_ready()
+    assert dind.info().driver == "vfs"
     build_and_run(dind)
 
 
