@@ -27,8 +27,9 @@ make_venv() {
 		die 69 "python3 is older than 3.11" "put a newer python3 first on PATH"
 	if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
 		step "installing python3-venv"
-		{ apt-get update -q && apt-get install -qy --no-install-recommends python3-venv; } >/dev/null 2>&1 ||
-			die 69 "python3 cannot make a venv" "install Debian's python3-venv"
+		{ apt_install python3-venv || { apt-get update -q && apt_install python3-venv; }; } >/dev/null 2>&1 || :
+		python3 -c 'import ensurepip, venv' 2>/dev/null ||
+			die 69 "python3 cannot make a venv" "install what your python3 lacks (Debian's package is python3-venv)"
 	fi
 	python3 -m venv "$1"
 }
