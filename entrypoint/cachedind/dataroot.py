@@ -95,7 +95,7 @@ def read_data_root_state(directory_fd: int) -> DataRootState | None:
 def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
     """Raises ValueError for anything that this version could not have written."""
     started_at = raw.get("started_at")
-    if not isinstance(started_at, (int, float)) or isinstance(started_at, bool):
+    if not isinstance(started_at, (int, float)) or isinstance(started_at, bool) or not 0 <= started_at < 1e12:
         raise ValueError("started_at is not a time")
     store, driver = _text(raw, "image_store"), _text(raw, "driver")
     if not driver.replace("-", "").isalnum():
