@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from typing import NamedTuple
 
 from cachedind import probes, procfs
@@ -18,6 +17,7 @@ from cachedind.errors import (
 )
 from cachedind.linux import CAP_SYS_ADMIN
 from cachedind.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
+from cachedind.processes import find_program
 from cachedind.storage import PRIVILEGED_RUN
 
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
@@ -180,7 +180,7 @@ def read_engine_version(path: str) -> EngineVersion:
 
     dockerd --version takes 30 ms; the image has noted the answer for the very file it was asked of.
     """
-    program = shutil.which("dockerd", path=path)
+    program = find_program("dockerd", path)
     if program is None:
         raise ProgramMissingError("dockerd is not on PATH", "use an image built from image/Dockerfile")
     noted = _noted_version(os.path.realpath(program))

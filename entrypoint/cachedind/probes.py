@@ -15,13 +15,13 @@ import contextlib
 import errno
 import os
 import select
-import shutil
 import signal
 import time
 from typing import TYPE_CHECKING
 
 from cachedind import linux
 from cachedind.model import Verdict
+from cachedind.processes import find_program
 from cachedind.procfs import read_is_full_user_namespace
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROBE_PREFIX = ".cachedind-probe-"
 _TIMEOUT_S = 10.0
+_PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PRIVILEGE = frozenset({errno.EPERM, errno.EACCES})
 _INDEX_PARAMETER = "/sys/module/overlay/parameters/index"
 
@@ -41,6 +42,10 @@ _STALE_PREFIXES = (
     "fsutils-dummy",
 )
 """What moby's and containers/storage's own trials leave behind when they are killed."""
+
+
+_PROVEN = "works"
+"""What a trial's child reports. A child that says nothing was killed, and has proven nothing."""
 
 
 class Unfit(Exception):
@@ -68,7 +73,7 @@ def _probe(driver: str, directory: str, trial: Callable[[str], None]) -> Verdict
         return explain(driver, _in_child(trial, work))
     finally:
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(work)
+            _remove_tree(work)
 
 
 def _lay_out(work: str) -> None:
@@ -84,9 +89,21 @@ def sweep_stale_probes(directory: str) -> list[str]:
     names.
     """
     stale = [name for name in os.listdir(directory) if name.startswith((PROBE_PREFIX, *_STALE_PREFIXES))]
+    if stale:
+        import shutil  # 4 ms of imports, for the rare start that has something to sweep
     for name in stale:
         shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
     return stale
+
+
+def _remove_tree(top: str) -> None:
+    """Remove a tree of plain files and directories, as a trial makes it."""
+    for directory, subdirectories, names in os.walk(top, topdown=False):
+        for name in names:
+            os.unlink(f"{directory}/{name}")
+        for name in subdirectories:
+            os.rmdir(f"{directory}/{name}")
+    os.rmdir(top)
 
 
 def _in_child(trial: Callable[[str], None], work: str) -> tuple[int, str] | None:
@@ -96,11 +113,23 @@ def _in_child(trial: Callable[[str], None], work: str) -> tuple[int, str] | None
     if pid == 0:
         _run_child(trial, work, write_fd)
     os.close(write_fd)
+    outcome: tuple[int, str] | None = (0, "the trial was interrupted")
     try:
-        return _read_outcome(read_fd, pid)
+        outcome = _read_outcome(read_fd, pid)
     finally:
         os.close(read_fd)
         os.waitpid(pid, 0)
+        if outcome is not None:
+            _kill_helpers(work)
+    return outcome
+
+
+def _kill_helpers(work: str) -> None:
+    """End what a failed trial could not end: fuse-overlayfs lives on in the trial's mount namespace, and keeps it."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+            if work.encode() in file.read():
+                os.kill(int(name), signal.SIGKILL)
 
 
 def _run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:
@@ -110,7 +139,7 @@ def _run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:
         # First of all: where / is shared, as hack/dind makes it, the trial's mounts would show up outside.
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
         trial(work)
-        outcome = ""
+        outcome = _PROVEN
     except Unfit as error:
         outcome = f"0 {error}"
     except OSError as error:
@@ -118,8 +147,10 @@ def _run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:
     except BaseException as error:  # the parent must hear of anything at all
         outcome = f"0 {type(error).__name__}: {error}"
     finally:
-        os.write(write_fd, outcome.encode("utf-8", "replace")[:4000])
-        os._exit(0)
+        try:
+            os.write(write_fd, outcome.encode("utf-8", "replace")[:4000])
+        finally:
+            os._exit(0)
 
 
 def _read_outcome(read_fd: int, pid: int) -> tuple[int, str] | None:
@@ -128,8 +159,10 @@ def _read_outcome(read_fd: int, pid: int) -> tuple[int, str] | None:
         os.kill(pid, signal.SIGKILL)
         return errno.ETIMEDOUT, f"the trial did not end within {_TIMEOUT_S:g} s"
     text = os.read(read_fd, 4096).decode("utf-8", "replace")
-    if not text:
+    if text == _PROVEN:
         return None
+    if not text:
+        return 0, "the trial was killed"
     number, _, what = text.partition(" ")
     return int(number), what
 
@@ -183,7 +216,7 @@ def _try_overlay(work: str) -> None:
 def _try_fuse_overlayfs(work: str) -> None:
     if not os.path.exists("/dev/fuse"):
         raise Unfit("/dev/fuse is missing: run the container with --privileged or --device /dev/fuse")
-    program = shutil.which("fuse-overlayfs")
+    program = find_program("fuse-overlayfs", _PROGRAM_PATH)
     if program is None:
         raise Unfit("the program fuse-overlayfs is not installed")
     options = f"lowerdir={work}/lower1:{work}/lower2,upperdir={work}/upper,workdir={work}/work"
@@ -214,7 +247,7 @@ def _check_upper(upper: str, xattr: str) -> None:
     # VFS_CAP_REVISION_2 with cap_net_bind_service, as setcap(8) writes it.
     os.setxattr(f"{sample}/file", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
     check_entry_types(linux.directory_entry_types(sample))
-    shutil.rmtree(sample)
+    _remove_tree(sample)
 
 
 def check_entry_types(types: dict[str, int]) -> None:

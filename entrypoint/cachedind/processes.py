@@ -54,6 +54,15 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def find_program(name: str, path: str) -> str | None:
+    """The first executable file of that name in the directories of `path`. shutil.which would cost 4 ms of imports."""
+    for directory in path.split(os.pathsep):
+        candidate = f"{directory or '.'}/{name}"
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return None
+
+
 class Background:
     """A function running in a child process. Fork it while this process has a single thread."""
 
