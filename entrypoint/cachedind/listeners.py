@@ -65,7 +65,12 @@ def plan_listen(docker_host: str, tls_certdir: str, group: str | None) -> Listen
 
 def bind(plan: ListenPlan) -> list[socket.socket]:
     """Bind and listen on every address of the plan, the unix socket first. Raises ListenError."""
-    return [_bind_unix(plan.socket_path, plan.group), _bind_tcp(plan.tcp_port)]
+    unix = _bind_unix(plan.socket_path, plan.group)
+    try:
+        return [unix, _bind_tcp(plan.tcp_port)]
+    except ListenError:
+        unix.close()
+        raise
 
 
 def _bind_unix(path: str, group: str) -> socket.socket:
@@ -84,7 +89,10 @@ def _bind_unix(path: str, group: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenError(f"the socket {path} cannot be bound: {error.strerror}", _unix_hint(error, path)) from error
+        # Python itself refuses a path that is too long, without an errno.
+        raise ListenError(
+            f"the socket {path} cannot be bound: {error.strerror or error}", _unix_hint(error, path)
+        ) from error
     return listener
 
 
