@@ -607,7 +607,7 @@ demands = st.none() | st.sampled_from(DRIVERS).map(argument)
 stores = st.none() | st.sampled_from(ImageStore).map(store_demand)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(
     backing=st.sampled_from(sorted(BACKINGS)),
     engine=st.sampled_from(sorted(ENGINES)),
