@@ -87,7 +87,7 @@ for part in server client; do
   { echo '[ x509_exts ]'; echo "extendedKeyUsage = ${part}Auth"
     [ $part = client ] || echo 'subjectAltName = DNS:docker,DNS:localhost,IP:127.0.0.1'; } >$part/openssl.cnf
   openssl x509 -req -in $part/csr.pem -CA ca/cert.pem -CAkey ca/key.pem -CAcreateserial -out $part/cert.pem \
-    -days "${DAYS:-825}" -extfile $part/openssl.cnf -extensions x509_exts
+    -days 825 -extfile $part/openssl.cnf -extensions x509_exts
   cp ca/cert.pem $part/ca.pem
 done
 chmod 0644 client/key.pem

@@ -304,16 +304,18 @@ def test_certificates_that_the_user_manages_may_be_read_only(engine: Engine) -> 
     dind.wait_ready()
 
 
+_STRANGER = "openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -subj /CN=stranger -out"
+_EXPIRED = MAKE_USER_MANAGED.replace(
+    "-days 825 -extfile", "-not_before 20240101000000Z -not_after 20240201000000Z -extfile"
+)
 UNUSABLE = {
-    "another authority": (f"{MAKE_USER_MANAGED}; openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null "
-                          "-subj /CN=stranger -out server/ca.pem", "server/cert.pem"),
-    "expired": (f"DAYS=-1; {MAKE_USER_MANAGED}", "server/cert.pem"),
-    "garbage": (f"{MAKE_USER_MANAGED}; echo garbage >server/cert.pem", "server/cert.pem"),
-    "another key": (f"{MAKE_USER_MANAGED}; openssl genrsa -out server/key.pem 2048", "server/"),
-    "authority without its key": ("mkdir -p $1/ca; cd $1; openssl req -x509 -newkey rsa:2048 -nodes "
-                                  "-keyout /dev/null -subj /CN=ca -out ca/cert.pem", "ca/key.pem"),
+    "another authority": (f"{MAKE_USER_MANAGED}{_STRANGER} server/ca.pem", "server/cert.pem"),
+    "expired": (_EXPIRED, "server/cert.pem"),
+    "garbage": (f"{MAKE_USER_MANAGED}echo garbage >server/cert.pem", "server/cert.pem"),
+    "another key": (f"{MAKE_USER_MANAGED}openssl genrsa -out server/key.pem 2048", "server/"),
+    "authority without its key": (f"mkdir -p $1/ca; {_STRANGER} $1/ca/cert.pem", "ca/key.pem"),
     "authority's key is garbage": ("mkdir -p $1/ca; echo garbage >$1/ca/key.pem", "ca/key.pem"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
