@@ -118,7 +118,7 @@ def observe(lease: Lease, log: Log) -> tuple[Place, ExistingData]:
 
     try:
         noted = dataroot.read_data_root_state(lease.directory_fd)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a link or a directory in its place
         aside = state.set_aside(lease.directory_fd, dataroot.STATE_NAME)
         log.warn(f"{lease.data_root}/.cachedind/{dataroot.STATE_NAME} is unreadable ({error}); it is now {aside}")
         noted = None

@@ -1,0 +1,269 @@
+"""The steps of a start, as far as they act on nothing but a directory. Whole starts are tested in tests/image."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cachedind import boot, config, daemon_config, dataroot, facts, listeners, storage
+from cachedind.arguments import parse_daemon_arguments
+from cachedind.errors import (
+    CachedindError,
+    DaemonConfigError,
+    HostPreparationError,
+    ProgramMissingError,
+    SettingsError,
+    StrictError,
+)
+from cachedind.facts import Place
+from cachedind.lease import Lease
+from cachedind.log import Log
+from cachedind.model import DataRootState, EngineVersion, ExistingData, ImageStore, Mount, StoragePlan, Verdict
+
+OVERLAY2 = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "it works")
+
+
+class Executed(Exception):
+    """What os.execvpe was called with, instead of replacing this process."""
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> type[Executed]:
+    def execvpe(program: str, argv: list[str], environ: dict[str, str]) -> None:
+        assert program == argv[0]
+        raise Executed(argv, environ)
+
+    monkeypatch.setattr(os, "execvpe", execvpe)
+    return Executed
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> Iterator[Lease]:
+    """As of a data-root whose lease is held, though nothing is locked here."""
+    directory = tmp_path / "data" / ".cachedind"
+    directory.mkdir(parents=True)
+    (directory / "lock").touch()
+    fd, directory_fd = os.open(directory / "lock", os.O_RDWR), os.open(directory, os.O_RDONLY)
+    yield Lease(fd, directory_fd, str(tmp_path / "data"), None, 0.0)
+    os.close(fd)
+    os.close(directory_fd)
+
+
+@pytest.mark.parametrize(
+    ("words", "argv"),
+    [
+        (["--version"], ["dockerd", "--version"]),
+        (["dockerd", "--help"], ["dockerd", "--help"]),
+        (["-D", "-v"], ["dockerd", "-D", "-v"]),
+        (["dockerd", "--validate", "--config-file=/x"], ["dockerd", "--validate", "--config-file=/x"]),
+    ],
+)
+def test_questions_go_to_dockerd_untouched(executed: type[Executed], words: list[str], argv: list[str]) -> None:
+    environ = {"PATH": "/bin", "DOCKER_DRIVER": "vfs"}
+    with pytest.raises(executed) as caught:
+        boot.boot(words, environ)
+    assert caught.value.args == (argv, environ)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "error"),
+    [
+        ([], {"CACHEDIND_STRICT": "perhaps"}, SettingsError),
+        (["--version"], {"CACHEDIND_STRICT": "perhaps"}, SettingsError),
+        (["--data-root"], {}, DaemonConfigError),
+        ([], {"DOCKER_HOST": "unix://relative.sock"}, DaemonConfigError),
+    ],
+)
+def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], environ: dict[str, str], error: type[CachedindError]
+) -> None:
+    monkeypatch.setattr(listeners, "bind", lambda plan: pytest.fail("bound"))
+    monkeypatch.setattr(daemon_config, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
+    with pytest.raises(error):
+        boot.boot(words, environ)
+
+
+# ---- observing ----
+
+
+@pytest.fixture
+def no_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever disk the tests run on: it has room, and lasts."""
+    monkeypatch.setattr(facts, "check_room", lambda place, fresh: None)
+    monkeypatch.setattr(facts, "persistence", lambda place: None)
+
+
+@pytest.mark.usefixtures("no_judgement")
+@pytest.mark.parametrize("kind", ["garbage", "of a later version", "a link", "a directory", "a pipe"])
+def test_a_state_file_that_cannot_be_used_is_set_aside_and_named(
+    lease: Lease, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    path = Path(lease.data_root) / ".cachedind" / "state.json"
+    if kind == "a link":
+        path.symlink_to("/etc/passwd")
+    elif kind == "a directory":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text({"garbage": "{", "of a later version": '{"min_reader": 99}'}[kind])
+    _, existing = boot.observe(lease, Log())
+    assert existing == ExistingData((), None, None)
+    assert "state.json is unreadable" in capfd.readouterr().err
+    assert sorted(os.listdir(path.parent)) == ["lock", "state.json.unreadable"]
+
+
+@pytest.mark.usefixtures("no_judgement")
+def test_what_the_last_start_noted_is_observed(lease: Lease, capfd: pytest.CaptureFixture[str]) -> None:
+    state = DataRootState(EngineVersion(28, 5, 2), ImageStore.GRAPHDRIVER, "overlay2", "ext4", "b", 1.0)
+    dataroot.write_data_root_state(lease.directory_fd, state)
+    (Path(lease.data_root) / "check-overlayfs-support1").mkdir()
+    place, existing = boot.observe(lease, Log())
+    assert existing.recorded == (ImageStore.GRAPHDRIVER, "overlay2")
+    assert place.path == lease.data_root
+    assert os.listdir(lease.data_root) == [".cachedind"]
+    assert capfd.readouterr().err == ""
+
+
+# ---- deciding ----
+
+
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """overlay2 works, and the engine is 28.5.2."""
+    monkeypatch.setattr(facts, "probe_driver", lambda *args, **kwargs: Verdict("overlay2", True, "tried"))
+    monkeypatch.setattr(facts, "read_engine_version", lambda path: EngineVersion(28, 5, 2))
+
+
+def decide(lease: Lease, log: Log, **environ: str) -> StoragePlan:
+    settings = config.load(environ)
+    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
+    mount = Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset())
+    place = Place(lease.data_root, mount, 1, 1, 1, 1)
+    return boot.decide(settings, daemon, lease, place, ExistingData((), None, None), log)
+
+
+@pytest.mark.usefixtures("works")
+def test_the_decision_is_noted_down(lease: Lease) -> None:
+    assert decide(lease, Log()).driver == "overlay2"
+    state = dataroot.read_data_root_state(lease.directory_fd)
+    assert state is not None
+    assert (state.driver, state.store, str(state.engine), state.fstype) == ("overlay2", "graphdriver", "28.5.2", "ext4")
+    before = (Path(lease.data_root) / ".cachedind" / "state.json").stat()
+    decide(lease, Log())
+    assert (Path(lease.data_root) / ".cachedind" / "state.json").stat() == before, "a warm start wrote and synced"
+
+
+@pytest.mark.usefixtures("works")
+def test_what_was_passed_over_is_told(lease: Lease, capfd: pytest.CaptureFixture[str]) -> None:
+    decide(lease, Log(), DOCKER_DRIVER="vfs")
+    assert "warning: DOCKER_DRIVER=vfs is ignored" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("works")
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_a_full_disk_costs_the_note_not_the_start(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], strict: bool
+) -> None:
+    def fail(directory_fd: int, state: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dataroot, "write_data_root_state", fail)
+    if strict:
+        with pytest.raises(StrictError, match="No space left on device"):
+            decide(lease, Log(strict=True))
+        return
+    assert decide(lease, Log()).driver == "overlay2"
+    assert "the storage decision cannot be noted down" in capfd.readouterr().err
+
+
+# ---- handing over ----
+
+
+def test_dockerd_gets_its_sockets_through_docker_init_and_a_shell_that_knows_its_pid(
+    executed: type[Executed], lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[object] = []
+    monkeypatch.setattr(listeners, "hand_over", lambda sockets: handed.append((sockets, os.get_inheritable(lease.fd))))
+    with pytest.raises(executed) as caught:
+        boot.hand_over(["--host", "fd://"], ["socket"], lease, {"PATH": "/bin"})  # type: ignore[list-item]
+    argv, environ = caught.value.args
+    assert argv[:3] == ["docker-init", "-s", "--"]
+    assert argv[-3:] == ["dockerd", "--host", "fd://"]
+    assert argv[3:-3] == ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"]
+    assert environ == {"PATH": "/bin"}
+    assert handed == [(["socket"], True)], "the sockets go last, and the lock survives exec"
+
+
+def test_without_sockets_there_is_no_shell_in_between(executed: type[Executed], lease: Lease) -> None:
+    with pytest.raises(executed) as caught:
+        boot.hand_over(["-D"], [], lease, {})
+    assert caught.value.args[0] == ["docker-init", "-s", "--", "dockerd", "-D"]
+    assert os.get_inheritable(lease.fd)
+
+
+def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def execvpe(program: str, argv: list[str], environ: dict[str, str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+
+    monkeypatch.setattr(os, "execvpe", execvpe)
+    with pytest.raises(ProgramMissingError, match="docker-init cannot be run: No such file or directory"):
+        boot.execute(["docker-init"], {})
+
+
+def test_dind_without_a_command() -> None:
+    with pytest.raises(SettingsError, match="no command"):
+        boot.dind([], {})
+
+
+@pytest.fixture
+def merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "run" / "daemon.json"
+    monkeypatch.setattr(boot, "RUN_DIRECTORY", str(path.parent))
+    monkeypatch.setattr(boot, "MERGED_CONFIG", str(path))
+    return path
+
+
+def test_the_merged_configuration_is_roots_and_replaces_the_last_one(merged: Path) -> None:
+    boot.write_merged_config('{"mtu": 1400, "dns": []}')
+    boot.write_merged_config("{}")
+    assert json.loads(merged.read_text()) == {}
+    assert merged.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_merged_configuration_follows_no_link(merged: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    merged.parent.mkdir()
+    merged.symlink_to(victim)
+    with pytest.raises(HostPreparationError, match="cannot be written"):
+        boot.write_merged_config("{}")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("flags", "file", "certdir", "warned"),
+    [
+        ("", {}, "", True),
+        ("", {}, "/certs", False),
+        ("--tls=false", {}, "", False),
+        ("--tlsverify", {}, "", False),
+        ("", {"tlsverify": True}, "", False),
+    ],
+    ids=["plain", "TLS", "said so", "own TLS", "own TLS in the file"],
+)
+def test_plain_tcp_is_warned_of(
+    capfd: pytest.CaptureFixture[str], flags: str, file: dict[str, object], certdir: str, warned: bool
+) -> None:
+    daemon = daemon_config.DaemonSettings(parse_daemon_arguments(flags.split()), file, "daemon.json")
+    boot.plan_listen(config.load({"DOCKER_TLS_CERTDIR": certdir}), daemon, Log())
+    assert ("neither encryption nor authentication" in capfd.readouterr().err) is warned
+
+
+def test_the_hint_for_want_of_privileges_is_a_command_that_works() -> None:
+    assert storage.PRIVILEGED_RUN == "docker run --privileged -v cachedind:/var/lib/docker cachedind"
