@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 
@@ -45,6 +47,7 @@ def healthcheck(timeout_s: int) -> None:
 
     path = plan_listen(load(environment()).docker_host, "", None).socket_path
     try:
-        docker.DockerClient(base_url=f"unix://{path}", timeout=timeout_s).ping()
+        with contextlib.closing(docker.DockerClient(base_url=f"unix://{path}", timeout=timeout_s)) as client:
+            client.ping()
     except DockerException as error:
         raise click.ClickException(f"the daemon behind {path} does not answer: {error}") from error
