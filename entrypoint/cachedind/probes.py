@@ -204,11 +204,13 @@ def _try_overlay(work: str) -> None:
     options = overlay_options(
         work, full_user_namespace=read_is_full_user_namespace(), has_index=os.path.exists(_INDEX_PARAMETER)
     )
-    _check_upper(f"{work}/upper", xattr="trusted.overlay.opaque")
+    # The mount comes first: an overlay answers it with EINVAL, but mknod of a whiteout in it with EPERM, as if privileges
+    # were missing.
     linux.mount("overlay", f"{work}/merged", "overlay", data=options)
     _use_as_root_filesystem(work)
     _check_whiteouts(f"{work}/upper")
     linux.umount(f"{work}/merged")
+    _check_upper(f"{work}/upper", xattr="trusted.overlay.opaque")
     linux.mount("overlay", f"{work}/merged", "overlay", data=options)
     _check_after_remount(f"{work}/merged")
 
