@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,8 @@ LOCK_NAME = "lock"
 POLL_S = 0.02
 _HIGH_FD = 20
 """Lock descriptors are kept above those that socket activation uses."""
+_END_OF_TIME_S = 253402300800.0
+"""The year 10000: what claims to be later (or NaN) was not written by a clock, and no calendar can show it."""
 
 
 class Lease(NamedTuple):
@@ -50,21 +53,24 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
     from filelock import lock_descriptor  # 35 ms of imports, paid after the API's sockets are bound
 
     started = time.monotonic()
-    directory_fd = _open_directory(data_root)
     told = False
     while True:
-        fd = _open_lock(data_root, directory_fd)
-        if lock_descriptor(fd, blocking=False):
-            if _is_current(fd, directory_fd):
-                previous = read_holder(fd)
-                _write_holder(fd, holder)
-                return Lease(fd, directory_fd, data_root, previous, time.monotonic() - started)
-        elif time.monotonic() - started >= timeout_s:
-            raise _busy(data_root, read_holder(fd), timeout_s)
-        elif not told:
-            on_wait(read_holder(fd))
-            told = True
-        os.close(fd)
+        with contextlib.ExitStack() as undo:
+            directory_fd = _open_directory(data_root)
+            undo.callback(os.close, directory_fd)
+            fd = _open_lock(data_root, directory_fd)
+            undo.callback(os.close, fd)
+            if lock_descriptor(fd, blocking=False):
+                if _is_current(fd, directory_fd, data_root):
+                    previous = read_holder(fd)
+                    _write_holder(fd, holder, data_root)
+                    undo.pop_all()
+                    return Lease(fd, directory_fd, data_root, previous, time.monotonic() - started)
+            elif time.monotonic() - started >= timeout_s:
+                raise _busy(data_root, read_holder(fd), timeout_s)
+            elif not told:
+                on_wait(read_holder(fd))
+                told = True
         time.sleep(POLL_S if told else 0)
 
 
@@ -109,36 +115,44 @@ def _open_lock(data_root: str, directory_fd: int) -> int:
     except OSError as error:
         raise _unwritable(data_root, error) from error
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _unwritable(data_root, OSError(errno.ENXIO, "its lock is no regular file"))
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
     finally:
         os.close(fd)
 
 
-def _is_current(fd: int, directory_fd: int) -> bool:
-    """Whether the locked file is still the one with that name: a lock on a replaced file excludes nobody."""
+def _is_current(fd: int, directory_fd: int, data_root: str) -> bool:
+    """Whether the locked file and its directory are still the ones with those names: a lock on a replaced file excludes
+    nobody.
+    """
     try:
         named = os.stat(LOCK_NAME, dir_fd=directory_fd, follow_symlinks=False)
+        directory = os.stat(f"{data_root}/{DIRECTORY}", follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(fd), named)
+    return os.path.samestat(os.fstat(fd), named) and os.path.samestat(os.fstat(directory_fd), directory)
 
 
-def _write_holder(fd: int, holder: Holder) -> None:
+def _write_holder(fd: int, holder: Holder, data_root: str) -> None:
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder._asdict()).encode() + b"\n", 0)
     except OSError as error:
         # A full disk costs the name in a message, not the lease.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise _unwritable(data_root, error) from error
 
 
 def read_holder(fd: int) -> Holder | None:
     """What the holder wrote about itself, or None when that cannot be read (it may be writing right now)."""
     try:
         found = json.loads(os.pread(fd, 4096, 0))
-        return Holder(str(found["container"])[:12], str(found["hostname"])[:64], float(found["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        since = float(found["since"])
+        if not 0 <= since < _END_OF_TIME_S:
+            return None
+        return Holder(str(found["container"])[:12], str(found["hostname"])[:64], since)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

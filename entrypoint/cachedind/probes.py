@@ -204,8 +204,8 @@ def _try_overlay(work: str) -> None:
     options = overlay_options(
         work, full_user_namespace=read_is_full_user_namespace(), has_index=os.path.exists(_INDEX_PARAMETER)
     )
-    # The mount comes first: an overlay answers it with EINVAL, but mknod of a whiteout in it with EPERM, as if privileges
-    # were missing.
+    # The mount comes first: an overlay answers it with EINVAL, but mknod of a whiteout in it with EPERM, as if
+    # privileges were missing.
     linux.mount("overlay", f"{work}/merged", "overlay", data=options)
     _use_as_root_filesystem(work)
     _check_whiteouts(f"{work}/upper")

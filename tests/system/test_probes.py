@@ -187,14 +187,10 @@ def _is_zombie(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("directory", ["ext4", "tmpfs"], indirect=True)
-@pytest.mark.parametrize(
-    ("probe", "rounds", "longest_s"), [(probe_overlay, 40, 0.03), (probe_fuse_overlayfs, 40, 0.03)]
-)
-def test_a_trial_that_is_killed_proves_nothing_and_leaves_nothing(
-    directory: Path, probe: Probe, rounds: int, longest_s: float
-) -> None:
-    rng = random.Random(20)
-    killed = 0
+@pytest.mark.parametrize("probe", [probe_overlay, probe_fuse_overlayfs])
+def test_a_trial_that_is_killed_proves_nothing_and_leaves_nothing(directory: Path, probe: Probe) -> None:
+    rng, rounds, killed = random.Random(20), 30, 0
+    longest_s = _duration_s(probe, directory)
     for _ in range(rounds):
         with child(lambda: probe(str(directory))) as probing:
             _kill_the_trial(probing.pid, rng.uniform(0, longest_s))
@@ -227,14 +223,11 @@ def _kill_the_trial(prober: int, after_s: float) -> None:
 
 
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
-@pytest.mark.parametrize(
-    ("probe", "rounds", "longest_s"), [(probe_overlay, 25, 0.03), (probe_fuse_overlayfs, 12, 0.09)]
-)
-def test_what_a_killed_start_leaves_is_swept_by_the_next(
-    directory: Path, probe: Probe, rounds: int, longest_s: float
-) -> None:
+@pytest.mark.parametrize("probe", [probe_overlay, probe_fuse_overlayfs])
+def test_what_a_killed_start_leaves_is_swept_by_the_next(directory: Path, probe: Probe) -> None:
     rng = random.Random(21)
-    for _ in range(rounds):
+    longest_s = _duration_s(probe, directory)
+    for _ in range(20):
         with child(lambda: probe(str(directory))) as probing:
             time.sleep(rng.uniform(0, longest_s))
             probing.kill()
