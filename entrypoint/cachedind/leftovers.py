@@ -8,7 +8,7 @@ makes it use a containerd that is not there. Only called under the lease, when n
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import socket
 from fnmatch import fnmatch
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SYSTEM_CONTAINERD = "/run/containerd/containerd.sock"
+# Gone already, mounted there from outside, a directory, on something read-only: dockerd says what it thinks of it.
+_STAYS = frozenset({errno.ENOENT, errno.EBUSY, errno.EISDIR, errno.EROFS, errno.EPERM})
 
 
 def plan_removals(found: list[str], exec_root: str, pidfile: str, bound_socket: str | None) -> list[str]:
@@ -38,18 +40,24 @@ def plan_removals(found: list[str], exec_root: str, pidfile: str, bound_socket: 
 
 
 def sweep(exec_root: str, pidfile: str, bound_socket: str | None) -> list[str]:
-    """Remove what is stale and return it."""
+    """Remove what is stale and can be removed, and return it."""
     roots = {os.path.realpath(path) for path in ("/run", exec_root)}
     found = sorted({path for root in roots for path in _files_below(root)} | {os.path.realpath(pidfile)})
     bound = None if bound_socket is None else os.path.realpath(bound_socket)
-    removed = plan_removals(found, exec_root, pidfile, bound)
-    for path in removed:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    stale = plan_removals(found, exec_root, pidfile, bound)
     if _is_dead_socket(_SYSTEM_CONTAINERD):
-        os.unlink(_SYSTEM_CONTAINERD)
-        removed.append(_SYSTEM_CONTAINERD)
-    return removed
+        stale.append(_SYSTEM_CONTAINERD)
+    return [path for path in stale if _try_remove(path)]
+
+
+def _try_remove(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno not in _STAYS:
+            raise
+        return False
+    return True
 
 
 def _files_below(root: str) -> Iterator[str]:
