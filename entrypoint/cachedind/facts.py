@@ -122,7 +122,7 @@ def check_room(place: Place, *, fresh: bool) -> Degradation | None:
     Raises DataRootUnwritableError for a fresh one without room.
     """
     lacks = []
-    if place.free_bytes < MIN_FREE_BYTES:
+    if place.total_bytes > 0 and place.free_bytes < MIN_FREE_BYTES:  # ramfs counts no blocks at all
         lacks.append(f"{format_bytes(place.free_bytes)} of {format_bytes(place.total_bytes)} are free")
     if place.total_inodes > 0 and place.free_inodes < MIN_FREE_INODES:
         lacks.append(f"{place.free_inodes} of {place.total_inodes} inodes are free")

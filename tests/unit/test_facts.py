@@ -63,6 +63,7 @@ def test_which_filesystems_lock_for_this_kernel_alone(fstype: str, safe: bool) -
         pytest.param(place_of(free_mib=15), "15.0 MiB of 2.0 GiB are free", id="no bytes"),
         pytest.param(place_of(free_inodes=999), "999 of 100000 inodes are free", id="no inodes"),
         pytest.param(place_of("btrfs", inodes=0, free_inodes=0), "", id="btrfs counts no inodes"),
+        pytest.param(place_of("ramfs")._replace(total_bytes=0, free_bytes=0), "", id="ramfs counts no blocks"),
         pytest.param(
             place_of(free_mib=0, free_inodes=0), "0 B of 2.0 GiB are free and 0 of 100000 inodes are free", id="neither"
         ),
