@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
+from types import FrameType
 
 import pytest
 
 pytest.register_assert_rewrite("helpers")
 
 TIMEOUT_S = {"unit": 20, "system": 60, "image": 300}
+
+
+def pytest_sessionstart() -> None:
+    """A run that is told to end cleans up like any other: containers and loop devices do not go with a process."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        pytest.exit(f"ended by {signal.Signals(number).name}", returncode=128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
