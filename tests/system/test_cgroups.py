@@ -175,7 +175,8 @@ def test_processes_that_keep_being_added_do_not_make_it_hang(group: Path) -> Non
 
 def test_a_process_that_is_added_between_the_move_and_the_delegation_is_moved_too(group: Path) -> None:
     def work(nest: Nest) -> tuple[int, int]:
-        original, late = cgroups._write, []
+        original = cgroups._write
+        late: list[Child] = []
 
         def write(path: str, text: str) -> None:
             if path.endswith("subtree_control") and len(late) < 5:

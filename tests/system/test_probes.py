@@ -203,6 +203,24 @@ def test_a_trial_that_is_killed_proves_nothing_and_leaves_nothing(directory: Pat
     assert killed, "no trial was killed in time: this test proves nothing"
 
 
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+@pytest.mark.parametrize("end", ["killed", "unfit"])
+def test_fuse_overlayfs_does_not_outlive_a_trial_that_ends_while_it_is_mounted(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Its process lives in the trial's mount namespace, and would keep that and the mount for ever."""
+
+    def use(work: str) -> None:
+        assert os.path.ismount(f"{work}/merged")
+        if end == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise probes.Unfit("it is unfit")
+
+    monkeypatch.setattr(probes, "_use_as_root_filesystem", use)
+    verdict = observed(probe_fuse_overlayfs, directory)
+    assert verdict.why == {"killed": "the trial was killed", "unfit": "it is unfit"}[end]
+
+
 def _duration_s(probe: Probe, directory: Path) -> float:
     started = time.monotonic()
     in_child(lambda: probe(str(directory)))

@@ -20,6 +20,7 @@ Pairs = list[tuple[str, str]]
         pytest.param(["--mtu", "1400"], [("mtu", "1400")], [], id="long with a separate value"),
         pytest.param(["--mtu="], [("mtu", "")], [], id="long with an empty value"),
         pytest.param(["--label=a=b"], [("label", "a=b")], [], id="only the first = separates"),
+        pytest.param(["--label= a "], [("label", " a ")], [], id="a value is taken as it is"),
         pytest.param(["--tls"], [("tls", "true")], [], id="switch"),
         pytest.param(["--tls=false"], [("tls", "false")], [], id="switch off"),
         pytest.param(["--tls", "false"], [("tls", "true")], ["false"], id="a switch takes no separate value"),
