@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,8 +17,6 @@ from cachedind.processes import Background
 from cachedind.summary import Stopwatch
 
 if TYPE_CHECKING:
-    import socket
-
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
     from cachedind.facts import Place
@@ -45,8 +45,7 @@ def boot(words: list[str], environ: dict[str, str]) -> NoReturn:
     daemon = daemon_config.read_settings(arguments)
 
     plan = None if explicit else plan_listen(settings, daemon, log)
-    sockets = [] if plan is None else listeners.bind(plan)
-    certificates = None if plan is None or plan.tls_dir is None else start_certificates(plan.tls_dir, settings)
+    sockets, certificates = ([], None) if plan is None else open_api(plan, settings)
     stopwatch.lap("listen")
 
     lease = take_lease(settings, daemon, log)
@@ -57,7 +56,7 @@ def boot(words: list[str], environ: dict[str, str]) -> NoReturn:
     path = prepare_container(settings, daemon, plan, log)
     stopwatch.lap("prepare")
     if certificates is not None:
-        certificates.join()
+        sockets += [socket.socket(fileno=fd) for fd in certificates.join()]
     stopwatch.lap("certificates")
 
     final = daemon_config.plan_daemon(daemon, storage, plan, MERGED_CONFIG)
@@ -74,8 +73,7 @@ def make_log(settings: Config) -> Log:
 def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPlan:
     """Which addresses to bind, with the warning that plain TCP deserves (dockerd would print it after a 15 s pause)."""
     plan = listeners.plan_listen(settings.docker_host, settings.tls_certdir, daemon.text("group"))
-    own_tls = daemon.arguments.has("tls", "tlsverify") or "tls" in daemon.file or "tlsverify" in daemon.file
-    if plan.tls_dir is None and not own_tls:
+    if plan.tls_dir is None and not daemon.has_tls:
         log.warn(
             f"the API on TCP port {plan.tcp_port} has neither encryption nor authentication: whoever reaches it is "
             f"root "
@@ -84,13 +82,31 @@ def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPla
     return plan
 
 
-def start_certificates(directory: str, settings: Config) -> Background:
-    def work() -> object:
-        from cachedind import tls  # in the child: cryptography takes 35 ms to import, beside the rest of the start
+def open_api(plan: ListenPlan, settings: Config) -> tuple[list[socket.socket], Background | None]:
+    """Bind what clients may find, and start the work on certificates beside the rest of the start.
 
-        return tls.prepare(directory, settings.tls_san)
+    The TLS port opens when the client's certificates fit: at once where they are kept, else the moment they are
+    written, by the child that wrote them. GitLab, which keeps /certs/client alone, starts the job when the port
+    opens; it must not find the last job's certificates, or none.
+    """
+    from cachedind import tls
 
-    return Background(work)
+    sockets = [listeners.bind_unix(plan)]
+    directory = plan.tls_dir
+    if directory is None:
+        return [*sockets, listeners.bind_tcp(plan)], None
+    at_once = tls.clients_are_ready(directory)
+    if at_once:
+        sockets.append(listeners.bind_tcp(plan))
+
+    def work() -> list[int]:
+        # Clients are kept out until this is done, so it goes before the rest of the start where both want the CPU.
+        with contextlib.suppress(PermissionError):
+            os.nice(-15)
+        tls.prepare(directory, settings.tls_san)
+        return [] if at_once else [listeners.bind_tcp(plan).detach()]
+
+    return sockets, Background(work)
 
 
 def take_lease(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:

@@ -215,8 +215,15 @@ def _unknown(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, the only place that reads it."""
-    return dict(os.environ)
+    """This process's environment as it was started with, the only place that reads it.
+
+    Python adds LC_CTYPE to its own when there is no locale (PEP 538); dockerd and what it runs must not get that.
+    """
+    found = dict(os.environ)
+    with open("/proc/self/environ", "rb") as file:
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+            found.pop("LC_CTYPE", None)
+    return found
 
 
 def daemon_environment(environ: Mapping[str, str], *, path: str, listen_fds: int) -> dict[str, str]:

@@ -25,6 +25,21 @@ DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
 CONTAINERD_FEATURE = "containerd-snapshotter"
 
 
+_KINDS: dict[str, type] = {
+    "data-root": str,
+    "exec-root": str,
+    "features": dict,
+    "group": str,
+    "hosts": list,
+    "pidfile": str,
+    "storage-driver": str,
+    "userns-remap": str,
+}
+"""The directives that are understood here; dockerd checks the others, but could name only the merged copy."""
+
+_KIND_NAMES: dict[type, str] = {str: "string", list: "list", dict: "JSON object"}
+
+
 class DaemonSettings(NamedTuple):
     """What the user configured for dockerd, from its flags and its file together."""
 
@@ -51,6 +66,15 @@ class DaemonSettings(NamedTuple):
             return from_flag
         from_file = self.file.get(directive)
         return from_file if isinstance(from_file, str) and from_file else None
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the user switched TLS on for dockerd himself. --tlsverify=false does too, without checking clients
+        (moby, daemon/command/daemon.go).
+        """
+        if self.arguments.has("tlsverify") or "tlsverify" in self.file:
+            return True
+        return (self.arguments.last("tls") or str(self.file.get("tls", "false")).lower()) not in ("false", "0")
 
     @property
     def file_hosts(self) -> list[str]:
@@ -121,6 +145,11 @@ def parse_daemon_json(text: str, path: str) -> dict[str, object]:
         raise DaemonConfigError(f"{path} is not JSON: {error}", "mend it; dockerd --validate checks it") from error
     if not isinstance(value, dict):
         raise DaemonConfigError(f"{path} holds no JSON object", "write { } around its directives")
+    for directive, kind in _KINDS.items():
+        if directive in value and not isinstance(value[directive], kind):
+            raise DaemonConfigError(
+                f"{path}: {directive} is {json.dumps(value[directive])}", f"it must be a {_KIND_NAMES[kind]}"
+            )
     return value
 
 

@@ -23,7 +23,7 @@ PLAIN_PORT = 2375
 FIRST_FD = 3
 BACKLOG = 4096
 
-_WILDCARD_HOST = re.compile(r"tcp://(?:0\.0\.0\.0|\[::\])?(?::(\d+))?/?")
+_WILDCARD_HOST = re.compile(r"(?:tcp://)?(?:0\.0\.0\.0|\[::\])?(?::(\d+))?/?")
 
 
 class ListenPlan(NamedTuple):
@@ -59,18 +59,18 @@ def plan_listen(docker_host: str, tls_certdir: str, group: str | None) -> Listen
                 f"DOCKER_HOST={docker_host} names no absolute path", "write unix:///path/docker.sock"
             )
         path = os.path.normpath(path)
-    tls_dir = tls_certdir.rstrip("/") or None
+    tls_dir = os.path.abspath(tls_certdir) if tls_certdir else None
     return ListenPlan(path, PLAIN_PORT if tls_dir is None else TLS_PORT, tls_dir, group or "docker")
 
 
-def bind(plan: ListenPlan) -> list[socket.socket]:
-    """Bind and listen on every address of the plan, the unix socket first. Raises ListenError."""
-    unix = _bind_unix(plan.socket_path, plan.group)
-    try:
-        return [unix, _bind_tcp(plan.tcp_port)]
-    except ListenError:
-        unix.close()
-        raise
+def bind_unix(plan: ListenPlan) -> socket.socket:
+    """Bind the plan's unix socket, 0660 for root and its group, and listen on it. Raises ListenError."""
+    return _bind_unix(plan.socket_path, plan.group)
+
+
+def bind_tcp(plan: ListenPlan) -> socket.socket:
+    """Bind the plan's TCP port, for IPv4 and IPv6 where there is IPv6, and listen on it. Raises ListenError."""
+    return _bind_tcp(plan.tcp_port)
 
 
 def _bind_unix(path: str, group: str) -> socket.socket:

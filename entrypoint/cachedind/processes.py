@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.errors import CachedindError, ProgramMissingError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
 
 
@@ -64,40 +65,56 @@ def find_program(name: str, path: str) -> str | None:
 
 
 class Background:
-    """A function running in a child process. Fork it while this process has a single thread."""
+    """A function running in a child process. Fork it while this process has a single thread.
 
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._read_fd, write_fd = os.pipe()
+    The file descriptors that it returns become this process's, so that what it opened outlives it.
+    """
+
+    def __init__(self, work: Callable[[], list[int]]) -> None:
+        import socket
+
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
-            os.close(self._read_fd)
-            _run(work, write_fd)
-        os.close(write_fd)
+            self._channel.close()
+            _run(work, theirs)
+        theirs.close()
 
-    def join(self) -> None:
+    def join(self) -> list[int]:
         """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
-        with os.fdopen(self._read_fd, "rb") as pipe:
-            raw = pipe.read()
+        import socket
+
+        with self._channel:
+            raw, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_ERROR_BYTES, _MAX_DESCRIPTORS)
+        for fd in descriptors:
+            os.set_inheritable(fd, False)  # recv_fds does not pass its flags on, MSG_CMSG_CLOEXEC among them
         _, status = os.waitpid(self._pid, 0)
-        if raw:
+        if raw == _DONE and status == 0:
+            return descriptors
+        if raw and raw != _DONE:
             import pickle
 
             # Written by our own child a moment ago, never from disk or network.
             raise pickle.loads(raw)
-        if status != 0:
-            raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
+        raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
 
 
-def _run(work: Callable[[], object], write_fd: int) -> None:
+_DONE = b"done"
+_MAX_ERROR_BYTES = 65536
+_MAX_DESCRIPTORS = 8
+
+
+def _run(work: Callable[[], list[int]], channel: socket.socket) -> None:
+    import socket
+
     status = 1
     try:
-        work()
+        socket.send_fds(channel, [_DONE], work())
         status = 0
     except CachedindError as error:
         import pickle
 
-        os.write(write_fd, pickle.dumps(error))
-        status = 0
+        channel.send(pickle.dumps(error))
     except BaseException:
         import traceback
 

@@ -10,7 +10,6 @@ took seconds.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import re
 from enum import Enum
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.errors import CachedindError, CertificateError
 
 if TYPE_CHECKING:
+    import datetime
+
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
 
 VALID_DAYS = 825
-_CLOCK_SKEW = datetime.timedelta(minutes=5)
+_CLOCK_SKEW_MINUTES = 5
 _ADDRESS = re.compile(r"\sinet6? ([0-9a-fA-F.:]+)")
 
 
@@ -51,6 +52,20 @@ def plan_case(present: frozenset[str]) -> Case:
 def read_present(directory: str) -> frozenset[str]:
     names = ("ca/key.pem", "ca/cert.pem", "server/ca.pem", "server/cert.pem", "server/key.pem")
     return frozenset(name for name in names if _size(f"{directory}/{name}") > 0)
+
+
+def clients_are_ready(directory: str) -> bool:
+    """Whether the client's set that lies there fits already, before anything is renewed.
+
+    It does where the CA's key is kept, which keeps its old certificates good, and the client's set is that CA's; and
+    where the user manages the server's certificates, as the clients' are then his business too.
+    """
+    case = plan_case(read_present(directory))
+    if case is Case.USER_MANAGED:
+        return True
+    client = f"{directory}/client"
+    whole = all(_size(f"{client}/{name}.pem") > 0 for name in ("ca", "cert", "key"))
+    return case is Case.RENEW and whole and _read_text(f"{client}/ca.pem") == _read_text(f"{directory}/ca/cert.pem")
 
 
 def _size(path: str) -> int:
@@ -166,7 +181,7 @@ def prepare(directory: str, extra_names: str) -> Case:
             _check_user_managed(directory)
         else:
             names = plan_names(read_addresses(), read_hostnames(), extra_names)
-            _issue_all(directory, names, datetime.datetime.now(datetime.UTC))
+            _issue_all(directory, names, _now())
     except OSError as error:
         raise CertificateError(
             f"{error.filename or directory} cannot be written: {error.strerror}",
@@ -175,15 +190,25 @@ def prepare(directory: str, extra_names: str) -> Case:
     return case
 
 
+def _now() -> datetime.datetime:
+    import datetime
+
+    return datetime.datetime.now(datetime.UTC)
+
+
 def _check_user_managed(directory: str) -> None:
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
 
     try:
         authority = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/ca.pem"))
         server = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/cert.pem"))
         server.verify_directly_issued_by(authority)
-        now = datetime.datetime.now(datetime.UTC)
+        key = serialization.load_pem_private_key(_read_bytes(f"{directory}/server/key.pem"), password=None)
+        if key.public_key() != server.public_key():
+            raise ValueError("server/key.pem is not its key")
+        now = _now()
         if not server.not_valid_before_utc <= now <= server.not_valid_after_utc:
             raise ValueError(f"it is valid from {server.not_valid_before_utc} to {server.not_valid_after_utc}")
     except (ValueError, TypeError, InvalidSignature) as error:
@@ -291,6 +316,8 @@ def _issue_leaf(
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime.datetime) -> x509.CertificateBuilder:
+    import datetime
+
     from cryptography import x509
 
     return (
@@ -299,7 +326,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: dateti
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_before(now - datetime.timedelta(minutes=_CLOCK_SKEW_MINUTES))
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
     )
 

@@ -1,12 +1,15 @@
 #!/bin/sh
 # The image's entrypoint: a start of the daemon, the tool for people, or a client command (docker:dind's rules).
 #
-# docker-init comes first, so that SIGTERM ends the start at any moment: as PID 1 the kernel would drop the signal
-# until a handler is installed. A second docker-init, which holds the lease, follows when dockerd is executed.
+# SIGTERM must end a start at any moment, but the kernel drops a signal to PID 1 that has neither a handler nor is
+# blocked. So this shell has a handler, env blocks the signal over the change of programs, and docker-init, which waits
+# for it and passes it on, is PID 1 from then on; Python is not, and takes the default action once it has unblocked the
+# signal that it inherited as blocked. A second docker-init, which holds the lease, follows when dockerd is executed.
+trap 'exit 143' TERM
 set -eu
 
 if [ "$#" -eq 0 ] || [ "${1#-}" != "$1" ] || [ "$1" = dockerd ]; then
-	exec docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/boot.py boot "$@"
+	exec env --block-signal=TERM docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/boot.py boot "$@"
 fi
 if [ "$1" = cachedind ]; then
 	exec "$@"

@@ -15,7 +15,7 @@ import pytest
 
 from cachedind import linux
 from cachedind.errors import ListenError
-from cachedind.listeners import BACKLOG, ListenPlan, bind, hand_over
+from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, hand_over
 from helpers.children import CLONE_NEWNET, Child, child, in_namespaces
 from helpers.waiting import wait_until
 
@@ -49,7 +49,7 @@ def plan(tmp_path: Path) -> ListenPlan:
 
 def serve(plan: ListenPlan, tmp_path: Path) -> None:
     """Bind, wait to be let go on, and become the daemon."""
-    bound = bind(plan)
+    bound = [bind_unix(plan), bind_tcp(plan)]
     (tmp_path / "bound").touch()
     wait_until((tmp_path / "go").exists, what="the test lets it go on", every_s=0.01)
     hand_over(bound)
@@ -113,7 +113,7 @@ def test_the_daemon_gets_these_descriptors_and_no_others(server: Child, plan: Li
 
 def test_many_clients_fit_into_the_backlog(server: Child, plan: ListenPlan, tmp_path: Path) -> None:
     limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-    waiting = min(BACKLOG, limit, 200)
+    waiting = min(limit, 200)
     with contextlib.ExitStack() as stack:
         clients = [
             stack.enter_context(connect(addresses(plan)[kind])) for kind in ("unix", "IPv4") for _ in range(waiting)
@@ -123,14 +123,18 @@ def test_many_clients_fit_into_the_backlog(server: Child, plan: ListenPlan, tmp_
     assert answers == [b"0"] * waiting + [b"1"] * waiting
 
 
-def test_sockets_that_already_have_those_numbers_are_moved_right(tmp_path: Path, plan: ListenPlan) -> None:
-    """The unix socket may be at 4 and the other at 3: each must get to its own place."""
+@pytest.mark.parametrize("first", [3, 4, 30], ids=lambda first: f"from {first} on")
+def test_sockets_get_to_their_places_wherever_they_are(tmp_path: Path, plan: ListenPlan, first: int) -> None:
+    """They may have one another's numbers, or leave 3 and 4 free."""
 
     def swapped() -> None:
+        # Descriptors up to `first` are taken when the sockets are made, and free again afterwards.
         os.closerange(3, 64)
-        bound = bind(plan)
-        places = {bound[0].fileno(), bound[1].fileno()}
-        assert places == {3, 4}, places
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3, first)]
+        bound = [bind_unix(plan), bind_tcp(plan)]
+        assert {one.fileno() for one in bound} == {first, first + 1}
+        for fd in taken:
+            os.close(fd)
         hand_over([bound[1], bound[0]])
         os.execve(
             sys.executable,
@@ -157,7 +161,7 @@ def answer(address: Address) -> bytes | None:
 def test_owner_group_and_mode(plan: ListenPlan) -> None:
     name = grp.getgrgid(os.getgroups()[0] if os.getgroups() else 0).gr_name
     for group, number in ((name, grp.getgrnam(name).gr_gid), ("4321", 4321), ("no-such-group", 0)):
-        found = bind(plan._replace(group=group))
+        found = [bind_unix(plan._replace(group=group))]
         status = os.stat(plan.socket_path)
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, number, 0o660)
         for listener in found:
@@ -170,7 +174,7 @@ def test_a_socket_that_is_mounted_from_the_host_is_left_alone(plan: ListenPlan, 
         Path(plan.socket_path).touch()
         (tmp_path / "host.sock").touch()
         linux.mount(str(tmp_path / "host.sock"), plan.socket_path, flags=linux.MS_BIND)
-        bind(plan)
+        bind_unix(plan)
 
     with pytest.raises(ListenError, match="Device or resource busy") as caught:
         in_namespaces(work)
@@ -183,7 +187,7 @@ def test_ipv4_clients_are_served_with_and_without_ipv6(plan: ListenPlan, switch:
         if switch:
             Path(f"/proc/sys/net/ipv6/conf/{switch}").write_text("1")
         _bring_loopback_up()
-        bound = bind(plan)
+        bound = [bind_unix(plan), bind_tcp(plan)]
         with connect(addresses(plan)["IPv4"]) as client:
             connection, _ = bound[1].accept()
             connection.sendall(b"hello")

@@ -82,7 +82,7 @@ def test_questions_go_to_dockerd_untouched(executed: type[Executed], words: list
 def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
     monkeypatch: pytest.MonkeyPatch, words: list[str], environ: dict[str, str], error: type[CachedindError]
 ) -> None:
-    monkeypatch.setattr(listeners, "bind", lambda plan: pytest.fail("bound"))
+    monkeypatch.setattr(listeners, "bind_unix", lambda plan: pytest.fail("bound"))
     monkeypatch.setattr(daemon_config, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
     with pytest.raises(error):
         boot.boot(words, environ)
@@ -251,11 +251,12 @@ def test_the_merged_configuration_follows_no_link(merged: Path, tmp_path: Path) 
     [
         ("", {}, "", True),
         ("", {}, "/certs", False),
-        ("--tls=false", {}, "", False),
+        ("--tls=false", {}, "", True),
+        ("--tls", {}, "", False),
         ("--tlsverify", {}, "", False),
         ("", {"tlsverify": True}, "", False),
     ],
-    ids=["plain", "TLS", "said so", "own TLS", "own TLS in the file"],
+    ids=["plain", "TLS", "the common way to be rid of the pause", "own", "own, clients checked", "own in the file"],
 )
 def test_plain_tcp_is_warned_of(
     capfd: pytest.CaptureFixture[str], flags: str, file: dict[str, object], certdir: str, warned: bool

@@ -11,9 +11,13 @@ import pytest
 
 from cachedind import listeners
 from cachedind.errors import DaemonConfigError, ListenError
-from cachedind.listeners import ListenPlan, bind, plan_listen
+from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, plan_listen
 
 DEFAULT = "/var/run/docker.sock"
+
+
+def bind(plan: ListenPlan) -> list[socket.socket]:
+    return [bind_unix(plan), bind_tcp(plan)]
 
 
 @pytest.mark.parametrize(
@@ -138,19 +142,19 @@ def test_what_is_stale_is_replaced(plan: ListenPlan, tmp_path: Path, kind: str) 
 def test_a_directory_in_its_place_is_left_alone_and_told(plan: ListenPlan) -> None:
     Path(plan.socket_path).mkdir(parents=True)
     with pytest.raises(ListenError, match="a directory is in its place") as caught:
-        bind(plan)
+        bind_unix(plan)
     assert caught.value.exit_code == 71
     assert "missing bind source" in caught.value.hint
 
 
 def test_a_path_that_is_too_long_for_a_socket_says_so(plan: ListenPlan, tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="too long"):
-        bind(plan._replace(socket_path=str(tmp_path / ("x" * 120))))
+        bind_unix(plan._replace(socket_path=str(tmp_path / ("x" * 120))))
 
 
-def test_a_port_that_somebody_has(plan: ListenPlan, bound: list[socket.socket], tmp_path: Path) -> None:
+def test_a_port_that_somebody_has(plan: ListenPlan, bound: list[socket.socket]) -> None:
     with pytest.raises(ListenError, match=f"TCP port {plan.tcp_port} cannot be bound: Address already in use"):
-        bind(plan._replace(socket_path=str(tmp_path / "another.sock")))
+        bind_tcp(plan)
 
 
 @pytest.mark.parametrize("error", [97, 99], ids=["no IPv6 in the kernel", "IPv6 switched off"])

@@ -440,3 +440,25 @@ def test_write_file_does_not_follow_links(tmp_path: Path, name: str) -> None:
     write_file(str(tmp_path / "key.pem"), b"new", 0o600)
     assert victim.read_text() == "precious"
     assert not (tmp_path / "key.pem").is_symlink()
+
+
+def test_clients_are_ready_only_with_a_set_of_the_ca_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "read_addresses", list)
+    directory = str(tmp_path)
+    assert not tls.clients_are_ready(directory), "nothing is there yet"
+    tls.prepare(directory, "")
+    assert tls.clients_are_ready(directory)
+    (tmp_path / "client" / "cert.pem").rename(tmp_path / "client" / "away")
+    assert not tls.clients_are_ready(directory), "a client would find no certificate"
+    (tmp_path / "client" / "away").rename(tmp_path / "client" / "cert.pem")
+    for name in ("key.pem", "cert.pem"):
+        (tmp_path / "ca" / name).unlink()
+    for name in ("key.pem", "cert.pem", "ca.pem"):
+        (tmp_path / "server" / name).unlink()
+    assert not tls.clients_are_ready(directory), "GitLab's case: the client's set of a CA that is gone"
+    tls.prepare(directory, "")
+    other = (tmp_path / "client" / "ca.pem").read_text()
+    (tmp_path / "client" / "ca.pem").write_text(other.replace("MII", "MIJ", 1))
+    assert not tls.clients_are_ready(directory), "the client's set is another CA's"
