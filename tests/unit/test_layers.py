@@ -71,6 +71,10 @@ def test_module_has_a_layer_and_imports_only_downwards(module: str) -> None:
     assert violations(module, (PACKAGE / f"{module}.py").read_text()) == []
 
 
+def test_every_layered_module_exists() -> None:
+    assert LEVEL.keys() - set(package_modules()) == set(), "these are gone: take them out of LAYERS"
+
+
 def test_package_itself_imports_nothing_of_its_own() -> None:
     assert imported_modules((PACKAGE / "__init__.py").read_text()) == set()
 
