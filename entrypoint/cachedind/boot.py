@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,6 +16,8 @@ from cachedind.processes import Background
 from cachedind.summary import Stopwatch
 
 if TYPE_CHECKING:
+    import socket
+
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
     from cachedind.facts import Place
@@ -56,7 +57,7 @@ def boot(words: list[str], environ: dict[str, str]) -> NoReturn:
     path = prepare_container(settings, daemon, plan, log)
     stopwatch.lap("prepare")
     if certificates is not None:
-        sockets += [socket.socket(fileno=fd) for fd in certificates.join()]
+        certificates.join()
     stopwatch.lap("certificates")
 
     final = daemon_config.plan_daemon(daemon, storage, plan, MERGED_CONFIG)
@@ -83,28 +84,27 @@ def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPla
 
 
 def open_api(plan: ListenPlan, settings: Config) -> tuple[list[socket.socket], Background | None]:
-    """Bind what clients may find, and start the work on certificates beside the rest of the start.
+    """Bind the API's sockets, and start the work on certificates beside the rest of the start.
 
     The TLS port opens when the client's certificates fit: at once where they are kept, else the moment they are
-    written, by the child that wrote them. GitLab, which keeps /certs/client alone, starts the job when the port
-    opens; it must not find the last job's certificates, or none.
+    written (decisions/0006). GitLab, which keeps /certs/client alone, starts the job when the port opens; it must not
+    find the last job's certificates, or none.
     """
     from cachedind import tls
 
-    sockets = [listeners.bind_unix(plan)]
-    directory = plan.tls_dir
+    sockets = [listeners.bind_unix(plan), listeners.bind_tcp(plan)]
+    directory, port = plan.tls_dir, sockets[1]
+    is_open = directory is None or tls.clients_are_ready(directory)
+    if is_open:
+        listeners.open_port(port, plan)
     if directory is None:
-        return [*sockets, listeners.bind_tcp(plan)], None
-    at_once = tls.clients_are_ready(directory)
-    if at_once:
-        sockets.append(listeners.bind_tcp(plan))
+        return sockets, None
 
-    def work() -> list[int]:
+    def work() -> None:
         # Clients are kept out until this is done, so it goes before the rest of the start where both want the CPU.
         with contextlib.suppress(PermissionError):
             os.nice(-15)
-        tls.prepare(directory, settings.tls_san)
-        return [] if at_once else [listeners.bind_tcp(plan).detach()]
+        tls.prepare(directory, settings.tls_san, lambda: None if is_open else listeners.open_port(port, plan))
 
     return sockets, Background(work)
 

@@ -69,8 +69,19 @@ def bind_unix(plan: ListenPlan) -> socket.socket:
 
 
 def bind_tcp(plan: ListenPlan) -> socket.socket:
-    """Bind the plan's TCP port, for IPv4 and IPv6 where there is IPv6, and listen on it. Raises ListenError."""
+    """Bind the plan's TCP port, for IPv4 and IPv6 where there is IPv6. Clients are refused until `open_port`.
+
+    Raises ListenError.
+    """
     return _bind_tcp(plan.tcp_port)
+
+
+def open_port(listener: socket.socket, plan: ListenPlan) -> None:
+    """Accept clients from now on, in every process that shares the socket. Raises ListenError."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _tcp_error(error, plan.tcp_port) from error
 
 
 def _bind_unix(path: str, group: str) -> socket.socket:
@@ -142,7 +153,6 @@ def _tcp_listener(family: socket.AddressFamily, address: str, port: int) -> sock
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((address, port))
-        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

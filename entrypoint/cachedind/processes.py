@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.errors import CachedindError, ProgramMissingError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping, Sequence
 
 
@@ -65,32 +64,23 @@ def find_program(name: str, path: str) -> str | None:
 
 
 class Background:
-    """A function running in a child process. Fork it while this process has a single thread.
+    """A function running in a child process. Fork it while this process has a single thread."""
 
-    The file descriptors that it returns become this process's, so that what it opened outlives it.
-    """
-
-    def __init__(self, work: Callable[[], list[int]]) -> None:
-        import socket
-
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._read_fd, write_fd = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
-            self._channel.close()
-            _run(work, theirs)
-        theirs.close()
+            os.close(self._read_fd)
+            _run(work, write_fd)
+        os.close(write_fd)
 
-    def join(self) -> list[int]:
+    def join(self) -> None:
         """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
-        import socket
-
-        with self._channel:
-            raw, descriptors, _, _ = socket.recv_fds(self._channel, _MAX_ERROR_BYTES, _MAX_DESCRIPTORS)
-        for fd in descriptors:
-            os.set_inheritable(fd, False)  # recv_fds does not pass its flags on, MSG_CMSG_CLOEXEC among them
+        with os.fdopen(self._read_fd, "rb") as pipe:
+            raw = pipe.read()
         _, status = os.waitpid(self._pid, 0)
         if raw == _DONE and status == 0:
-            return descriptors
+            return
         if raw and raw != _DONE:
             import pickle
 
@@ -100,21 +90,18 @@ class Background:
 
 
 _DONE = b"done"
-_MAX_ERROR_BYTES = 65536
-_MAX_DESCRIPTORS = 8
 
 
-def _run(work: Callable[[], list[int]], channel: socket.socket) -> None:
-    import socket
-
+def _run(work: Callable[[], object], write_fd: int) -> None:
     status = 1
     try:
-        socket.send_fds(channel, [_DONE], work())
+        work()
+        os.write(write_fd, _DONE)
         status = 0
     except CachedindError as error:
         import pickle
 
-        channel.send(pickle.dumps(error))
+        os.write(write_fd, pickle.dumps(error))
     except BaseException:
         import traceback
 

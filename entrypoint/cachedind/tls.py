@@ -19,6 +19,7 @@ from cachedind.errors import CachedindError, CertificateError
 
 if TYPE_CHECKING:
     import datetime
+    from collections.abc import Callable
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -164,10 +165,11 @@ def _read_text(path: str) -> str:
         return ""
 
 
-def prepare(directory: str, extra_names: str) -> Case:
-    """Make `directory` hold what the server and its clients need. Raises CertificateError.
+def prepare(directory: str, extra_names: str, clients_ready: Callable[[], None]) -> Case:
+    """Make `directory` hold what the server and its clients need. `clients_ready` is called when the clients' set is.
 
-    Imports cryptography (35 ms) here and not before; boot runs this in a child beside everything else.
+    Raises CertificateError. Imports cryptography (35 ms) here and not before; boot runs this in a child beside
+    everything else.
     """
     case = plan_case(read_present(directory))
     if case is Case.NOTHING:
@@ -179,9 +181,14 @@ def prepare(directory: str, extra_names: str) -> Case:
     try:
         if case is Case.USER_MANAGED:
             _check_user_managed(directory)
+            clients_ready()
         else:
+            now = _now()
+            ca_key, authority = _issue_clients(directory, now)
+            # Clients wait for these alone; names, which ask programs and perhaps DNS, and the server's set come after.
+            clients_ready()
             names = plan_names(read_addresses(), read_hostnames(), extra_names)
-            _issue_all(directory, names, _now())
+            _issue_server(directory, ca_key, authority, names, now)
     except OSError as error:
         raise CertificateError(
             f"{error.filename or directory} cannot be written: {error.strerror}",
@@ -224,21 +231,29 @@ def _read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def _issue_all(directory: str, names: Names, now: datetime.datetime) -> None:
-    for part in ("ca", "server", "client"):
+def _issue_clients(directory: str, now: datetime.datetime) -> tuple[PrivateKey, x509.Certificate]:
+    """Write the authority and the clients' set; returns the authority's key and certificate."""
+    for part in ("ca", "client"):
         os.makedirs(f"{directory}/{part}", exist_ok=True)
     ca_key = _load_or_make_key(f"{directory}/ca/key.pem", 0o600)
     authority = _issue_ca(ca_key, now)
-    server_key = _load_or_make_key(f"{directory}/server/key.pem", 0o600)
     client_key = _load_or_make_key(f"{directory}/client/key.pem", 0o644)
-    server = _issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names)
     client = _issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)
     _write_certificate(f"{directory}/ca/cert.pem", authority)
-    _write_certificate(f"{directory}/server/ca.pem", authority)
-    _write_certificate(f"{directory}/server/cert.pem", server)
-    # A client that waits for these three files has a set that fits as soon as the last is there.
+    # A client that waits for its three files has a set that fits as soon as the last is there.
     _write_certificate(f"{directory}/client/cert.pem", client)
     _write_certificate(f"{directory}/client/ca.pem", authority)
+    return ca_key, authority
+
+
+def _issue_server(
+    directory: str, ca_key: PrivateKey, authority: x509.Certificate, names: Names, now: datetime.datetime
+) -> None:
+    os.makedirs(f"{directory}/server", exist_ok=True)
+    server_key = _load_or_make_key(f"{directory}/server/key.pem", 0o600)
+    server = _issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names)
+    _write_certificate(f"{directory}/server/ca.pem", authority)
+    _write_certificate(f"{directory}/server/cert.pem", server)
 
 
 def _load_or_make_key(path: str, mode: int) -> PrivateKey:

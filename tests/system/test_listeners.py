@@ -50,6 +50,7 @@ def plan(tmp_path: Path) -> ListenPlan:
 def serve(plan: ListenPlan, tmp_path: Path) -> None:
     """Bind, wait to be let go on, and become the daemon."""
     bound = [bind_unix(plan), bind_tcp(plan)]
+    open_port(bound[1], plan)
     (tmp_path / "bound").touch()
     wait_until((tmp_path / "go").exists, what="the test lets it go on", every_s=0.01)
     hand_over(bound)
@@ -132,6 +133,7 @@ def test_sockets_get_to_their_places_wherever_they_are(tmp_path: Path, plan: Lis
         os.closerange(3, 64)
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3, first)]
         bound = [bind_unix(plan), bind_tcp(plan)]
+        open_port(bound[1], plan)
         assert {one.fileno() for one in bound} == {first, first + 1}
         for fd in taken:
             os.close(fd)
@@ -188,6 +190,7 @@ def test_ipv4_clients_are_served_with_and_without_ipv6(plan: ListenPlan, switch:
             Path(f"/proc/sys/net/ipv6/conf/{switch}").write_text("1")
         _bring_loopback_up()
         bound = [bind_unix(plan), bind_tcp(plan)]
+        open_port(bound[1], plan)
         with connect(addresses(plan)["IPv4"]) as client:
             connection, _ = bound[1].accept()
             connection.sendall(b"hello")

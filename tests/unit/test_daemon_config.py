@@ -404,6 +404,6 @@ def test_describe_can_be_pasted() -> None:
 
 @pytest.mark.parametrize("text", ['{"hosts": "tcp://0.0.0.0:1"}', '{"features": []}', '{"storage-driver": 1}'])
 def test_a_directive_of_the_wrong_kind_names_the_users_own_file(text: str) -> None:
-    with pytest.raises(DaemonConfigError, match="/etc/docker/daemon.json: ") as caught:
+    with pytest.raises(DaemonConfigError, match=r"/etc/docker/daemon.json: ") as caught:
         parse_daemon_json(text, "/etc/docker/daemon.json")
     assert "must be a" in caught.value.hint

@@ -11,13 +11,15 @@ import pytest
 
 from cachedind import listeners
 from cachedind.errors import DaemonConfigError, ListenError
-from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, plan_listen
+from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, open_port, plan_listen
 
 DEFAULT = "/var/run/docker.sock"
 
 
 def bind(plan: ListenPlan) -> list[socket.socket]:
-    return [bind_unix(plan), bind_tcp(plan)]
+    found = [bind_unix(plan), bind_tcp(plan)]
+    open_port(found[1], plan)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,18 @@ def test_a_directory_in_its_place_is_left_alone_and_told(plan: ListenPlan) -> No
 def test_a_path_that_is_too_long_for_a_socket_says_so(plan: ListenPlan, tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="too long"):
         bind_unix(plan._replace(socket_path=str(tmp_path / ("x" * 120))))
+
+
+def test_a_port_is_taken_but_refuses_until_it_is_opened(plan: ListenPlan) -> None:
+    with bind_tcp(plan) as listener:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", plan.tcp_port))
+        # As the child that writes the certificates does it: one socket, shared by two processes.
+        if os.fork() == 0:
+            open_port(listener, plan)
+            os._exit(0)
+        assert os.wait()[1] == 0
+        socket.create_connection(("127.0.0.1", plan.tcp_port)).close()
 
 
 def test_a_port_that_somebody_has(plan: ListenPlan, bound: list[socket.socket]) -> None:

@@ -26,7 +26,6 @@ from cachedind.tls import (
     parse_canonical_name,
     plan_case,
     plan_names,
-    prepare,
     write_file,
 )
 
@@ -165,6 +164,17 @@ def test_dns_is_asked_only_when_hosts_does_not_tell(monkeypatch: pytest.MonkeyPa
 # ---- certificates ----
 
 NOW = datetime.datetime.now(datetime.UTC)
+
+
+def prepare(directory: str, extra_names: str) -> Case:
+    return tls.prepare(directory, extra_names, lambda: None)
+
+
+def issue_all(directory: Path, now: datetime.datetime) -> None:
+    ca_key, authority = tls._issue_clients(str(directory), now)
+    tls._issue_server(str(directory), ca_key, authority, NAMES, now)
+
+
 NAMES = Names(("DNS:docker", "DNS:localhost", "IP:127.0.0.1", "IP:::1", "URI:spiffe://x"))
 
 
@@ -242,7 +252,7 @@ def test_a_client_of_another_authority_is_refused(directory: Path, tmp_path: Pat
 
 
 def test_what_is_in_the_certificates(directory: Path) -> None:
-    tls._issue_all(str(directory), NAMES, NOW)
+    issue_all(directory, NOW)
     authority, server, client = (certificate(directory / f"{part}/cert.pem") for part in ("ca", "server", "client"))
     assert authority.subject.rfc4514_string() == "CN=docker:dind CA"
     assert server.subject.rfc4514_string() == "CN=docker:dind server"
@@ -355,7 +365,7 @@ def test_an_authority_without_its_key_issues_nothing(directory: Path) -> None:
 
 
 def user_managed(directory: Path, now: datetime.datetime = NOW) -> Path:
-    tls._issue_all(str(directory), NAMES, now)
+    issue_all(directory, now)
     for path in (directory / "ca").iterdir():
         path.unlink()
     return directory
@@ -448,7 +458,7 @@ def test_clients_are_ready_only_with_a_set_of_the_ca_that_is_kept(
     monkeypatch.setattr(tls, "read_addresses", list)
     directory = str(tmp_path)
     assert not tls.clients_are_ready(directory), "nothing is there yet"
-    tls.prepare(directory, "")
+    prepare(directory, "")
     assert tls.clients_are_ready(directory)
     (tmp_path / "client" / "cert.pem").rename(tmp_path / "client" / "away")
     assert not tls.clients_are_ready(directory), "a client would find no certificate"
@@ -458,7 +468,38 @@ def test_clients_are_ready_only_with_a_set_of_the_ca_that_is_kept(
     for name in ("key.pem", "cert.pem", "ca.pem"):
         (tmp_path / "server" / name).unlink()
     assert not tls.clients_are_ready(directory), "GitLab's case: the client's set of a CA that is gone"
-    tls.prepare(directory, "")
+    prepare(directory, "")
     other = (tmp_path / "client" / "ca.pem").read_text()
     (tmp_path / "client" / "ca.pem").write_text(other.replace("MII", "MIJ", 1))
     assert not tls.clients_are_ready(directory), "the client's set is another CA's"
+
+
+def test_clients_are_told_ready_when_their_set_is_and_before_names_are_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(tls, "read_addresses", lambda: happened.append("addresses") or [])
+
+    def ready() -> None:
+        happened.append("ready")
+        ssl.create_default_context(cafile=tmp_path / "client" / "ca.pem").load_cert_chain(
+            tmp_path / "client" / "cert.pem", tmp_path / "client" / "key.pem"
+        )
+
+    tls.prepare(str(tmp_path), "", ready)
+    assert happened == ["ready", "addresses"]
+
+
+def test_a_user_managed_set_makes_clients_ready_when_it_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "read_addresses", list)
+    prepare(str(tmp_path / "made"), "")
+    (tmp_path / "made" / "server").rename(tmp_path / "server")
+    calls: list[str] = []
+    assert tls.prepare(str(tmp_path), "", lambda: calls.append("ready")) is Case.USER_MANAGED
+    assert calls == ["ready"]
+    (tmp_path / "server" / "key.pem").write_bytes((tmp_path / "made" / "ca" / "key.pem").read_bytes())
+    with pytest.raises(CertificateError, match="is not its key"):
+        tls.prepare(str(tmp_path), "", lambda: calls.append("ready"))
+    assert calls == ["ready"]
