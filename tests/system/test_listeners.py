@@ -15,7 +15,7 @@ import pytest
 
 from cachedind import linux
 from cachedind.errors import ListenError
-from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, hand_over
+from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, hand_over, open_port
 from helpers.children import CLONE_NEWNET, Child, child, in_namespaces
 from helpers.waiting import wait_until
 
