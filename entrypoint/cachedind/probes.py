@@ -72,6 +72,8 @@ def _probe(driver: str, directory: str, trial: Callable[[str], None]) -> Verdict
         _lay_out(work)
         return explain(driver, _in_child(trial, work))
     finally:
+        # Removing a mount point detaches what other namespaces have mounted there: a fuse-overlayfs that a killed trial
+        # left behind ends with it.
         with contextlib.suppress(FileNotFoundError):
             _remove_tree(work)
 
@@ -113,23 +115,11 @@ def _in_child(trial: Callable[[str], None], work: str) -> tuple[int, str] | None
     if pid == 0:
         _run_child(trial, work, write_fd)
     os.close(write_fd)
-    outcome: tuple[int, str] | None = (0, "the trial was interrupted")
     try:
-        outcome = _read_outcome(read_fd, pid)
+        return _read_outcome(read_fd, pid)
     finally:
         os.close(read_fd)
         os.waitpid(pid, 0)
-        if outcome is not None:
-            _kill_helpers(work)
-    return outcome
-
-
-def _kill_helpers(work: str) -> None:
-    """End what a failed trial could not end: fuse-overlayfs lives on in the trial's mount namespace, and keeps it."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            if work.encode() in file.read():
-                os.kill(int(name), signal.SIGKILL)
 
 
 def _run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:

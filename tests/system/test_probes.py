@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -23,8 +22,9 @@ from cachedind.errors import DataRootUnwritableError
 from cachedind.model import Verdict
 from cachedind.probes import probe_fuse_overlayfs, probe_overlay, sweep_stale_probes
 from helpers.children import child, children_of, in_child, in_namespaces, wait_for_no_children
+from helpers.filesystems import Filesystems
 
-from .conftest import Filesystem, fill, mount_points, remount_read_only
+from .conftest import mount_points
 
 Probe = Callable[[str], Verdict]
 GOOD = ["ext4", "xfs", "btrfs", "tmpfs"]
@@ -95,8 +95,8 @@ def test_a_trial_in_the_middle_of_data_touches_none_of_it(directory: Path) -> No
 
 
 @pytest.mark.parametrize("driver", ["overlay2", "fuse-overlayfs"])
-def test_a_read_only_filesystem_is_a_documented_error(small: Path, driver: str) -> None:
-    remount_read_only(small)
+def test_a_read_only_filesystem_is_a_documented_error(filesystems: Filesystems, small: Path, driver: str) -> None:
+    filesystems.make_read_only(small)
     with pytest.raises(OSError, match="Read-only file system") as caught:
         (probe_overlay if driver == "overlay2" else probe_fuse_overlayfs)(str(small))
     assert caught.value.errno == errno.EROFS
@@ -106,8 +106,10 @@ def test_a_read_only_filesystem_is_a_documented_error(small: Path, driver: str) 
 
 
 @pytest.mark.parametrize("driver", ["overlay2", "fuse-overlayfs"])
-def test_a_full_filesystem_is_an_error_for_a_fresh_data_root_alone(small: Path, driver: str) -> None:
-    fill(small)
+def test_a_full_filesystem_is_an_error_for_a_fresh_data_root_alone(
+    filesystems: Filesystems, small: Path, driver: str
+) -> None:
+    filesystems.fill(small)
     before = os.listdir(small)
     with pytest.raises(DataRootUnwritableError, match="No space left on device") as told:
         facts.probe_driver(str(small), driver, has_data=False)
@@ -188,19 +190,32 @@ def _is_zombie(pid: int) -> bool:
 
 @pytest.mark.parametrize("directory", ["ext4", "tmpfs"], indirect=True)
 @pytest.mark.parametrize("probe", [probe_overlay, probe_fuse_overlayfs])
-def test_a_trial_that_is_killed_proves_nothing_and_leaves_nothing(directory: Path, probe: Probe) -> None:
-    rng, rounds, killed = random.Random(20), 30, 0
+def test_a_trial_that_is_killed_proves_nothing_and_leaves_nothing(
+    directory: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(20)
     longest_s = _duration_s(probe, directory)
-    for _ in range(rounds):
-        with child(lambda: probe(str(directory))) as probing:
-            _kill_the_trial(probing.pid, rng.uniform(0, longest_s))
-            verdict = probing.result()
-        assert verdict.works or "the trial was killed" in verdict.why, verdict
+    # The first one is too early for any trial to have ended.
+    delays_s = [0.0002, *(rng.uniform(0.001, longest_s) for _ in range(29))]
+    real = probes._run_child
+
+    def run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:
+        # The kernel's alarm kills as SIGKILL does: no code of the child runs any more.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, delays_s[0])
+        real(trial, work, write_fd)
+
+    monkeypatch.setattr(probes, "_run_child", run_child)
+    killed = 0
+    while delays_s:
+        verdict = probe(str(directory))
+        assert verdict.works or verdict.why == "the trial was killed"
         killed += not verdict.works
         assert list(directory.iterdir()) == []
         wait_for_no_children()
-    print(f"killed in time {killed} of {rounds} times")
-    assert killed, "no trial was killed in time: this test proves nothing"
+        del delays_s[0]
+    print(f"30 trials, {killed} killed in time")
+    assert killed
 
 
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
@@ -227,19 +242,6 @@ def _duration_s(probe: Probe, directory: Path) -> float:
     return time.monotonic() - started
 
 
-def _kill_the_trial(prober: int, after_s: float) -> None:
-    """Kill the child of the prober in which the trial runs, some time after it was started."""
-    end = time.monotonic() + 5
-    while not (trials := children_of(prober)):
-        if _is_zombie(prober):
-            return
-        assert time.monotonic() < end
-    time.sleep(after_s)
-    for pid in trials:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
 @pytest.mark.parametrize("probe", [probe_overlay, probe_fuse_overlayfs])
 def test_what_a_killed_start_leaves_is_swept_by_the_next(directory: Path, probe: Probe) -> None:
@@ -256,7 +258,7 @@ def test_what_a_killed_start_leaves_is_swept_by_the_next(directory: Path, probe:
         assert os.listdir(directory) == []
 
 
-def test_a_driver_with_a_mount_of_its_own_is_tried_there(filesystem: Filesystem, tmp_path: Path) -> None:
+def test_a_driver_with_a_mount_of_its_own_is_tried_there(filesystem: Callable[[str], Path], tmp_path: Path) -> None:
     data_root = tmp_path / "data"
     (data_root / "overlay2").mkdir(parents=True)
     linux.mount(str(filesystem("ramfs")), str(data_root / "overlay2"), flags=linux.MS_BIND)
