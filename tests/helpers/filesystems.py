@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +13,6 @@ MKFS = {
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
 FSTYPES = (*MKFS, "tmpfs", "ramfs", "overlay")
-
-_CLONE_NEWNS = 0x00020000
-
-
-def enter_private_mount_namespace() -> None:
-    """Give this process mounts of its own: nobody else sees what it mounts, and all of it ends with the process.
-
-    Needs CAP_SYS_ADMIN. There is no way back, and none is needed.
-    """
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"unshare: {os.strerror(number)}")
-    _run("mount", "--make-rprivate", "/")
 
 
 class Filesystems:

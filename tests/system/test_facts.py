@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cachedind import facts
 from cachedind.errors import DataRootUnwritableError
 
-from .conftest import Filesystem, fill
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers.filesystems import Filesystems
 
 
 @pytest.mark.parametrize("name", ["ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay"])
-def test_a_fresh_filesystem_is_known_by_name_and_has_room(filesystem: Filesystem, name: str) -> None:
+def test_a_fresh_filesystem_is_known_by_name_and_has_room(filesystem: Callable[[str], Path], name: str) -> None:
     place = facts.read_place(str(filesystem(name)))
     assert place.fstype == name
     assert not place.mount.read_only
@@ -21,15 +25,15 @@ def test_a_fresh_filesystem_is_known_by_name_and_has_room(filesystem: Filesystem
 
 
 @pytest.mark.parametrize("name", ["tmpfs", "ramfs", "overlay"])
-def test_what_does_not_last_is_told(filesystem: Filesystem, name: str) -> None:
+def test_what_does_not_last_is_told(filesystem: Callable[[str], Path], name: str) -> None:
     degradation = facts.persistence(facts.read_place(str(filesystem(name))))
     assert degradation is not None
     assert degradation.what == "the cache will not survive"
 
 
-def test_a_full_filesystem(small: Path) -> None:
-    fill(small)
-    with pytest.raises(DataRootUnwritableError, match=r"is full: 0 B of 64\.0 KiB are free"):
+def test_a_full_filesystem(filesystems: Filesystems, small: Path) -> None:
+    filesystems.fill(small)
+    with pytest.raises(DataRootUnwritableError, match=r"is full: 0 B of 1\.0 MiB are free"):
         facts.check_room(facts.read_place(str(small)), fresh=True)
 
 

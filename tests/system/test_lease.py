@@ -21,9 +21,8 @@ from cachedind.errors import DataRootBusyError, DataRootInvalidError, DataRootUn
 from cachedind.lease import Lease, acquire, look, share_with_daemon
 from cachedind.model import Holder
 from helpers.children import Child, child, forever, in_child
+from helpers.filesystems import Filesystems
 from helpers.waiting import wait_until
-
-from .conftest import fill, remount_read_only
 
 ME = Holder("0123456789ab", "box", 1e9)
 OTHER = Holder("ba9876543210", "other", 2e9)
@@ -280,10 +279,10 @@ def test_a_directory_in_the_place_of_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["fresh", "used before"])
-def test_a_read_only_data_root(small: Path, existing: bool) -> None:
+def test_a_read_only_data_root(filesystems: Filesystems, small: Path, existing: bool) -> None:
     if existing:
         give_up(take(small))
-    remount_read_only(small)
+    filesystems.make_read_only(small)
     with pytest.raises(DataRootUnwritableError, match="is on a read-only filesystem") as caught:
         take(small)
     assert caught.value.exit_code == 74
@@ -300,10 +299,10 @@ def test_a_full_data_root_without_room_for_the_lock(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_costs_the_holders_name_and_not_the_lease(small: Path) -> None:
+def test_a_full_disk_costs_the_holders_name_and_not_the_lease(filesystems: Filesystems, small: Path) -> None:
     (small / ".cachedind").mkdir()
     (small / ".cachedind" / "lock").touch()
-    fill(small)
+    filesystems.fill(small)
     held = take(small)
     assert look(str(small)) == (True, None)
     with pytest.raises(DataRootBusyError, match="in use by another daemon"):
