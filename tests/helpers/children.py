@@ -58,6 +58,11 @@ class Child:
             return value
         raise value
 
+    def has_ended(self) -> str | None:
+        """A sentence once it has, for wait_until's `hopeless`. Its status is still to be waited for."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return None if ended is None else f"child {self.pid} has ended with {ended.si_status}"
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)

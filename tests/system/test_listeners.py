@@ -61,7 +61,8 @@ def serve(plan: ListenPlan, tmp_path: Path) -> None:
 @pytest.fixture
 def server(plan: ListenPlan, tmp_path: Path) -> Iterator[Child]:
     with child(lambda: serve(plan, tmp_path)) as server:
-        wait_until((tmp_path / "bound").exists, what="the sockets are bound", every_s=0.01)
+        bound = (tmp_path / "bound").exists
+        wait_until(bound, what="the sockets are bound", every_s=0.01, hopeless=server.has_ended)
         yield server
 
 
@@ -144,8 +145,9 @@ def test_sockets_get_to_their_places_wherever_they_are(tmp_path: Path, plan: Lis
             {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid())},
         )
 
-    with child(swapped):
-        wait_until(lambda: answer(addresses(plan)["unix"]) == b"1", what="the unix socket is the second", every_s=0.02)
+    with child(swapped) as daemon:
+        unix = addresses(plan)["unix"]
+        wait_until(lambda: answer(unix) == b"1", what="the unix socket is second", hopeless=daemon.has_ended)
         assert answer(addresses(plan)["IPv4"]) == b"0"
 
 

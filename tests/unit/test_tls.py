@@ -478,7 +478,12 @@ def test_clients_are_told_ready_when_their_set_is_and_before_names_are_looked_up
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
-    monkeypatch.setattr(tls, "read_addresses", lambda: happened.append("addresses") or [])
+
+    def read_addresses() -> list[str]:
+        happened.append("addresses")
+        return []
+
+    monkeypatch.setattr(tls, "read_addresses", read_addresses)
 
     def ready() -> None:
         happened.append("ready")
