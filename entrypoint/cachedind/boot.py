@@ -101,9 +101,10 @@ def open_api(plan: ListenPlan, settings: Config) -> tuple[list[socket.socket], B
         return sockets, None
 
     def work() -> None:
-        # Clients are kept out until this is done, so it goes before the rest of the start where both want the CPU.
-        with contextlib.suppress(PermissionError):
-            os.nice(-15)
+        if not is_open:
+            # Clients are kept out until this is done, so it goes before the rest of the start for the CPU.
+            with contextlib.suppress(PermissionError):
+                os.nice(-15)
         tls.prepare(directory, settings.tls_san, lambda: None if is_open else listeners.open_port(port, plan))
 
     return sockets, Background(work)
