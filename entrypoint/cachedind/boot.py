@@ -139,13 +139,16 @@ def observe(lease: Lease, log: Log) -> tuple[Place, ExistingData]:
         aside = state.set_aside(lease.directory_fd, dataroot.STATE_NAME)
         log.warn(f"{lease.data_root}/.cachedind/{dataroot.STATE_NAME} is unreadable ({error}); it is now {aside}")
         noted = None
+    # First of all: in a driver's own directory, what a killed trial has left would pass for layers.
+    if [
+        name for directory in facts.probe_directories(lease.data_root) for name in probes.sweep_stale_probes(directory)
+    ]:
+        log.debug("removed what killed trials of a storage driver had left")
     place = facts.read_place(lease.data_root)
     existing = dataroot.read_existing(lease.data_root, noted)
     for degradation in (facts.check_room(place, fresh=not existing.pairs), facts.persistence(place)):
         if degradation is not None:
             log.degraded(degradation)
-    if probes.sweep_stale_probes(lease.data_root):
-        log.debug("removed what killed trials of a storage driver had left")
     return place, existing
 
 

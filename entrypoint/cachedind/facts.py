@@ -157,6 +157,11 @@ def probe_directory(data_root: str, driver: str) -> str:
     return candidate if os.path.ismount(candidate) else data_root
 
 
+def probe_directories(data_root: str) -> list[str]:
+    """Everywhere where a driver may have been tried."""
+    return sorted({data_root, *(probe_directory(data_root, driver) for driver in ("overlay2", "fuse-overlayfs"))})
+
+
 def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
     """Try overlay2 or fuse-overlayfs where its layers would be. Leaves nothing behind.
 
