@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Run, and turn errors into one line and an exit code."""
     from cachedind.config import environment
-    from cachedind.errors import CachedindError
+    from cachedind.errors import CachedindError, UnexpectedSystemError
 
     words = sys.argv[1:]
     try:
@@ -29,6 +29,11 @@ def main() -> int:
         cli.main(prog_name="cachedind")
     except CachedindError as error:
         return _report(error)
+    except OSError as error:
+        # What no step expected of the machine: a disk that fails, a file that cannot be. Still one line, not a
+        # traceback.
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _report(UnexpectedSystemError(f"the system refuses: {what}", "check the volume, and the kernel's log"))
     return 0
 
 

@@ -92,6 +92,12 @@ class DataRootUnwritableError(CachedindError):
     exit_code = 74
 
 
+class UnexpectedSystemError(CachedindError):
+    """A system call failed that should not have (EX_IOERR)."""
+
+    exit_code = 74
+
+
 class DataRootBusyError(CachedindError):
     """Another daemon holds the data-root (EX_TEMPFAIL)."""
 

@@ -196,6 +196,11 @@ def _plan_fresh(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
     return _plan_best(facts, request, store, notes)
 
 
+def _is_worth_keeping(driver: str, facts: StorageFacts) -> bool:
+    """Whether to follow the note of a start that left no data: not where it was a second choice."""
+    return driver not in COPYING_DRIVERS | {"fuse-overlayfs"} and verdict_for(driver, facts).works
+
+
 def _plan_demanded_driver(facts: StorageFacts, request: StorageRequest, demand: Demand) -> StoragePlan:
     store = _store_of(demand.value, request, facts.engine)
     if store is None:

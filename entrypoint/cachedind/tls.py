@@ -9,7 +9,6 @@ took seconds.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from enum import Enum
@@ -22,13 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-    PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
+    from cachedind.certificates import PrivateKey
 
-VALID_DAYS = 825
-_CLOCK_SKEW_MINUTES = 5
 _ADDRESS = re.compile(r"\sinet6? ([0-9a-fA-F.:]+)")
 
 
@@ -233,154 +228,28 @@ def _read_bytes(path: str) -> bytes:
 
 def _issue_clients(directory: str, now: datetime.datetime) -> tuple[PrivateKey, x509.Certificate]:
     """Write the authority and the clients' set; returns the authority's key and certificate."""
+    from cachedind import certificates
+
     for part in ("ca", "client"):
         os.makedirs(f"{directory}/{part}", exist_ok=True)
-    ca_key = _load_or_make_key(f"{directory}/ca/key.pem", 0o600)
-    authority = _issue_ca(ca_key, now)
-    client_key = _load_or_make_key(f"{directory}/client/key.pem", 0o644)
-    client = _issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)
-    _write_certificate(f"{directory}/ca/cert.pem", authority)
+    ca_key = certificates.load_or_make_key(f"{directory}/ca/key.pem", 0o600)
+    authority = certificates.issue_ca(ca_key, now)
+    client_key = certificates.load_or_make_key(f"{directory}/client/key.pem", 0o644)
+    client = certificates.issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)
+    certificates.write_certificate(f"{directory}/ca/cert.pem", authority)
     # A client that waits for its three files has a set that fits as soon as the last is there.
-    _write_certificate(f"{directory}/client/cert.pem", client)
-    _write_certificate(f"{directory}/client/ca.pem", authority)
+    certificates.write_certificate(f"{directory}/client/cert.pem", client)
+    certificates.write_certificate(f"{directory}/client/ca.pem", authority)
     return ca_key, authority
 
 
 def _issue_server(
     directory: str, ca_key: PrivateKey, authority: x509.Certificate, names: Names, now: datetime.datetime
 ) -> None:
+    from cachedind import certificates
+
     os.makedirs(f"{directory}/server", exist_ok=True)
-    server_key = _load_or_make_key(f"{directory}/server/key.pem", 0o600)
-    server = _issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names)
-    _write_certificate(f"{directory}/server/ca.pem", authority)
-    _write_certificate(f"{directory}/server/cert.pem", server)
-
-
-def _load_or_make_key(path: str, mode: int) -> PrivateKey:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-    if _size(path) > 0:
-        try:
-            loaded = serialization.load_pem_private_key(_read_bytes(path), password=None)
-        except (ValueError, TypeError) as error:
-            raise CertificateError(f"{path} is no private key: {error}", "remove it to have one made") from error
-        if not isinstance(loaded, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
-            raise CertificateError(f"{path} is neither an RSA nor an EC key", "remove it to have one made")
-        os.chmod(path, mode)
-        return loaded
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    write_file(path, pem, mode)
-    return key
-
-
-def _issue_ca(key: PrivateKey, now: datetime.datetime) -> x509.Certificate:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
-    name = _common_name("docker:dind CA")
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    builder = _builder(name, name, key, now)
-    builder = builder.add_extension(identifier, critical=False)
-    builder = builder.add_extension(x509.AuthorityKeyIdentifier(identifier.digest, None, None), critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    builder = builder.add_extension(_ca_usage(), critical=True)
-    return builder.sign(key, hashes.SHA256())
-
-
-def _ca_usage() -> x509.KeyUsage:
-    from cryptography import x509
-
-    return x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _issue_leaf(
-    authority: x509.Certificate,
-    ca_key: PrivateKey,
-    key: PrivateKey,
-    common_name: str,
-    now: datetime.datetime,
-    names: Names | None,
-) -> x509.Certificate:
-    """A server certificate for `names`, or a client certificate where there are none."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
-    usage = ExtendedKeyUsageOID.CLIENT_AUTH if names is None else ExtendedKeyUsageOID.SERVER_AUTH
-    builder = _builder(_common_name(common_name), authority.subject, key, now)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    issuer = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
-    builder = builder.add_extension(x509.AuthorityKeyIdentifier(issuer.digest, None, None), critical=False)
-    if names is not None:
-        alternatives = x509.SubjectAlternativeName([_general_name(entry) for entry in names.entries])
-        builder = builder.add_extension(alternatives, critical=False)
-    return builder.sign(ca_key, hashes.SHA256())
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime.datetime) -> x509.CertificateBuilder:
-    import datetime
-
-    from cryptography import x509
-
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=_CLOCK_SKEW_MINUTES))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
-    )
-
-
-def _common_name(text: str) -> x509.Name:
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _general_name(entry: str) -> x509.GeneralName:
-    import ipaddress
-
-    from cryptography import x509
-
-    kind, _, value = entry.partition(":")
-    if kind == "IP":
-        return x509.IPAddress(ipaddress.ip_address(value))
-    if kind == "URI":
-        return x509.UniformResourceIdentifier(value)
-    return x509.RFC822Name(value) if kind == "email" else x509.DNSName(value)
-
-
-def _write_certificate(path: str, certificate: x509.Certificate) -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    write_file(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-
-
-def write_file(path: str, content: bytes, mode: int) -> None:
-    """Replace a file at once: who reads it sees the old content or the new one, never a part. Links are not
-    followed.
-    """
-    temporary = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    os.rename(temporary, path)
+    server_key = certificates.load_or_make_key(f"{directory}/server/key.pem", 0o600)
+    server = certificates.issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names.entries)
+    certificates.write_certificate(f"{directory}/server/ca.pem", authority)
+    certificates.write_certificate(f"{directory}/server/cert.pem", server)

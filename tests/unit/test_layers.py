@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model"}),
     frozenset({"log", "linux", "procfs", "processes", "state"}),
-    frozenset({"config", "arguments", "listeners", "probes"}),
+    frozenset({"config", "arguments", "listeners", "probes", "certificates"}),
     frozenset({"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers"}),
     frozenset({"lease", "dataroot", "facts"}),
     frozenset({"decision", "summary"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -51,3 +52,13 @@ def test_people_get_the_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
         run(monkeypatch, "--help")
     assert ended.value.code == 0
     assert "doctor" in capfd.readouterr().out
+
+
+def test_a_disk_that_fails_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(words: list[str], environ: dict[str, str]) -> None:
+        raise OSError(errno.EIO, "Input/output error", "/var/lib/docker/image")
+
+    monkeypatch.setattr(boot, "boot", fail)
+    assert run(monkeypatch, "boot") == 74
+    [line] = capfd.readouterr().err.splitlines()
+    assert "/var/lib/docker/image: Input/output error" in line

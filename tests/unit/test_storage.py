@@ -662,3 +662,11 @@ def test_without_a_wish_the_fuse_verdict_is_asked_for_only_when_it_was_collected
     facts = facts_of(backing, engine)
     assume(not needs_fuse_verdict(NOTHING, StorageRequest(), facts.verdicts["overlay2"]))
     plan_storage(facts._replace(verdicts={"overlay2": facts.verdicts["overlay2"]}), StorageRequest())
+
+
+@pytest.mark.parametrize("noted", ["vfs", "fuse-overlayfs"])
+def test_a_second_choice_that_left_no_data_is_not_kept(noted: str) -> None:
+    existing = ExistingData((), EngineVersion(26, 1, 5), (ImageStore.GRAPHDRIVER, noted))
+    verdicts = {name: Verdict(name, works=True, why="") for name in ("overlay2", "fuse-overlayfs")}
+    facts = StorageFacts("/var/lib/docker", "ext4", EngineVersion(26, 1, 5), existing, verdicts)
+    assert plan_storage(facts, StorageRequest(allow_vfs=True)).driver == "overlay2"

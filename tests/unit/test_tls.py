@@ -15,7 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind import tls
+from cachedind import certificates, tls
+from cachedind.certificates import write_file
 from cachedind.errors import CertificateError
 from cachedind.processes import Result
 from cachedind.tls import (
@@ -26,7 +27,6 @@ from cachedind.tls import (
     parse_canonical_name,
     plan_case,
     plan_names,
-    write_file,
 )
 
 SERVER = frozenset({"server/ca.pem", "server/cert.pem", "server/key.pem"})
@@ -84,7 +84,7 @@ def test_a_host_name_that_no_certificate_can_hold_is_left_out() -> None:
 @pytest.mark.parametrize("entry", ["DNS:x", "DNS:*.x", "IP:1.2.3.4", "IP:fd00::1", "URI:spiffe://x", "email:a@b.c"])
 def test_good_names(entry: str) -> None:
     check_name(entry)
-    tls._general_name(entry)
+    certificates.general_name(entry)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_any_setting_is_names_or_a_documented_error(extra: str) -> None:
     except CertificateError:
         return
     for entry in names.entries:
-        tls._general_name(entry)
+        certificates.general_name(entry)
 
 
 # What `ip -oneline address` of iproute2 6.15 prints.
