@@ -183,8 +183,7 @@ def _plan_fresh(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
         recorded
         and not request.store
         and _has_store(recorded[0], facts.engine, request)
-        and verdict_for(recorded[1], facts).works
-        and _may_use(recorded[1], request)
+        and _is_worth_keeping(recorded[1], facts)
     ):
         return _fresh(facts, *recorded, "it was chosen at the last start", notes)
     store = ImageStore(request.store.value) if request.store else _default_store(facts.engine, request)
