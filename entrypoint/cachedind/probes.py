@@ -133,7 +133,8 @@ def _run_child(trial: Callable[[str], None], work: str, write_fd: int) -> None:
     except Unfit as error:
         outcome = f"0 {error}"
     except OSError as error:
-        outcome = f"{error.errno or 0} {error.filename or 'a step'}: {error.strerror}".replace(f"{work}/", "")
+        what = f"{error.filename} to {error.filename2}" if error.filename2 else error.filename or "a step"
+        outcome = f"{error.errno or 0} {what}: {error.strerror}".replace(f"{work}/", "")
     except BaseException as error:  # the parent must hear of anything at all
         outcome = f"0 {type(error).__name__}: {error}"
     finally:

@@ -79,7 +79,7 @@ def test_overlay2_does_not_work_on_ramfs_though_the_mount_succeeds(directory: Pa
     assert not verdict.works
     assert not verdict.privilege, verdict.why
     # It is the rename of a lower file, which needs a whiteout in its old place.
-    assert verdict.why == "the backing filesystem is unfit (merged/other: Invalid argument)"
+    assert verdict.why == "the backing filesystem is unfit (merged/other to merged/renamed: Invalid argument)"
 
 
 @pytest.mark.parametrize("directory", GOOD, indirect=True)
