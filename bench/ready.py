@@ -1,8 +1,6 @@
 """Container start → first `_ping` 200: cachedind against the bare dockerd of the same image.
 
-The clock starts with the container's first instruction and stops in the same container, so the outer engine's own work
-is not in it. The same small prober measures all subjects: it connects again every 2 ms until it is accepted, and
-waits for the answer then. Subjects take turns; medians and ratios are what counts, single figures are noise.
+Subjects take turns; medians and ratios are what counts, single figures are noise.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import argparse
 import json
 import re
 import secrets
-import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,31 +17,11 @@ import docker
 from rich.console import Console
 from rich.table import Table
 
+from clock import ENTRYPOINT, ENVIRONMENT, Answer, read_answer
+from figures import median_of_each, spread
+
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.containers import Container
-
-PROBER = """
-import os, socket, sys, time
-start = float(os.environ.pop("START"))
-end = time.monotonic() + 60
-while time.monotonic() < end:
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(60)
-    try:
-        client.connect("/var/run/docker.sock")
-        client.sendall(b"GET /_ping HTTP/1.0\\r\\n\\r\\n")
-        if b" 200 " in client.recv(4096):
-            print("READY", time.time() - start, flush=True)
-            sys.exit()
-    except OSError:
-        pass
-    client.close()
-    time.sleep(0.002)
-print("GAVE UP", flush=True)
-"""
-# dash's date costs a millisecond, the same one for every subject.
-ENTRYPOINT = ["sh", "-c", 'START=$(date +%s.%N) python3 -IS -c "$PROBER" & exec "$@"', "sh"]
 
 
 class Subject(NamedTuple):
@@ -63,11 +40,10 @@ SUBJECTS = (
 
 
 class Run(NamedTuple):
-    """One start. Seconds to the first answer; `phases_ms` is what cachedind says of its own part."""
+    """One start of a subject."""
 
     subject: str
-    ready_s: float
-    phases_ms: dict[str, float]
+    answer: Answer
 
 
 def measure(client: DockerClient, image: str, subject: Subject, volumes: dict[str, str]) -> Run:
@@ -77,32 +53,14 @@ def measure(client: DockerClient, image: str, subject: Subject, volumes: dict[st
         subject.command,
         entrypoint=ENTRYPOINT,
         privileged=True,
-        environment={"PROBER": PROBER, "CACHEDIND_LOG_FORMAT": "json"},
+        environment=ENVIRONMENT,
         volumes={name: {"bind": path, "mode": "rw"} for path, name in volumes.items()},
     )
     try:
         container.start()
-        return read_run(container, subject)
+        return Run(subject.name, read_answer(container, subject.name))
     finally:
         container.remove(force=True, v=True)
-
-
-def read_run(container: Container, subject: Subject) -> Run:
-    """Follow the log until the prober speaks. cachedind's summary line comes before."""
-    phases: dict[str, float] = {}
-    text = b""
-    # The prober ends, and says so, after a minute; killing the container then ends the stream.
-    for chunk in container.logs(stream=True, follow=True):
-        text += chunk
-        while b"\n" in text:
-            line, text = text.split(b"\n", 1)
-            if line.startswith(b"READY "):
-                return Run(subject.name, float(line.split()[1]), phases)
-            if line.startswith(b"GAVE UP"):
-                raise SystemExit(f"{subject.name}: no answer within a minute")
-            if line.startswith(b"{") and b"phases_ms" in line:
-                phases = {**json.loads(line)["phases_ms"]}
-    raise SystemExit(f"{subject.name}: the container ended before its daemon answered:\n{text.decode()}")
 
 
 def image_of(client: DockerClient, suite: str) -> str:
@@ -131,7 +89,7 @@ def run_suite(client: DockerClient, suite: str, runs: int) -> list[Run]:
                 run = measure(client, image, subject, volumes)
                 if turn:
                     found.append(run)
-                    sys.stderr.write(f"{suite} {turn}/{runs} {subject.name}: {run.ready_s:.3f} s\n")
+                    sys.stderr.write(f"{suite} {turn}/{runs} {subject.name}: {run.answer.ready_s:.3f} s\n")
     finally:
         for volume in made.values():
             volume.remove(force=True)
@@ -140,20 +98,19 @@ def run_suite(client: DockerClient, suite: str, runs: int) -> list[Run]:
 
 def summarise(found: list[Run]) -> list[dict[str, object]]:
     """Median, range and ratio to the bare daemon of each subject, and the medians of cachedind's phases."""
-    bare = statistics.median(run.ready_s for run in found if run.subject == SUBJECTS[0].name)
+    bare = spread([run.answer.ready_s for run in found if run.subject == SUBJECTS[0].name])
     rows: list[dict[str, object]] = []
     for subject in SUBJECTS:
-        mine = [run for run in found if run.subject == subject.name]
-        times = [run.ready_s for run in mine]
-        phases = {name: statistics.median(run.phases_ms[name] for run in mine) for name in mine[0].phases_ms}
-        median = statistics.median(times)
+        mine = [run.answer for run in found if run.subject == subject.name]
+        times = spread([answer.ready_s for answer in mine])
+        phases = median_of_each([answer.phases_ms for answer in mine])
         rows.append(
             {
                 "subject": subject.name,
-                "median_s": round(median, 3),
-                "min_s": round(min(times), 3),
-                "max_s": round(max(times), 3),
-                "ratio": round(median / bare, 3),
+                "median_s": round(times.median, 3),
+                "min_s": round(times.least, 3),
+                "max_s": round(times.most, 3),
+                "ratio": round(times.median / bare.median, 3),
                 "phases_ms": {name: round(took, 1) for name, took in phases.items()},
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,22 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run, and turn errors into one line and an exit code."""
+    words = sys.argv[1:]
+    certificates = None
+    if words[:1] == ["boot"]:
+        from cachedind import tls_child
+
+        # Before all else: whatever is imported until then, its own imports wait for.
+        certificates = tls_child.expect(words[1:], os.environ)
+
     from cachedind.config import environment
     from cachedind.errors import CachedindError, UnexpectedSystemError
 
-    words = sys.argv[1:]
     try:
         if words[:1] == ["boot"]:
             from cachedind.boot import boot
 
-            boot(words[1:], environment())
+            boot(words[1:], environment(), certificates)
         if words[:1] == ["dind"]:
             from cachedind.boot import dind
 

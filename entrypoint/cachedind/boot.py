@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, NoReturn
 
 from cachedind import config, daemon_config, listeners
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.errors import HostPreparationError, ProgramMissingError, SettingsError
+from cachedind.errors import (
+    HostPreparationError,
+    PoolUnusableError,
+    ProgramMissingError,
+    SettingsError,
+)
 from cachedind.log import Log
 from cachedind.model import Degradation
-from cachedind.processes import Background
 from cachedind.summary import Stopwatch
 
 if TYPE_CHECKING:
@@ -20,10 +23,12 @@ if TYPE_CHECKING:
 
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
-    from cachedind.facts import Place
+    from cachedind.furnish import Home, Seeds, Site
     from cachedind.lease import Lease
     from cachedind.listeners import ListenPlan
-    from cachedind.model import ExistingData, StoragePlan
+    from cachedind.pool_lease import Tenancy
+    from cachedind.processes import Ahead
+    from cachedind.witness import Witness
 
 RUN_DIRECTORY = "/run/cachedind"
 MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
@@ -31,8 +36,10 @@ MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
 _WITH_LISTEN_PID = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"]
 
 
-def boot(words: list[str], environ: dict[str, str]) -> NoReturn:
+def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None = None) -> NoReturn:
     """Become dockerd. `words` are the container's arguments: dockerd's flags, or `dockerd` and its flags.
+
+    `certificates` is the child that makes them (tls_child.expect).
 
     Raises CachedindError when that is not possible. Needs --privileged.
     """
@@ -46,25 +53,47 @@ def boot(words: list[str], environ: dict[str, str]) -> NoReturn:
     daemon = daemon_config.read_settings(arguments)
 
     plan = None if explicit else plan_listen(settings, daemon, log)
-    sockets, certificates = ([], None) if plan is None else open_api(plan, settings)
+    sockets = [] if plan is None else open_api(plan, settings, certificates)
     stopwatch.lap("listen")
 
-    lease = take_lease(settings, daemon, log)
+    lease, tenancy = move_in(settings, daemon, log)
     stopwatch.lap("lease")
-    place, existing = observe(lease, log)
-    storage = decide(settings, daemon, lease, place, existing, log)
+    from cachedind import facts, furnish
+
+    site = furnish.Site(settings, daemon, environ, log)
+    home = furnish.settle(site, lease, tenancy)
     stopwatch.lap("storage")
+    if tenancy is not None:
+        home = furnish.clean(site, home)
+        stopwatch.lap("maintain")
+    late_seeds = None
+    if facts.wants_seeds(settings):
+        home, late_seeds = furnish.seed(site, home)
+        stopwatch.lap("seed")
+    observer = post_witness(site, plan, home, late_seeds, stopwatch, sockets)
     path = prepare_container(settings, daemon, plan, log)
     stopwatch.lap("prepare")
     if certificates is not None:
         certificates.join()
     stopwatch.lap("certificates")
 
-    final = daemon_config.plan_daemon(daemon, storage, plan, MERGED_CONFIG)
+    from cachedind import build_cache
+
+    pool_bytes = None if home.tenancy is None else home.place.total_bytes
+    limit = build_cache.plan_limit(settings.cache_max_bytes, pool_bytes, facts.read_engine_version(settings.path))
+    final = daemon_config.plan_daemon(daemon, home.storage, plan, MERGED_CONFIG, cache_limit=limit)
+    for degradation in final.degradations:
+        log.degraded(degradation)
     write_merged_config(final.file_text)
     log.debug(f"dockerd {daemon_config.describe(final.arguments)}")
-    report(storage, place, lease, stopwatch, log)
-    hand_over(final.arguments, sockets, lease, config.daemon_environment(environ, path=path, listen_fds=len(sockets)))
+    if home.tenancy is not None:
+        from cachedind import pool_start
+
+        pool_start.hide(home.tenancy, observer, log)
+    report(home, stopwatch, log)
+    hand_over(
+        final.arguments, sockets, home.lease, config.daemon_environment(environ, path=path, listen_fds=len(sockets))
+    )
 
 
 def make_log(settings: Config) -> Log:
@@ -83,8 +112,8 @@ def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPla
     return plan
 
 
-def open_api(plan: ListenPlan, settings: Config) -> tuple[list[socket.socket], Background | None]:
-    """Bind the API's sockets, and start the work on certificates beside the rest of the start.
+def open_api(plan: ListenPlan, settings: Config, certificates: Ahead | None) -> list[socket.socket]:
+    """Bind the API's sockets, and have the certificates made beside the rest of the start.
 
     The TLS port opens when the client's certificates fit: at once where they are kept, else the moment they are
     written (decisions/0006). GitLab, which keeps /certs/client alone, starts the job when the port opens; it must not
@@ -97,24 +126,33 @@ def open_api(plan: ListenPlan, settings: Config) -> tuple[list[socket.socket], B
     is_open = directory is None or tls.clients_are_ready(directory)
     if is_open:
         listeners.open_port(port, plan)
-    if directory is None:
-        return sockets, None
-
-    def work() -> None:
-        if not is_open:
-            # Clients are kept out until this is done, so it goes before the rest of the start for the CPU.
-            with contextlib.suppress(PermissionError):
-                os.nice(-15)
-        tls.prepare(directory, settings.tls_san, lambda: None if is_open else listeners.open_port(port, plan))
-
-    return sockets, Background(work)
+    if directory is not None:
+        assert certificates is not None
+        certificates.begin({"plan": plan, "names": settings.tls_san, "is_open": is_open}, [port.fileno()])
+    return sockets
 
 
-def take_lease(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
-    """Lease the data-root; from here on nobody else touches it."""
-    from cachedind import facts, lease
+def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, Tenancy | None]:
+    """Lease a slot of the pool and put it in the data-root's place; without a (good) pool, lease the data-root."""
+    from cachedind import facts, pool, pool_start
 
     facts.check_privileges()
+    path = pool.wanted_path(settings)
+    if path is not None:
+        order = pool_start.make_order(settings, daemon)
+        data_root = os.path.realpath(daemon.data_root)
+        try:
+            return pool_start.move_in(path, order, data_root, settings, log)
+        except PoolUnusableError as bad:
+            cost = f"this start uses {data_root} as it is, without the pool's cache"
+            log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
+    return lease_data_root(settings, daemon, log), None
+
+
+def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
+    """Lease the data-root itself; from here on nobody else touches it."""
+    from cachedind import facts, lease
+
     data_root = os.path.realpath(daemon.data_root)
     degradation = facts.check_lock_filesystem(facts.read_mount(data_root), data_root, allowed=settings.allow_network_fs)
     if degradation is not None:
@@ -129,54 +167,34 @@ def take_lease(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
     )
 
 
-def observe(lease: Lease, log: Log) -> tuple[Place, ExistingData]:
-    """Look at the data-root, now that it is ours."""
-    from cachedind import dataroot, facts, probes, state
+def post_witness(
+    site: Site,
+    plan: ListenPlan | None,
+    home: Home,
+    late_seeds: Seeds | None,
+    stopwatch: Stopwatch,
+    sockets: list[socket.socket],
+) -> Witness:
+    """Fork the child that notes down when the daemon answers, and does what may come late."""
+    from cachedind import witness
 
-    try:
-        noted = dataroot.read_data_root_state(lease.directory_fd)
-    except (ValueError, OSError) as error:  # OSError: a link or a directory in its place
-        aside = state.set_aside(lease.directory_fd, dataroot.STATE_NAME)
-        log.warn(f"{lease.data_root}/.cachedind/{dataroot.STATE_NAME} is unreadable ({error}); it is now {aside}")
-        noted = None
-    # First of all: in a driver's own directory, what a killed trial has left would pass for layers.
-    if [
-        name for directory in facts.probe_directories(lease.data_root) for name in probes.sweep_stale_probes(directory)
-    ]:
-        log.debug("removed what killed trials of a storage driver had left")
-    place = facts.read_place(lease.data_root)
-    existing = dataroot.read_existing(lease.data_root, noted)
-    for degradation in (facts.check_room(place, fresh=not existing.pairs), facts.persistence(place)):
-        if degradation is not None:
-            log.degraded(degradation)
-    return place, existing
+    default = f"unix://{listeners.DEFAULT_SOCKET if plan is None else plan.socket_path}"
+    named = [] if plan is not None else [*site.daemon.arguments.all("host"), *site.daemon.file_hosts]
+    addresses = [default if host == "unix://" else host for host in named] or [default]
 
+    def late() -> None:
+        if late_seeds is not None:
+            from cachedind import furnish
 
-def decide(
-    settings: Config, daemon: DaemonSettings, lease: Lease, place: Place, existing: ExistingData, log: Log
-) -> StoragePlan:
-    """Choose store and driver, say what was passed over, and note the decision down in the data-root."""
-    from cachedind import dataroot, decision, facts, procfs
+            furnish.seed_late(site, home, late_seeds, addresses)
+        if home.tenancy is not None:
+            from cachedind import upkeep
 
-    request = decision.build_request(settings, daemon)
-    engine = facts.read_engine_version(settings.path)
-    plan = decision.decide(lease.data_root, place.fstype, engine, existing, request)
-    for note in plan.notes:
-        log.warn(note)
-    for degradation in plan.degradations:
-        log.degraded(degradation)
-    try:
-        before = dataroot.read_data_root_state(lease.directory_fd)
-        state = dataroot.next_state(
-            before, plan, engine=engine, fstype=place.fstype, boot_id=procfs.read_boot_id(), now=time.time()
-        )
-        if state is not None:
-            dataroot.write_data_root_state(lease.directory_fd, state)
-    except OSError as error:
-        why = f"{lease.data_root}/.cachedind: {error.strerror}"
-        cost = "the next start has to guess the driver from the data"
-        log.degraded(Degradation("the storage decision cannot be noted down", why, cost, "free space on the volume"))
-    return plan
+            witness.step_back()
+            upkeep.run(home.tenancy.home, site.settings, home.tenancy.key, time.time())
+
+    close = [sock.fileno() for sock in sockets]
+    return witness.fork(home.lease, addresses, stopwatch.started, close=close, late=late, log=site.log)
 
 
 def prepare_container(settings: Config, daemon: DaemonSettings, plan: ListenPlan | None, log: Log) -> str:
@@ -232,12 +250,21 @@ def write_merged_config(text: str) -> None:
         ) from error
 
 
-def report(storage: StoragePlan, place: Place, lease: Lease, stopwatch: Stopwatch, log: Log) -> None:
+def report(home: Home, stopwatch: Stopwatch, log: Log) -> None:
     from cachedind import dataroot, summary
 
-    layers = dataroot.count_layers(lease.data_root, storage.store, storage.driver)
-    last_used_s = None if lease.previous is None else time.time() - lease.previous.since
-    line, fields = summary.summarise(storage, place, layers=layers, last_used_s=last_used_s, stopwatch=stopwatch)
+    lease, tenancy = home.lease, home.tenancy
+    layers = dataroot.count_layers(lease.data_root, home.storage.store, home.storage.driver)
+    if tenancy is None:
+        last_used_s = None if lease.previous is None else time.time() - lease.previous.since
+        origin = summary.Origin.of_data_root(lease.data_root, layers, last_used_s, seeded=home.seeded)
+    else:
+        data = tenancy.found.data
+        last_used_s = None if data is None else time.time() - data.started_at
+        origin = summary.Origin.of_slot(
+            tenancy.key, tenancy.slot.id, tenancy.warmth.value, tenancy.source_key, layers, last_used_s, home.seeded
+        )
+    line, fields = summary.summarise(home.storage, home.place, origin, layers=layers, stopwatch=stopwatch)
     log.info(line, **fields)
 
 

@@ -13,16 +13,29 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.errors import SettingsError
 from cachedind.log import Level
 from cachedind.model import COPYING_DRIVERS, GRAPH_DRIVERS, ImageStore
+from cachedind.trace import POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    _Number = TypeVar("_Number", int, float)
 
 PREFIX = "CACHEDIND_"
+DEFAULT_POOL = "/cachedind"
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,15}))? ?(?:([kmgtp])(i?))?b?", re.IGNORECASE)
+_OWN_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+
+KEPT_KINDS = ("containers", "networks", "volumes")
+"""What a job makes in the engine besides images and build cache."""
+
+# The name of the project in GitLab, GitHub, Woodpecker, Drone and Buildkite.
+_PROJECT_NAMES = ("CI_PROJECT_PATH", "GITHUB_REPOSITORY", "CI_REPO", "DRONE_REPO", "BUILDKITE_PIPELINE_SLUG")
 
 # What Kubernetes tells each pod about a Service, and docker --link about a container, whose name begins with
 # "cachedind": not meant for us, and nobody can switch it off where the service is named so.
@@ -79,6 +92,147 @@ def parse_is_json(text: str) -> bool:
     return text == "json"
 
 
+def parse_size_bytes(text: str) -> int:
+    """Bytes in "10GB" (10^9), "10GiB" (2^30), "500M" (10^6), "64k" or a bare number of bytes.
+
+    A unit without "i" is decimal, as in units.FromHumanSize, whose counterpart prints docker's sizes (go-units,
+    size.go); the sizes in a daemon.json are read by units.RAMInBytes, for which GB is 2^30 too. Raises ValueError
+    saying what is accepted.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("a size such as 500MB, 10GB or 10GiB")
+    whole, fraction, unit, binary = match[1], match[2] or "", match[3] or "", match[4]
+    factor = (1024 if binary else 1000) ** " kmgtp".index(unit.lower() or " ")
+    size = int(int(whole + fraction) * factor // 10 ** len(fraction))
+    if size >= 2**60:  # dockerd reads sizes as floats, in which the largest of 63 bits would become negative
+        raise ValueError("a size below 2^60 bytes")
+    return size
+
+
+def parse_size_or_auto(text: str) -> int | None:
+    """None for "auto"."""
+    return None if text == "auto" else _above_zero(parse_size_bytes(text), "auto")
+
+
+def parse_size_or_none(text: str) -> int | None:
+    """None for "none"."""
+    return None if text == "none" else _above_zero(parse_size_bytes(text), "none")
+
+
+def parse_free_bytes(text: str) -> int | None:
+    """None for "auto"; 0 for "none"."""
+    return None if text == "auto" else 0 if text == "none" else parse_size_bytes(text)
+
+
+def parse_age_s(text: str) -> float | None:
+    """Seconds, or None for "none". Raises ValueError for 0 too."""
+    return None if text == "none" else _above_zero(parse_duration_s(text), "none")
+
+
+def _above_zero(number: _Number, instead: str) -> _Number:
+    # Zero might be meant as "no limit" or as "nothing": one keeps everything, the other empties the pool.
+    if not number:
+        raise ValueError(f"above zero; to set nothing, say {instead}")
+    return number
+
+
+def parse_pool(text: str) -> str | None:
+    """A normal absolute path, "" for no pool, or None for "auto"."""
+    if text in ("", "auto"):
+        return None if text else ""
+    path = "/" + os.path.normpath(text).lstrip("/")
+    if not text.startswith("/") or path == "/":
+        raise ValueError("an absolute path such as /cachedind, auto, or empty for no pool")
+    return path
+
+
+def parse_backing(text: str) -> str:
+    if text not in ("auto", "directory", "image"):
+        raise ValueError("auto, directory or image")
+    return text
+
+
+def parse_key(text: str) -> str:
+    """A key without the blanks around it. Raises ValueError for an empty one and for one with a NUL."""
+    key = text.strip()
+    if not key or "\0" in key:
+        raise ValueError("a key: any text that is not empty and has no NUL in it")
+    return key
+
+
+def parse_keys(text: str) -> tuple[str, ...]:
+    """The keys between commas and line ends, each once. Raises ValueError as `parse_key` does."""
+    names = re.split(r"[,\n]", text)
+    return tuple(dict.fromkeys(parse_key(name) for name in names if name.strip()))
+
+
+def parse_is_read_only(text: str) -> bool:
+    if text not in ("rw", "ro"):
+        raise ValueError("rw or ro")
+    return text == "ro"
+
+
+def parse_keep(text: str) -> frozenset[str]:
+    """Some of KEPT_KINDS, all of them for "all", and none for "none"."""
+    if text in ("all", "none"):
+        return frozenset(KEPT_KINDS if text == "all" else ())
+    kinds = frozenset(name.strip() for name in text.split(","))
+    if not kinds <= frozenset(KEPT_KINDS):
+        raise ValueError(f"a list of {', '.join(KEPT_KINDS)} separated by commas, or all or none")
+    return kinds
+
+
+def parse_seeds(text: str) -> tuple[str, ...] | None:
+    """Absolute paths and globs between commas and line ends, each once; none for "", None for "auto"."""
+    if text == "auto":
+        return None
+    paths = tuple(dict.fromkeys(path.strip() for path in re.split(r"[,\n]", text) if path.strip()))
+    if any(not path.startswith("/") or "\0" in path for path in paths):
+        raise ValueError("a list of absolute paths and globs separated by commas, auto, or empty for no seeds")
+    return paths
+
+
+def parse_images(text: str) -> tuple[str, ...]:
+    """Names and globs between commas and white space, each once."""
+    return tuple(dict.fromkeys(re.split(r"[,\s]+", text.strip(", \t\n")))) if text else ()
+
+
+def parse_seed_host(text: str) -> str:
+    """A docker host, "" for none. Raises ValueError also for the place of our own daemon's socket."""
+    if not text:
+        return ""
+    scheme, _, rest = text.partition("://")
+    if scheme == "unix" and rest.startswith("/"):
+        if os.path.normpath(rest) in _OWN_SOCKETS:
+            raise ValueError(
+                "a socket of another daemon: that path is this daemon's own; mount the other one elsewhere, "
+                "for example at /host/docker.sock"
+            )
+        return text
+    if scheme == "tcp" and re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^/:@\s\[\]]+):[0-9]{1,5}/?", rest):
+        return text
+    raise ValueError("a docker host such as unix:///host/docker.sock or tcp://host:2376")
+
+
+def parse_optional_path(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError("an absolute path")
+    return text
+
+
+def parse_is_after(text: str) -> bool:
+    if text not in ("before", "after"):
+        raise ValueError("before or after")
+    return text == "after"
+
+
+def parse_point(text: str) -> str:
+    if text and text not in POINTS:
+        raise ValueError(f"one of {', '.join(POINTS)}")
+    return text
+
+
 class Variable(NamedTuple):
     """One CACHEDIND_ variable: its name without the prefix, its default as text, its parser and its meaning."""
 
@@ -87,9 +241,139 @@ class Variable(NamedTuple):
     parse: Callable[[str], object]
     accepts: str
     meaning: str
+    empty_counts: bool = False
+    """Whether an empty value is one, and not the same as none."""
+    instead: tuple[str, ...] = ()
+    """Variables of others, whole names, that are read in this order when this one is not set."""
 
 
 VARIABLES = (
+    Variable(
+        "POOL",
+        "auto",
+        parse_pool,
+        "an absolute path, auto, or empty",
+        "The pool's directory: a mount that all instances on a host share, which gives each of them a data-root of its "
+        "own. auto: `/cachedind` if something is mounted there, else no pool. Empty: no pool, in any case.",
+        empty_counts=True,
+    ),
+    Variable(
+        "POOL_BACKING",
+        "auto",
+        parse_backing,
+        "auto, directory, image",
+        "Where a new pool keeps its slots. directory: in the mounted directory itself. image: in a filesystem inside "
+        "one sparse file there, `pool.img`. auto: directory where the filesystem can clone (btrfs, xfs), else image "
+        "where that works, else directory.",
+    ),
+    Variable(
+        "POOL_SIZE",
+        "auto",
+        parse_size_or_auto,
+        "a size: 100GB, 100GiB; auto",
+        "How large the filesystem in `pool.img` becomes at most; never so large that the host's disk could be full "
+        "before it is. The file is sparse: it takes what is in it. Another value takes effect at the next start "
+        "(xfs only grows). auto: as large as the disk allows.",
+    ),
+    Variable(
+        "POOL_MAX_SIZE",
+        "none",
+        parse_size_or_none,
+        "a size; none",
+        "How much the whole pool may hold. What is over it is evicted, least recently used first, never a slot in use.",
+    ),
+    Variable(
+        "POOL_MIN_FREE",
+        "auto",
+        parse_free_bytes,
+        "a size; auto, none",
+        "How much of the pool's filesystem shall stay free; evicts as POOL_MAX_SIZE does. auto: a twentieth, 10 GiB at "
+        "most. With an image, as much of the host's disk is left to others, too (auto: a twentieth, 1 GiB at least).",
+    ),
+    Variable(
+        "MAX_AGE",
+        "none",
+        parse_age_s,
+        "a time above zero: 12h, 14d; none",
+        "What nobody used for that long is evicted from the pool.",
+    ),
+    Variable(
+        "CACHE_MAX_SIZE",
+        "auto",
+        parse_size_or_auto,
+        "a size; auto",
+        "How large the build cache of one data-root may grow, images not counted: the engine's `builder.gc`, unless "
+        "your own daemon.json sets that. auto: the engine's default; in a pool a quarter of the pool's filesystem.",
+    ),
+    Variable(
+        "KEY",
+        "default",
+        parse_key,
+        "any text",
+        "Whose cache it is: instances with the same key share one. Not set: the project's name from "
+        f"{', '.join(f'`{name}`' for name in _PROJECT_NAMES)}, the first that is there.",
+        instead=_PROJECT_NAMES,
+    ),
+    Variable(
+        "FALLBACK_KEYS",
+        "",
+        parse_keys,
+        "keys, separated by commas or line ends",
+        "Whose cache to begin with, the first that has one, while KEY has none yet.",
+    ),
+    Variable(
+        "ACCESS",
+        "rw",
+        parse_is_read_only,
+        "rw, ro",
+        "ro: the instance gets a clone that is thrown away after it, and what it does never reaches the pool's caches.",
+    ),
+    Variable(
+        "KEEP",
+        "none",
+        parse_keep,
+        "containers, networks, volumes, separated by commas; all, none",
+        "What of the last job stays when a slot of the pool is used again, besides images and build cache. Without a "
+        "pool everything stays.",
+    ),
+    Variable(
+        "SEED",
+        "auto",
+        parse_seeds,
+        "absolute paths and globs, separated by commas or line ends; auto, or empty",
+        "Image archives (of `docker save` or OCI, also .gz .zst .xz), OCI layouts, and directories of them: their "
+        "images are there before the job. auto: `/seeds` if there is such a directory. Empty: none.",
+        empty_counts=True,
+    ),
+    Variable(
+        "SEED_HOST",
+        "",
+        parse_seed_host,
+        "`unix:///host/docker.sock`, `tcp://host:2376`",
+        "Another daemon from which the images of SEED_IMAGES are fetched, what is missing of them.",
+    ),
+    Variable(
+        "SEED_HOST_CERT_PATH",
+        "",
+        parse_optional_path,
+        "an absolute path",
+        "The directory with `ca.pem`, `cert.pem` and `key.pem` for SEED_HOST=tcp://…; without it TCP is not encrypted.",
+    ),
+    Variable(
+        "SEED_IMAGES",
+        "",
+        parse_images,
+        "names and globs of images, separated by commas or blanks",
+        "Which images of SEED_HOST: `postgres:17, registry.example/ci/*`.",
+    ),
+    Variable(
+        "SEED_WHEN",
+        "before",
+        parse_is_after,
+        "before, after",
+        "before: the daemon's first answer already has the seeds. after: it answers at once, and they come in the "
+        "background (`cachedind status`).",
+    ),
     Variable(
         "LOCK_TIMEOUT",
         "10s",
@@ -138,11 +422,18 @@ VARIABLES = (
     ),
     Variable("LOG_FORMAT", "text", parse_is_json, "text, json", "How cachedind's own lines on standard error look."),
     Variable("LOG_LEVEL", "info", parse_level, "debug, info, warn, error", "How much cachedind says."),
+    Variable(
+        "KILL_AT",
+        "",
+        parse_point,
+        "the name of a step",
+        "For tests of crash safety: the start kills itself with SIGKILL at that step.",
+    ),
 )
 
 
 class Config(NamedTuple):
-    """All settings. Times in seconds."""
+    """All settings. Times in seconds, sizes in bytes."""
 
     lock_timeout_s: float
     image_store: ImageStore | None
@@ -159,10 +450,34 @@ class Config(NamedTuple):
     iptables_legacy: str | None
     """None: not set, so probe. Empty: nf_tables without probing. Anything else: legacy (docker:dind's rule)."""
     path: str
+    pool: str | None
+    """None: not set, so there is one if something is mounted at DEFAULT_POOL. Empty: none. Else an absolute path."""
+    pool_backing: str
+    """auto, directory or image."""
+    pool_size_bytes: int | None
+    pool_max_bytes: int | None
+    pool_min_free_bytes: int | None
+    cache_max_bytes: int | None
+    max_age_s: float | None
+    key: str
+    fallback_keys: tuple[str, ...]
+    """In order of preference, without `key`."""
+    read_only: bool
+    keep: frozenset[str]
+    """Some of KEPT_KINDS. Only a pool's slot ever loses them."""
+    seed: tuple[str, ...] | None
+    """Paths and globs. None: not set, so facts.DEFAULT_SEEDS if that is a directory."""
+    seed_host: str
+    seed_host_certs: str
+    seed_images: tuple[str, ...]
+    seed_after: bool
+    kill_at: str
+    """Empty, or one of trace.POINTS."""
 
 
 def load(environ: Mapping[str, str]) -> Config:
-    """Read every setting. An empty value counts as not set, as CI systems pass empty variables.
+    """Read every setting. An empty value counts as not set, as CI systems pass empty variables; but for POOL, which
+    it switches off.
 
     Raises SettingsError that names all bad values and all unknown CACHEDIND_ variables.
     """
@@ -170,6 +485,8 @@ def load(environ: Mapping[str, str]) -> Config:
     problems += [_unknown(name) for name in sorted(environ) if name.startswith(PREFIX) and not _is_known(name)]
     if not problems and values["STORAGE_DRIVER"] in COPYING_DRIVERS and not values["ALLOW_VFS"]:
         problems.append(f"{PREFIX}STORAGE_DRIVER={values['STORAGE_DRIVER']} also needs {PREFIX}ALLOW_VFS=1")
+    if not problems and bool(values["SEED_HOST"]) != bool(values["SEED_IMAGES"]):
+        problems.append(f"{PREFIX}SEED_HOST and {PREFIX}SEED_IMAGES need each other")
     if problems:
         raise SettingsError("; ".join(problems), "see docs/environment.md; nothing was touched")
     return Config(
@@ -187,6 +504,23 @@ def load(environ: Mapping[str, str]) -> Config:
         docker_driver=environ.get("DOCKER_DRIVER", ""),
         iptables_legacy=environ.get("DOCKER_IPTABLES_LEGACY"),
         path=environ.get("PATH", os.defpath),
+        pool=values["POOL"],  # type: ignore[arg-type]
+        pool_backing=values["POOL_BACKING"],  # type: ignore[arg-type]
+        pool_size_bytes=values["POOL_SIZE"],  # type: ignore[arg-type]
+        pool_max_bytes=values["POOL_MAX_SIZE"],  # type: ignore[arg-type]
+        pool_min_free_bytes=values["POOL_MIN_FREE"],  # type: ignore[arg-type]
+        cache_max_bytes=values["CACHE_MAX_SIZE"],  # type: ignore[arg-type]
+        max_age_s=values["MAX_AGE"],  # type: ignore[arg-type]
+        key=values["KEY"],  # type: ignore[arg-type]
+        fallback_keys=tuple(key for key in values["FALLBACK_KEYS"] if key != values["KEY"]),  # type: ignore[attr-defined]
+        read_only=bool(values["ACCESS"]),
+        keep=values["KEEP"],  # type: ignore[arg-type]
+        seed=values["SEED"],  # type: ignore[arg-type]
+        seed_host=values["SEED_HOST"],  # type: ignore[arg-type]
+        seed_host_certs=values["SEED_HOST_CERT_PATH"],  # type: ignore[arg-type]
+        seed_images=values["SEED_IMAGES"],  # type: ignore[arg-type]
+        seed_after=bool(values["SEED_WHEN"]),
+        kill_at=values["KILL_AT"],  # type: ignore[arg-type]
     )
 
 
@@ -194,12 +528,20 @@ def _parse_all(environ: Mapping[str, str]) -> tuple[dict[str, object], list[str]
     values: dict[str, object] = {}
     problems: list[str] = []
     for variable in VARIABLES:
-        text = environ.get(PREFIX + variable.name, "").strip() or variable.default
+        text = _text(variable, environ)
         try:
             values[variable.name] = variable.parse(text)
         except ValueError as error:
             problems.append(f"{PREFIX}{variable.name}={text!r} is not {error}")
     return values, problems
+
+
+def _text(variable: Variable, environ: Mapping[str, str]) -> str:
+    own = environ.get(PREFIX + variable.name)
+    if own is not None and variable.empty_counts:
+        return own.strip()
+    given = (environ.get(name, "").strip() for name in (PREFIX + variable.name, *variable.instead))
+    return next(filter(None, given), variable.default)
 
 
 def _is_known(name: str) -> bool:
@@ -249,5 +591,8 @@ def daemon_environment(environ: Mapping[str, str], *, path: str, listen_fds: int
 def markdown_table() -> str:
     """docs/environment.md's table of cachedind's own variables."""
     lines = ["| variable | default | accepts | meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{PREFIX}{v.name}` | `{v.default}` | {v.accepts} | {v.meaning} |" for v in VARIABLES]
+    lines += [
+        f"| `{PREFIX}{v.name}` | {f'`{v.default}`' if v.default else ''} | {v.accepts} | {v.meaning} |"
+        for v in VARIABLES
+    ]
     return "\n".join(lines) + "\n"

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind import build_cache
 from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
-from cachedind.model import DEFAULT_DATA_ROOT, ImageStore
+from cachedind.model import DEFAULT_DATA_ROOT, Degradation, ImageStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cachedind.arguments import DaemonArguments, Flag
+    from cachedind.build_cache import CacheLimit
     from cachedind.listeners import ListenPlan
     from cachedind.model import StoragePlan
 
@@ -26,6 +28,7 @@ CONTAINERD_FEATURE = "containerd-snapshotter"
 
 
 _KINDS: dict[str, type] = {
+    "builder": dict,
     "data-root": str,
     "exec-root": str,
     "features": dict,
@@ -158,12 +161,21 @@ class DaemonPlan(NamedTuple):
 
     arguments: list[str]
     file_text: str
+    degradations: tuple[Degradation, ...] = ()
 
 
 def plan_daemon(
-    settings: DaemonSettings, storage: StoragePlan, listen: ListenPlan | None, merged_path: str
+    settings: DaemonSettings,
+    storage: StoragePlan,
+    listen: ListenPlan | None,
+    merged_path: str,
+    *,
+    cache_limit: CacheLimit | None = None,
 ) -> DaemonPlan:
-    """Put together what dockerd gets: our decisions first, the user's arguments last, no directive in both places."""
+    """Put together what dockerd gets: our decisions first, the user's arguments last, no directive in both places.
+
+    Without a `cache_limit` the build cache is the engine's and the user's business alone.
+    """
     merged = dict(settings.file)
     merged.pop("hosts", None)
     merged.pop("storage-driver", None)
@@ -174,7 +186,9 @@ def plan_daemon(
     if not settings.arguments.has("storage-driver"):
         ours += ["--storage-driver", storage.driver]
     ours += _choose_store(settings, storage, merged)
-    return DaemonPlan(ours + settings.arguments.without(dropped).words, json.dumps(merged, indent=2) + "\n")
+    degradations = () if cache_limit is None else _limit_build_cache(settings, cache_limit, merged)
+    text = json.dumps(merged, indent=2) + "\n"
+    return DaemonPlan(ours + settings.arguments.without(dropped).words, text, degradations)
 
 
 def _host_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[str]:
@@ -216,6 +230,27 @@ def _choose_store(settings: DaemonSettings, storage: StoragePlan, merged: dict[s
     features = merged.get("features")
     merged["features"] = {**(features if isinstance(features, dict) else {}), CONTAINERD_FEATURE: wanted}
     return []
+
+
+def _limit_build_cache(
+    settings: DaemonSettings, limit: CacheLimit, merged: dict[str, object]
+) -> tuple[Degradation, ...]:
+    """Add builder.gc, unless the user has one: his stays, and if he also set the variable, he is told."""
+    builder = merged.get("builder")
+    own = builder if isinstance(builder, dict) else {}
+    # dockerd reads the names inside of a directive as Go reads JSON: in any case.
+    if not any(name.lower() == "gc" for name in own):
+        merged["builder"] = {**own, "gc": build_cache.plan_gc(limit)}
+        return ()
+    if not limit.requested:
+        return ()
+    ignored = Degradation(
+        what=f"{build_cache.VARIABLE} is ignored",
+        why=f"{settings.file_path} sets builder.gc",
+        cost="the build cache grows as far as that lets it",
+        mend=f"take builder.gc out of the file, or leave {build_cache.VARIABLE} unset",
+    )
+    return (ignored,)
 
 
 def has_userns_remap(settings: DaemonSettings) -> bool:

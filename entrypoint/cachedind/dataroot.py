@@ -23,9 +23,10 @@ from cachedind.model import (
 from cachedind.state import read_state, write_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cachedind.model import StoragePlan
 
-STATE_NAME = "state.json"
 _CONTAINERD = "containerd/daemon"
 _SNAPSHOTTER_PREFIX = "io.containerd.snapshotter.v1."
 _NOT_LAYERS = frozenset({"l", "backingFsBlockDev", "lost+found"})
@@ -83,20 +84,21 @@ def _names(path: str) -> list[str]:
         return []
 
 
-def read_data_root_state(directory_fd: int) -> DataRootState | None:
-    """What the last start noted down, or None on a data-root that cachedind has not seen.
+def read_data_root_state(directory_fd: int, name: str) -> DataRootState | None:
+    """What the last start noted down, or None on a data-root that no daemon of ours has run on.
 
     Raises ValueError when the file is there and cannot be understood.
     """
-    raw = read_state(directory_fd, STATE_NAME)
-    return None if raw is None else parse_data_root_state(raw)
+    raw = read_state(directory_fd, name)
+    never_ran = raw is not None and raw.keys().isdisjoint(("engine", "started_at"))
+    return None if raw is None or never_ran else parse_data_root_state(raw)
 
 
 def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
     """Raises ValueError for anything that this version could not have written."""
-    started_at = raw.get("started_at")
-    if not isinstance(started_at, (int, float)) or isinstance(started_at, bool) or not 0 <= started_at < 1e12:
-        raise ValueError("started_at is not a time")
+    started_at = _time(raw, "started_at")
+    if started_at is None:
+        raise ValueError("started_at is missing")
     store, driver = _text(raw, "image_store"), _text(raw, "driver")
     if not driver.replace("-", "").isalnum():
         raise ValueError(f"driver {driver!r} is not a name")
@@ -106,8 +108,28 @@ def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
         driver=driver,
         fstype=_text(raw, "fstype"),
         boot_id=_text(raw, "boot_id"),
-        started_at=float(started_at),
+        started_at=started_at,
+        ready_at=_time(raw, "ready_at"),
+        ready_s=_time(raw, "ready_s"),
+        failures=_count(raw, "failures"),
+        seeding=_count(raw, "seeding"),
     )
+
+
+def _count(raw: dict[str, object], key: str) -> int:
+    value = raw.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise ValueError(f"{key} is not a number")
+    return value
+
+
+def _time(raw: dict[str, object], key: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e12:
+        raise ValueError(f"{key} is not a time")
+    return float(value)
 
 
 def _text(raw: dict[str, object], key: str) -> str:
@@ -119,31 +141,40 @@ def _text(raw: dict[str, object], key: str) -> str:
 
 def next_state(
     before: DataRootState | None, plan: StoragePlan, *, engine: EngineVersion, fstype: str, boot_id: str, now: float
-) -> DataRootState | None:
-    """What to note down for this start, or None when the last note still says it all.
+) -> DataRootState:
+    """What to note down for this start, before its daemon touches anything: `ready_at` is the witness's to fill in."""
+    failures = 0 if before is None else before.failures_now
+    seeding = 0 if before is None or before.ready_at is not None else before.seeding
+    return DataRootState(engine, plan.store, plan.driver, fstype, boot_id, now, failures=failures, seeding=seeding)
 
-    Who held the lease last, and since when, is in the lock file; so an ordinary warm start writes (and syncs) nothing.
+
+def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
+    """Note a start down. Raises OSError, for example when the disk is full.
+
+    Synced only when something else than the times is new: after a crash of the host the boot_id tells that the rest
+    may be old.
     """
-    state = DataRootState(engine, plan.store, plan.driver, fstype, boot_id, now)
-    if before is not None and before._replace(started_at=now) == state:
-        return None
-    return state
-
-
-def write_data_root_state(directory_fd: int, state: DataRootState) -> None:
-    """Raises OSError, for example when the disk is full."""
     before = None
     with contextlib.suppress(ValueError):  # it was reported and set aside when it was read
-        before = read_state(directory_fd, STATE_NAME)
-    values: dict[str, object] = {
+        before = read_state(directory_fd, name)
+    lasting: dict[str, object] = {
         "engine": str(state.engine),
         "image_store": str(state.store),
         "driver": state.driver,
         "fstype": state.fstype,
         "boot_id": state.boot_id,
-        "started_at": round(state.started_at, 3),
     }
-    write_state(directory_fd, STATE_NAME, values, before)
+    values = {
+        **lasting,
+        "started_at": round(state.started_at, 3),
+        "ready_at": state.ready_at,
+        "ready_s": state.ready_s,
+        "failures": state.failures,
+        "seeding": state.seeding,
+        **more,
+    }
+    durable = before is None or any(before.get(key) != value for key, value in lasting.items())
+    write_state(directory_fd, name, values, before, durable=durable)
 
 
 def count_layers(data_root: str, store: ImageStore, driver: str) -> int:

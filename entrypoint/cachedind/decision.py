@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cachedind import facts
 from cachedind.daemon_config import has_userns_remap
+from cachedind.errors import DriverConflictError
 from cachedind.storage import (
     Demand,
     StorageFacts,
@@ -39,6 +40,16 @@ def build_request(settings: Config, daemon: DaemonSettings) -> StorageRequest:
         userns_remap=has_userns_remap(daemon),
         allow_vfs=settings.allow_vfs,
     )
+
+
+def check_driver_in_pool(plan: StoragePlan) -> None:
+    """Raises DriverConflictError for drivers that keep layers where a snapshot of the data-root does not reach."""
+    if plan.driver in ("btrfs", "zfs"):
+        raise DriverConflictError(
+            f"the storage driver {plan.driver} keeps each layer as a {plan.driver} volume of its own, which a clone of "
+            "a pool's slot would leave out",
+            "use overlay2 (the default), or mount a volume at /var/lib/docker in place of the pool (CACHEDIND_POOL=)",
+        )
 
 
 def decide(

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 from cachedind import (
     cgroups,
+    clone,
     config,
     daemon_config,
     dataroot,
     decision,
     facts,
+    inventory,
     iptables,
     lease,
     listeners,
+    mending,
+    pool,
+    pool_start,
     procfs,
     state,
     storage,
     tls,
+    witness,
 )
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.errors import CachedindError
+from cachedind.errors import CachedindError, PoolMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cachedind.arguments import DaemonArguments
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
     from cachedind.model import DataRootState, ExistingData
@@ -44,17 +53,26 @@ def examine(words: list[str], environ: Mapping[str, str]) -> Report:
         _examine(report, words, environ)
     except CachedindError as error:
         report["error"] = {"cause": error.cause, "hint": error.hint, "exit_code": error.exit_code}
+    # The pool's place in the report is above, its turn last: it may be mounted in another namespace only.
+    with contextlib.suppress(CachedindError):
+        section = report["pool"] = _examine_pool(words, environ)
+        data_root = report.get("data_root")
+        if "this_container_holds" in section:
+            report["lease"] = f"held by this container: it is {section['this_container_holds']}"
+        elif section["mode"] == "pool" and isinstance(data_root, dict):
+            data_root["note"] = "a slot of the pool takes its place; what follows is without the pool"
     return report
 
 
 def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> None:
     settings = config.load(environ)
     explicit = words[:1] == ["dockerd"]
-    daemon = daemon_config.read_settings(parse_daemon_arguments(words[1:] if explicit else words))
+    daemon = daemon_config.read_settings(_parse(words))
     engine = facts.read_engine_version(settings.path)
     report["engine"] = str(engine)
     listen = None if explicit else _examine_listen(report, settings, daemon)
     _examine_container(report, settings)
+    report["pool"] = None
     data_root = os.path.realpath(daemon.data_root)
     mount = facts.read_mount(data_root)
     report["data_root"] = {
@@ -71,6 +89,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     noted = _read_noted(data_root)
     existing = dataroot.read_existing(data_root, noted)
     _examine_data(report, data_root, existing, noted)
+    _examine_aside(report, data_root)
     request = decision.build_request(settings, daemon)
     verdicts = decision.try_drivers(data_root, existing, request, every=True)
     report["trials"] = {name: {"works": verdict.works, "why": verdict.why} for name, verdict in verdicts.items()}
@@ -83,6 +102,25 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     }
     final = daemon_config.plan_daemon(daemon, plan, listen, "/run/cachedind/daemon.json")
     report["dockerd"] = {"arguments": final.arguments, "daemon_json": json.loads(final.file_text)}
+
+
+def _examine_aside(report: Report, data_root: str) -> None:
+    """What starts have moved away because it was damaged, and what to do with it."""
+    root_fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = mending.read_aside(root_fd)
+    finally:
+        os.close(root_fd)
+    if found:
+        report["aside"] = [f"{one.name}: {one.why}: {', '.join(one.paths)}" for one in found]
+        report["aside_help"] = (
+            f"each lies below {data_root} under the path it had: stop the container and move it back there, or remove "
+            "it to have the space"
+        )
+
+
+def _parse(words: list[str]) -> DaemonArguments:
+    return parse_daemon_arguments(words[1:] if words[:1] == ["dockerd"] else words)
 
 
 def _examine_listen(report: Report, settings: Config, daemon: DaemonSettings) -> listeners.ListenPlan:
@@ -107,6 +145,67 @@ def _examine_container(report: Report, settings: Config) -> None:
     }
 
 
+def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:
+    """Whether a start uses a pool and why, and what it would begin with there. What stands in its way is "problem"."""
+    settings = config.load(environ)
+    path = pool.wanted_path(settings)
+    hidden = path is None and settings.pool is None and witness.enter_hidden_namespace()
+    if hidden:
+        path = pool.wanted_path(settings)
+    section: Report = {"mode": "direct" if path is None else "pool", "why": _why_pool(settings, path, hidden=hidden)}
+    if path is None:
+        return section
+    section |= {"path": path, "key": settings.key}
+    try:
+        section |= _look_into_pool(path, words, settings)
+    except CachedindError as error:
+        section["problem"] = f"{error.cause}; {error.hint}"
+    except OSError as error:
+        section["problem"] = f"{error.filename or path}: {error.strerror}"
+    return section
+
+
+def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
+    pool.check_filesystem(os.path.realpath(path), settings)
+    try:
+        home = inventory.open_home(path, settings)
+    except PoolMissingError:
+        return {"a_start_would": _forecast_new_pool(path, settings)}
+    try:
+        section: Report = {"backing": home.record.backing, "clone_method": str(home.method)}
+        rows = inventory.read_rows(home, pool.names_in(home.keys_fd), time.time())
+        own = next((row for row in rows if row.here), None)
+        if own is not None:
+            section["this_container_holds"] = f"slot {own.id} of key {own.key}"
+        order = pool_start.make_order(settings, daemon_config.read_settings(_parse(words)))
+        return section | {"a_start_would": inventory.forecast(home, order)}
+    finally:
+        home.close()
+
+
+def _why_pool(settings: Config, path: str | None, *, hidden: bool) -> str:
+    if settings.pool is not None:
+        return f"CACHEDIND_POOL={settings.pool}" if settings.pool else "CACHEDIND_POOL is empty"
+    if path is None:
+        return f"nothing is mounted at {pool.DEFAULT_POOL}, and CACHEDIND_POOL is not set"
+    where = ", where this container's jobs do not see it" if hidden else ""
+    return f"something is mounted at {pool.DEFAULT_POOL}{where}"
+
+
+def _forecast_new_pool(path: str, settings: Config) -> str:
+    """Raises OSError where nothing can be written."""
+    if not os.path.isdir(path):
+        return f"make the directory {path} and a pool in it, and start cold"
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        method = clone.probe_method(fd)
+    finally:
+        os.close(fd)
+    if settings.pool_backing != "directory" and (method is clone.CloneMethod.NONE or settings.pool_backing == "image"):
+        return "make a new pool, in a filesystem image if that works here, and start cold"
+    return f"make a new pool, in the directory itself with the clone method {method}, and start cold"
+
+
 def _examine_lease(data_root: str) -> str:
     held, holder = lease.look(data_root)
     if held:
@@ -120,7 +219,7 @@ def _read_noted(data_root: str) -> DataRootState | None:
     except OSError:
         return None
     try:
-        return dataroot.read_data_root_state(fd)
+        return dataroot.read_data_root_state(fd, lease.STATE_NAME)
     except (ValueError, OSError):
         return None
     finally:
@@ -142,36 +241,3 @@ def _examine_data(report: Report, data_root: str, existing: ExistingData, noted:
         "survives": "yes" if fate is None else str(fate),
     }
     facts.check_room(place, fresh=not existing.pairs)
-
-
-def print_report(report: Report) -> None:
-    """As a table for people."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for section, value in report.items():
-        rows = list(value.items()) if isinstance(value, dict) else [("", value)]
-        for position, (name, content) in enumerate(rows):
-            style = "red" if section == "error" else ""
-            label = section if position == 0 else ""
-            table.add_row(label.replace("_", " "), name.replace("_", " "), Text(_cell(name, content), style=style))
-    Console().print(table)
-
-
-def _cell(name: str, content: object) -> str:
-    if isinstance(content, dict) and set(content) == {"works", "why"}:
-        return f"{'works' if content['works'] else 'does not work'}: {content['why']}"
-    if name.endswith("_bytes") and isinstance(content, int):
-        return facts.format_bytes(content)
-    if name == "arguments" and isinstance(content, list):
-        return daemon_config.describe(content)
-    if isinstance(content, list):
-        return "\n".join(map(str, content)) or "none"
-    if isinstance(content, bool) or content is None:
-        return {True: "yes", False: "no", None: "none"}[content]
-    return json.dumps(content) if isinstance(content, dict) else str(content)

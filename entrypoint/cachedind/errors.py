@@ -44,8 +44,26 @@ class DataRootInvalidError(CachedindError):
     exit_code = 65
 
 
+class MaintenanceError(CachedindError):
+    """What the last job left in a slot cannot be removed (EX_DATAERR); a start goes on with another slot."""
+
+    exit_code = 65
+
+
 class DaemonConfigMissingError(CachedindError):
     """The configuration file that --config-file names is not there (EX_NOINPUT)."""
+
+    exit_code = 66
+
+
+class PoolMissingError(CachedindError):
+    """There is no pool where a command for people looks for one (EX_NOINPUT)."""
+
+    exit_code = 66
+
+
+class NotInPoolError(CachedindError):
+    """A command for people names something that the pool does not have (EX_NOINPUT)."""
 
     exit_code = 66
 
@@ -98,8 +116,28 @@ class UnexpectedSystemError(CachedindError):
     exit_code = 74
 
 
+class PoolUnusableError(CachedindError):
+    """The pool is read-only, full, failing, or of a later version (EX_IOERR); a start goes on without it unless
+    CACHEDIND_STRICT is set."""
+
+    exit_code = 74
+
+
+class ImageImpossibleError(CachedindError):
+    """A pool cannot keep its slots in a filesystem image here, for example for want of loop devices (EX_UNAVAILABLE);
+    a start goes on with slots that cannot be cloned."""
+
+    exit_code = 69
+
+
 class DataRootBusyError(CachedindError):
     """Another daemon holds the data-root (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class SlotHeldError(CachedindError):
+    """A slot that was to be removed is in use; everything else that was to go is gone (EX_TEMPFAIL)."""
 
     exit_code = 75
 

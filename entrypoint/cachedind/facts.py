@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import probes, procfs
 from cachedind.errors import (
@@ -20,6 +20,10 @@ from cachedind.model import Degradation, EngineVersion, Holder, Mount, Verdict, 
 from cachedind.processes import find_program
 from cachedind.storage import PRIVILEGED_RUN
 
+if TYPE_CHECKING:
+    from cachedind.config import Config
+
+DEFAULT_SEEDS = "/seeds"
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 1000
@@ -145,9 +149,14 @@ def persistence(place: Place) -> Degradation | None:
         return Degradation("the cache will not survive", f"{place.path} is in memory ({mount.fstype})", cost, mend)
     if mount.fstype == "overlay":
         return Degradation("the cache will not survive", f"{place.path} is in the container's own layer", cost, mend)
-    if _ANONYMOUS_VOLUME.search(mount.root):
+    if is_anonymous_volume(mount):
         return Degradation("the cache may not survive", f"{place.path} is an anonymous volume", cost, mend)
     return None
+
+
+def is_anonymous_volume(mount: Mount) -> bool:
+    """Whether a mount is a volume without a name of its own, which the engine made for this container alone."""
+    return _ANONYMOUS_VOLUME.search(mount.root) is not None
 
 
 def probe_directory(data_root: str, driver: str) -> str:
@@ -227,3 +236,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def read_seed_patterns(settings: Config) -> tuple[str, ...]:
+    """The paths and globs at which seeds are: the settings', or /seeds where there is such a directory."""
+    if settings.seed is not None:
+        return settings.seed
+    return (DEFAULT_SEEDS,) if os.path.isdir(DEFAULT_SEEDS) else ()
+
+
+def wants_seeds(settings: Config) -> bool:
+    return bool(settings.seed_host or read_seed_patterns(settings))

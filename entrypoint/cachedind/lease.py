@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = ".cachedind"
 LOCK_NAME = "lock"
+STATE_NAME = "state.json"
 POLL_S = 0.02
 _HIGH_FD = 20
 """Lock descriptors are kept above those that socket activation uses."""
@@ -33,14 +34,15 @@ _END_OF_TIME_S = 253402300800.0
 
 
 class Lease(NamedTuple):
-    """A held lock. `directory_fd` is the data-root's .cachedind directory, for what is written under the lease;
-    `previous` is who held it last."""
+    """A held lock. `directory_fd` is the data-root's .cachedind directory, or the slot, for what is written under the
+    lease, `state_name` the state file in it; `previous` is who held it last."""
 
     fd: int
     directory_fd: int
     data_root: str
     previous: Holder | None
     waited_s: float
+    state_name: str = STATE_NAME
 
 
 def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]) -> Lease:
@@ -63,7 +65,7 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
             if lock_descriptor(fd, blocking=False):
                 if _is_current(fd, directory_fd, data_root):
                     previous = read_holder(fd)
-                    _write_holder(fd, holder, data_root)
+                    write_holder(fd, holder, data_root)
                     undo.pop_all()
                     return Lease(fd, directory_fd, data_root, previous, time.monotonic() - started)
             elif time.monotonic() - started >= timeout_s:
@@ -117,6 +119,15 @@ def _open_lock(data_root: str, directory_fd: int) -> int:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise _unwritable(data_root, OSError(errno.ENXIO, "its lock is no regular file"))
+    except BaseException:
+        os.close(fd)
+        raise
+    return lift(fd)
+
+
+def lift(fd: int) -> int:
+    """The same open file at a descriptor that socket activation leaves alone; `fd` is closed."""
+    try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
     finally:
         os.close(fd)
@@ -134,7 +145,8 @@ def _is_current(fd: int, directory_fd: int, data_root: str) -> bool:
     return os.path.samestat(os.fstat(fd), named) and os.path.samestat(os.fstat(directory_fd), directory)
 
 
-def _write_holder(fd: int, holder: Holder, data_root: str) -> None:
+def write_holder(fd: int, holder: Holder, data_root: str) -> None:
+    """Introduce the holder to those who wait. Raises DataRootUnwritableError; a full disk is none of it."""
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder._asdict()).encode() + b"\n", 0)

@@ -6,8 +6,13 @@ Every wrapper raises OSError with the errno and the path it was about.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
+import signal
 import struct
+import sys
+from typing import NamedTuple
 
 MS_NOSUID = 2
 MS_NODEV = 4
@@ -20,11 +25,51 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
 
 CAP_SYS_ADMIN = 21
 
 DT_UNKNOWN = 0
 DT_CHR = 2
+
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+
+LOOP_MAJOR = 7
+LOOP_CONTROL = (10, 237)
+
+_PR_SET_PDEATHSIG = 1
+_NS_GET_MNTNS_ID = 0x8008B705
+_BTRFS_SUBVOL_CREATE = 0x5000940E
+_BTRFS_SNAP_DESTROY = 0x5000940F
+_BTRFS_SNAP_CREATE_V2 = 0x50009417
+_BTRFS_RESIZE = 0x50009403
+_BTRFS_SYNC = 0x9408
+_BTRFS_TREE_SEARCH = 0xD0009411
+_BTRFS_ROOT_TREE = 1
+_BTRFS_ORPHANS = (1 << 64) - 5
+_BTRFS_ORPHAN_ITEM = 48
+_BTRFS_DEV_TREE = 4
+_BTRFS_DEV_EXTENT = 204
+_BTRFS_SUBVOL_RDONLY = 2
+_BTRFS_SUBVOL_GETFLAGS = 0x80089419
+_BTRFS_SUBVOL_SETFLAGS = 0x4008941A
+_FICLONE = 0x40049409
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_IMMUTABLE_OR_APPEND = 0x10 | 0x20
+_FIEMAP = 0xC020660B
+_FIEMAP_BATCH = 64
+_FIEMAP_EXTENT_LAST = 0x1
+_FIEMAP_EXTENT_SHARED = 0x2000
+_XFS_IOC_FREE_EOFBLOCKS = 0x8080583A
+_XFS_EOFBLOCKS_VERSION = 1
+_FITRIM = 0xC0185879
+_LOOP_CLR_FD = 0x4C01
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_SET_CAPACITY = 0x4C07
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
 
 _SYS_GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61, "ppc64le": 202, "s390x": 220, "armv7l": 217}
 
@@ -86,3 +131,228 @@ def _parse_dirents(raw: bytes) -> dict[str, int]:
             found[name] = kind
         offset += length
     return found
+
+
+def _ioctl(fd: int, request: int, argument: bytes) -> None:
+    # A mutable buffer is passed as it is; an immutable one is copied, and refused above 1024 bytes.
+    fcntl.ioctl(fd, request, bytearray(argument))
+
+
+# ---- locks and names --------------------------------------------------------------------------------------------
+
+
+def lock_shared(fd: int) -> bool:
+    """flock(2) LOCK_SH without waiting; False when somebody holds it exclusively. Works on directories too."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def allow_changes(fd: int) -> None:
+    """FS_IOC_SETFLAGS: take the attributes immutable and append-only away (chattr -ia). Needs CAP_LINUX_IMMUTABLE."""
+    buffer = bytearray(8)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, buffer)
+    flags = struct.unpack_from("=I", buffer)[0]
+    if flags & _FS_IMMUTABLE_OR_APPEND:
+        _ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=II", flags & ~_FS_IMMUTABLE_OR_APPEND, 0))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): everything that was written to the filesystem of `fd` is on its disk."""
+    _check(_libc().syncfs(fd), "syncfs")
+
+
+# ---- namespaces and processes -------------------------------------------------------------------------------------
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2). A mount namespace needs CAP_SYS_ADMIN."""
+    _check(_libc().setns(fd, kind), "setns")
+
+
+def mount_namespace_id(fd: int) -> int:
+    """NS_GET_MNTNS_ID (linux/nsfs.h, Linux 6.10) of an open /proc/PID/ns/mnt; 0 where the kernel has no such number."""
+    buffer = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _NS_GET_MNTNS_ID, buffer)
+    except OSError:
+        return 0
+    return int.from_bytes(buffer, sys.byteorder)
+
+
+def die_with_parent() -> None:
+    """prctl(2) PR_SET_PDEATHSIG: SIGKILL as soon as the parent is gone. It survives no fork."""
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
+
+
+def set_idle_io() -> None:
+    """ioprio_set(2): this process's disk requests wait for everybody else's (IOPRIO_CLASS_IDLE)."""
+    number = {"x86_64": 251}.get(os.uname().machine, 30)
+    _check(_libc().syscall(number, 1, 0, 3 << 13), "ioprio_set")
+
+
+# ---- copy-on-write (linux/btrfs.h, linux/fs.h, linux/fiemap.h) -----------------------------------------------------
+
+
+def create_subvolume(parent_fd: int, name: str) -> None:
+    """BTRFS_IOC_SUBVOL_CREATE. Raises OSError: ENOTTY where the filesystem is no btrfs."""
+    _ioctl(parent_fd, _BTRFS_SUBVOL_CREATE, struct.pack("=q4088s", 0, os.fsencode(name)))
+
+
+def snapshot_subvolume(source_fd: int, parent_fd: int, name: str, *, read_only: bool) -> None:
+    """BTRFS_IOC_SNAP_CREATE_V2: a new subvolume `name` with the content of the one that `source_fd` is open on.
+
+    Subvolumes nested in the source are empty directories in the snapshot. Raises OSError (EINVAL: no subvolume).
+    """
+    flags = _BTRFS_SUBVOL_RDONLY if read_only else 0
+    _ioctl(parent_fd, _BTRFS_SNAP_CREATE_V2, struct.pack("=qQQ32x4040s", source_fd, 0, flags, os.fsencode(name)))
+
+
+def destroy_subvolume(parent_fd: int, name: str) -> None:
+    """BTRFS_IOC_SNAP_DESTROY: the name goes at once, the space in the background. A subvolume with nested ones:
+    ENOTEMPTY. Needs CAP_SYS_ADMIN.
+    """
+    _ioctl(parent_fd, _BTRFS_SNAP_DESTROY, struct.pack("=q4088s", 0, os.fsencode(name)))
+
+
+def is_subvolume(status: os.stat_result) -> bool:
+    """Whether a directory on btrfs is the root of a subvolume, which always has this inode number."""
+    return status.st_ino == 256
+
+
+def make_subvolume_writable(fd: int) -> None:
+    """BTRFS_IOC_SUBVOL_SETFLAGS: a read-only snapshot becomes an ordinary one. ENOTTY where it is no btrfs."""
+    buffer = bytearray(8)
+    fcntl.ioctl(fd, _BTRFS_SUBVOL_GETFLAGS, buffer)
+    flags = struct.unpack("=Q", buffer)[0]
+    if flags & _BTRFS_SUBVOL_RDONLY:
+        _ioctl(fd, _BTRFS_SUBVOL_SETFLAGS, struct.pack("=Q", flags & ~_BTRFS_SUBVOL_RDONLY))
+
+
+def resize_btrfs(fd: int, size_bytes: int) -> None:
+    """BTRFS_IOC_RESIZE of the filesystem's first device. Shrinking moves data and may take long (ENOSPC: no room)."""
+    _ioctl(fd, _BTRFS_RESIZE, struct.pack("=q4088s", 0, f"1:{size_bytes}".encode()))
+
+
+def btrfs_allocated_end(fd: int) -> int:
+    """BTRFS_IOC_TREE_SEARCH: where the last chunk on the filesystem's first device ends. Shrinking to no less than that
+    moves nothing. Needs CAP_SYS_ADMIN.
+    """
+    end = start = 0
+    most = (1 << 64) - 1
+    while True:
+        key = (_BTRFS_DEV_TREE, 1, 1, start, most, 0, most, _BTRFS_DEV_EXTENT, _BTRFS_DEV_EXTENT, 64, 0, 0, 0, 0, 0)
+        buffer = bytearray(struct.pack("=7Q4I4Q", *key).ljust(4096, b"\0"))
+        fcntl.ioctl(fd, _BTRFS_TREE_SEARCH, buffer)
+        count = struct.unpack_from("=I", buffer, 64)[0]
+        if count == 0:
+            return end
+        position = 104
+        for _ in range(count):
+            # struct btrfs_ioctl_search_header, then struct btrfs_dev_extent, whose fourth number is the length.
+            offset, _, size = struct.unpack_from("=QII", buffer, position + 16)
+            end = max(end, offset + struct.unpack_from("<Q", buffer, position + 32 + 24)[0])
+            position += 32 + size
+        start = offset + 1
+
+
+def sync_btrfs(fd: int) -> None:
+    """BTRFS_IOC_SYNC: syncfs(2), and what was deleted is freed from now on. ENOTTY where it is no btrfs."""
+    fcntl.ioctl(fd, _BTRFS_SYNC)
+
+
+def has_deleted_subvolumes(fd: int) -> bool:
+    """BTRFS_IOC_TREE_SEARCH: whether deleted subvolumes of a btrfs still take space. Needs CAP_SYS_ADMIN."""
+    most = (1 << 64) - 1
+    kind = _BTRFS_ORPHAN_ITEM
+    key = (_BTRFS_ROOT_TREE, _BTRFS_ORPHANS, _BTRFS_ORPHANS, 0, most, 0, most, kind, kind, 1, 0, 0, 0, 0, 0)
+    buffer = bytearray(struct.pack("=7Q4I4Q", *key).ljust(4096, b"\0"))
+    fcntl.ioctl(fd, _BTRFS_TREE_SEARCH, buffer)
+    return bool(struct.unpack_from("=I", buffer, 64)[0])
+
+
+def clone_range(source_fd: int, target_fd: int) -> None:
+    """FICLONE: `target_fd`, a file, shares all data of `source_fd`. Raises OSError: EOPNOTSUPP, EXDEV, EINVAL."""
+    fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def shared_and_unique_bytes(fd: int) -> tuple[int, int]:
+    """FS_IOC_FIEMAP: how many bytes of a file lie in extents that other files have too, and how many in its own."""
+    shared = unique = start = 0
+    while True:
+        header = struct.pack("=QQIIII", start, (1 << 64) - 1 - start, 0, 0, _FIEMAP_BATCH, 0)
+        buffer = bytearray(header + bytes(56 * _FIEMAP_BATCH))
+        fcntl.ioctl(fd, _FIEMAP, buffer)
+        count = struct.unpack_from("=I", buffer, 20)[0]
+        last = count == 0
+        for index in range(count):
+            logical, _, length, _, _, flags = struct.unpack_from("=QQQQQI", buffer, 32 + 56 * index)
+            if flags & _FIEMAP_EXTENT_SHARED:
+                shared += length
+            else:
+                unique += length
+            start = logical + length
+            last = last or bool(flags & _FIEMAP_EXTENT_LAST)
+        if last:
+            return shared, unique
+
+
+def finish_xfs_removals(fd: int) -> None:
+    """XFS_IOC_FREE_EOFBLOCKS: what was removed is freed now, not some time later in the background (xfs_inodegc). Needs
+    CAP_SYS_ADMIN. Raises OSError: ENOTTY where the filesystem is no xfs.
+    """
+    fcntl.ioctl(fd, _XFS_IOC_FREE_EOFBLOCKS, struct.pack("=I", _XFS_EOFBLOCKS_VERSION).ljust(128, b"\0"))
+
+
+def trim(fd: int) -> int:
+    """FITRIM: tell the device below which blocks are free. Returns the bytes trimmed. Needs CAP_SYS_ADMIN."""
+    buffer = bytearray(struct.pack("=QQQ", 0, (1 << 64) - 1, 0))
+    fcntl.ioctl(fd, _FITRIM, buffer)
+    return int(struct.unpack("=QQQ", buffer)[1])
+
+
+# ---- loop devices (loop(4), linux/loop.h) --------------------------------------------------------------------------
+
+
+class LoopStatus(NamedTuple):
+    """Which file a loop device is attached to."""
+
+    device: int
+    inode: int
+    flags: int
+
+
+def free_loop_number(control_fd: int) -> int:
+    """LOOP_CTL_GET_FREE on /dev/loop-control: the number of a device that nobody uses right now (made if need be)."""
+    return fcntl.ioctl(control_fd, _LOOP_CTL_GET_FREE)
+
+
+def attach_loop(loop_fd: int, file_fd: int, name: str, *, flags: int, block_size: int = 0) -> None:
+    """LOOP_CONFIGURE (Linux 5.8). EBUSY: somebody else was faster. `block_size` 0 leaves the choice to the kernel."""
+    info = struct.pack("=QQQQQIIII64s64s32sQQ", 0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(name)[:63], b"", b"", 0, 0)
+    fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, struct.pack("=II", file_fd, block_size) + info + bytes(64))
+
+
+def loop_status(loop_fd: int) -> LoopStatus | None:
+    """LOOP_GET_STATUS64, or None for a device without a file."""
+    buffer = bytearray(232)
+    try:
+        fcntl.ioctl(loop_fd, _LOOP_GET_STATUS64, buffer)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+    device, inode = struct.unpack_from("=QQ", buffer, 0)
+    return LoopStatus(device, inode, struct.unpack_from("=I", buffer, 52)[0])
+
+
+def refresh_loop_size(loop_fd: int) -> None:
+    """LOOP_SET_CAPACITY: the file behind the device has another size now."""
+    fcntl.ioctl(loop_fd, _LOOP_SET_CAPACITY)
+
+
+def detach_loop(loop_fd: int) -> None:
+    """LOOP_CLR_FD; while it is in use, the device is detached with its last user."""
+    fcntl.ioctl(loop_fd, _LOOP_CLR_FD)

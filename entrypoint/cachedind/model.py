@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class EngineVersion(NamedTuple):
         return (self.major, self.minor)
 
 
+@functools.lru_cache(maxsize=64)
 def parse_engine_version(text: str) -> EngineVersion:
     """Read "28.5.2", "26.1.5+dfsg1" or "29.0.0-rc.1".
 
@@ -80,7 +82,12 @@ class Verdict(NamedTuple):
 
 
 class DataRootState(NamedTuple):
-    """What .cachedind/state.json remembers of the last start on a data-root."""
+    """What .cachedind/state.json or slot.json remembers of the last start on a data-root.
+
+    `ready_at` is when its daemon answered first, `ready_s` how long that took from the container's start; both are None
+    until it does, and stay so when it never did. `failures` counts such starts before this one. `seeding` counts the
+    starts in a row that did not come to the end of putting seeds in, which says nothing about the data.
+    """
 
     engine: EngineVersion
     store: ImageStore
@@ -88,6 +95,17 @@ class DataRootState(NamedTuple):
     fstype: str
     boot_id: str
     started_at: float
+    ready_at: float | None = None
+    ready_s: float | None = None
+    failures: int = 0
+    seeding: int = 0
+
+    @property
+    def failures_now(self) -> int:
+        """How many starts in a row did not come up, the last one included."""
+        if self.ready_at is not None:
+            return 0
+        return self.failures + (0 if self.seeding else 1)
 
 
 class ExistingData(NamedTuple):

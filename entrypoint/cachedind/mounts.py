@@ -56,3 +56,18 @@ def apply_mounts(operations: list[MountOp]) -> list[str]:
 
 def has_securityfs_directory() -> bool:
     return os.path.isdir("/sys/kernel/security")
+
+
+def bind(directory_fd: int, target: str) -> bool:
+    """Put an open directory in the place of `target`, which is made when it is missing; tells whether that hides
+    something. Raises OSError. Needs CAP_SYS_ADMIN.
+    """
+    os.makedirs(target, mode=0o710, exist_ok=True)
+    hides = any(name not in (".cachedind", "lost+found") for name in os.listdir(target))
+    linux.mount(f"/proc/self/fd/{directory_fd}", target, "", linux.MS_BIND)
+    return hides
+
+
+def mount_points_at(paths: list[str]) -> list[str]:
+    """Those of `paths` that are mount points themselves, each once and in this order."""
+    return [path for path in dict.fromkeys(paths) if os.path.ismount(path)]

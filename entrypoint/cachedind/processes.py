@@ -25,8 +25,16 @@ class Result(NamedTuple):
         return self.status == 0
 
 
-def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> Result:
+def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    timeout_s: float = 30.0,
+) -> Result:
     """Run a program to its end without a shell and without input. A non-zero status is a result, not an error.
+
+    It has the descriptors `pass_fds` under the same numbers, and so /proc/self/fd/N for each.
 
     Raises ProgramMissingError when it cannot be started at all or does not end in `timeout_s` seconds.
     """
@@ -37,6 +45,7 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s:
             list(argv),
             env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
             capture_output=True,
             text=True,
             errors="replace",
@@ -61,6 +70,62 @@ def find_program(name: str, path: str) -> str | None:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
     return None
+
+
+class Program:
+    """A program that runs beside this process until `stop`, without input; both its streams are added to a file."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: str,
+        pass_fds: Sequence[int] = (),
+        in_child: Callable[[], None] | None = None,
+    ) -> None:
+        """`in_child` is called in the new process before the program takes it over.
+
+        Raises ProgramMissingError when the program cannot be started.
+        """
+        import subprocess
+
+        try:
+            with open(log_path, "ab") as log:
+                self._child = subprocess.Popen(
+                    list(argv),
+                    env=dict(env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=pass_fds,
+                    preexec_fn=in_child,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ProgramMissingError(
+                f"{argv[0]} cannot be run: {why}", "use an image built from image/Dockerfile, privileged"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def stop(self, grace_s: float) -> int:
+        """SIGTERM, and SIGKILL after `grace_s` seconds; returns the status. One that has ended is only waited for."""
+        import subprocess
+
+        self._child.terminate()
+        try:
+            return self._child.wait(max(0.0, grace_s))
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
 
 
 class Background:
@@ -89,6 +154,57 @@ class Background:
         raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
 
 
+class Ahead:
+    """A child process that is forked before its work is known, and gets ready for it meanwhile. Fork it while this
+    process has a single thread. It ends quietly when this process ends, or becomes another program, without a word."""
+
+    def __init__(self, get_ready: Callable[[], object], work: Callable[[dict[str, object], list[int]], object]) -> None:
+        """`work` is called with what `begin` passes on: an order, and descriptors that are the child's own."""
+        import socket
+
+        self._socket, theirs = socket.socketpair()
+
+        def listen() -> None:
+            import json
+
+            self._socket.close()
+            get_ready()
+            raw, descriptors, _, _ = socket.recv_fds(theirs, _MAX_ORDER_BYTES, 8)
+            if raw:
+                work(json.loads(raw), descriptors)
+
+        self._background = Background(listen)
+        theirs.close()
+
+    def begin(self, order: dict[str, object], descriptors: Sequence[int]) -> None:
+        """`order` must be JSON of at most 64 KiB. Raises OSError when the child is gone."""
+        import json
+        import socket
+
+        socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
+
+    def join(self) -> None:
+        """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
+        self._socket.close()
+        self._background.join()
+
+
+def leave_out(names: Sequence[str]) -> None:
+    """Have modules imported as if they were there, with nothing in them. For a process that ends with its one task."""
+    import sys
+    from types import ModuleType
+
+    class Nothing(ModuleType):
+        def __getattr__(self, name: str) -> type[object]:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return object
+
+    for name in names:
+        sys.modules.setdefault(name, Nothing(name))
+
+
+_MAX_ORDER_BYTES = 1 << 16
 _DONE = b"done"
 
 

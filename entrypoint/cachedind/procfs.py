@@ -59,6 +59,14 @@ def read_mounts() -> list[Mount]:
         return parse_mountinfo(file.read())
 
 
+def read_mount_id(fd: int) -> int:
+    """Which mount an open file was reached through (proc_pid_fdinfo(5)): st_dev cannot tell a subvolume from a mount,
+    nor a bind mount from a directory.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return int(file.read().partition("mnt_id:")[2].split()[0])
+
+
 def parse_effective_capabilities(status: str) -> int:
     """The CapEff mask of a /proc/PID/status text."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)

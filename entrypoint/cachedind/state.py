@@ -8,24 +8,39 @@ to be checked, never a path to follow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 
 VERSION = 1
 _MAX_BYTES = 1 << 20
 
 
+class TooNewError(ValueError):
+    """A state file that a later version wrote, for later versions only."""
+
+
 def read_state(directory_fd: int, name: str) -> dict[str, object] | None:
     """The object in a state file, or None when there is none.
 
-    Raises ValueError (a line that says what is wrong) when it cannot be understood, OSError when it cannot be read.
+    Raises ValueError (a line that says what is wrong) when it cannot be understood, OSError when it cannot be read
+    (ELOOP, EISDIR: a link or a directory is in its place).
     """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory_fd)
     except FileNotFoundError:
         return None
-    with os.fdopen(fd, "rb") as file:
-        raw = file.read(_MAX_BYTES)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        # One call and no buffer object: a start reads the states of all slots of its key.
+        raw = os.read(fd, min(status.st_size, _MAX_BYTES))
+    finally:
+        os.close(fd)
     return parse_state(raw)
 
 
@@ -41,12 +56,17 @@ def parse_state(raw: bytes) -> dict[str, object]:
     if not isinstance(minimum, int) or isinstance(minimum, bool):
         raise ValueError("min_reader is missing")
     if minimum > VERSION:
-        raise ValueError(f"written for readers of version {minimum} or later, this is version {VERSION}")
+        raise TooNewError(f"written for readers of version {minimum} or later, this is version {VERSION}")
     return value
 
 
-def write_state(directory_fd: int, name: str, values: dict[str, object], before: dict[str, object] | None) -> None:
-    """Replace a state file: temporary file, fsync, rename, fsync of the directory. Raises OSError."""
+def write_state(
+    directory_fd: int, name: str, values: dict[str, object], before: dict[str, object] | None, *, durable: bool = True
+) -> None:
+    """Replace a state file: temporary file, fsync, rename, fsync of the directory. Raises OSError.
+
+    Not `durable` leaves both fsyncs out: it is whole for everybody until the host crashes, and a boot_id tells of that.
+    """
     content = {**(before or {}), "version": VERSION, "min_reader": VERSION, **values}
     temporary = f"{name}.new"
     with contextlib.suppress(FileNotFoundError):
@@ -56,13 +76,24 @@ def write_state(directory_fd: int, name: str, values: dict[str, object], before:
         json.dump(content, file, indent=1)
         file.write("\n")
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-    os.fsync(directory_fd)
+    if durable:
+        os.fsync(directory_fd)
 
 
 def set_aside(directory_fd: int, name: str) -> str:
-    """Move a state file that cannot be used out of the way and return its new name. Raises OSError."""
+    """Move a state file that cannot be used out of the way and return its new name. Raises OSError.
+
+    What was set aside before gives way, unless one of the two is a directory.
+    """
     aside = f"{name}.unreadable"
-    os.rename(name, aside, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    try:
+        os.rename(name, aside, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        aside = f"{aside}-{os.urandom(4).hex()}"
+        os.rename(name, aside, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
     return aside

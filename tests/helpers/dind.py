@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 DATA_ROOT = "/var/lib/docker"
+POOL = "/cachedind"
 SOCKET = "unix:///var/run/docker.sock"
 
 
@@ -87,6 +88,7 @@ class Dind:
         *,
         args: Sequence[str] = (),
         volume: Volume | None = None,
+        pool: Volume | None = None,
         volumes: Mapping[str, Mapping[str, str]] | None = None,
         read_only_volume: bool = False,
         data_root: str = DATA_ROOT,
@@ -101,13 +103,15 @@ class Dind:
     ) -> Dind:
         """Create a container of `image` and start it, unless `start` is off.
 
-        `volume` goes to `data_root`; without one the image's VOLUME makes an anonymous volume. `volumes` are further
-        ones in the docker SDK's notation ({name: {"bind": path, "mode": "rw"}}), as is anything in `more`
-        (hostname, tty, ulimits, cap_add, ...).
+        `volume` goes to `data_root`; without one the image's VOLUME makes an anonymous volume. `pool` goes to
+        /cachedind, which switches pool mode on. `volumes` are further ones in the docker SDK's notation
+        ({name: {"bind": path, "mode": "rw"}}), as is anything in `more` (hostname, tty, ulimits, cap_add, ...).
         """
         binds = {name: dict(options) for name, options in (volumes or {}).items()}
         if volume is not None:
             binds[volume.name] = {"bind": data_root, "mode": "ro" if read_only_volume else "rw"}
+        if pool is not None:
+            binds[pool.name] = {"bind": POOL, "mode": "ro" if read_only_volume else "rw"}
         if network is not None:
             more["networking_config"] = {
                 network: engine.client.api.create_endpoint_config(aliases=list(aliases)),
@@ -275,8 +279,8 @@ class Dind:
 
     @property
     def summary(self) -> str | None:
-        """The summary line, which begins with "warm" or "cold" (among others), or None before it is there."""
-        found = [text for text in self.messages if re.match(r"(warm|cold)\b", text)]
+        """The summary line, which begins with "warm", "cloned", "seeded" or "cold", or None before it is there."""
+        found = [text for text in self.messages if re.match(r"(warm|cloned|seeded|cold): ", text)]
         assert len(found) <= 1, f"more than one summary: {found}"
         return found[0] if found else None
 

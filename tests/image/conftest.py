@@ -9,6 +9,7 @@ import pytest
 from helpers import capabilities
 from helpers.engine import Engine
 from helpers.flavours import FLAVOURS, SUITES, Flavour
+from helpers.seeds import Ten, make_ten
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,9 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
     """Each image with each image store that makes sense there."""
     flavour: Flavour = request.param
     return flavour
+
+
+@pytest.fixture(scope="session")
+def ten(session_engine: Engine) -> Ten:
+    """Ten images as seeds, about 1 GB. Nobody changes them."""
+    return make_ten(session_engine)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import boot, config, daemon_config, dataroot, facts, listeners, storage
+from cachedind import boot, config, daemon_config, listeners, storage
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import (
     CachedindError,
@@ -18,12 +18,10 @@ from cachedind.errors import (
     HostPreparationError,
     ProgramMissingError,
     SettingsError,
-    StrictError,
 )
-from cachedind.facts import Place
 from cachedind.lease import Lease
 from cachedind.log import Log
-from cachedind.model import DataRootState, EngineVersion, ExistingData, ImageStore, Mount, StoragePlan, Verdict
+from cachedind.model import ImageStore, StoragePlan
 
 OVERLAY2 = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "it works")
 
@@ -86,100 +84,6 @@ def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
     monkeypatch.setattr(daemon_config, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
     with pytest.raises(error):
         boot.boot(words, environ)
-
-
-# ---- observing ----
-
-
-@pytest.fixture
-def no_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever disk the tests run on: it has room, and lasts."""
-    monkeypatch.setattr(facts, "check_room", lambda place, fresh: None)
-    monkeypatch.setattr(facts, "persistence", lambda place: None)
-
-
-@pytest.mark.usefixtures("no_judgement")
-@pytest.mark.parametrize("kind", ["garbage", "of a later version", "a link", "a directory", "a pipe"])
-def test_a_state_file_that_cannot_be_used_is_set_aside_and_named(
-    lease: Lease, capfd: pytest.CaptureFixture[str], kind: str
-) -> None:
-    path = Path(lease.data_root) / ".cachedind" / "state.json"
-    if kind == "a link":
-        path.symlink_to("/etc/passwd")
-    elif kind == "a directory":
-        path.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(path)
-    else:
-        path.write_text({"garbage": "{", "of a later version": '{"min_reader": 99}'}[kind])
-    _, existing = boot.observe(lease, Log())
-    assert existing == ExistingData((), None, None)
-    assert "state.json is unreadable" in capfd.readouterr().err
-    assert sorted(os.listdir(path.parent)) == ["lock", "state.json.unreadable"]
-
-
-@pytest.mark.usefixtures("no_judgement")
-def test_what_the_last_start_noted_is_observed(lease: Lease, capfd: pytest.CaptureFixture[str]) -> None:
-    state = DataRootState(EngineVersion(28, 5, 2), ImageStore.GRAPHDRIVER, "overlay2", "ext4", "b", 1.0)
-    dataroot.write_data_root_state(lease.directory_fd, state)
-    (Path(lease.data_root) / "check-overlayfs-support1").mkdir()
-    place, existing = boot.observe(lease, Log())
-    assert existing.recorded == (ImageStore.GRAPHDRIVER, "overlay2")
-    assert place.path == lease.data_root
-    assert os.listdir(lease.data_root) == [".cachedind"]
-    assert capfd.readouterr().err == ""
-
-
-# ---- deciding ----
-
-
-@pytest.fixture
-def works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """overlay2 works, and the engine is 28.5.2."""
-    monkeypatch.setattr(facts, "probe_driver", lambda *args, **kwargs: Verdict("overlay2", True, "tried"))
-    monkeypatch.setattr(facts, "read_engine_version", lambda path: EngineVersion(28, 5, 2))
-
-
-def decide(lease: Lease, log: Log, **environ: str) -> StoragePlan:
-    settings = config.load(environ)
-    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
-    mount = Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset())
-    place = Place(lease.data_root, mount, 1, 1, 1, 1)
-    return boot.decide(settings, daemon, lease, place, ExistingData((), None, None), log)
-
-
-@pytest.mark.usefixtures("works")
-def test_the_decision_is_noted_down(lease: Lease) -> None:
-    assert decide(lease, Log()).driver == "overlay2"
-    state = dataroot.read_data_root_state(lease.directory_fd)
-    assert state is not None
-    assert (state.driver, state.store, str(state.engine), state.fstype) == ("overlay2", "graphdriver", "28.5.2", "ext4")
-    before = (Path(lease.data_root) / ".cachedind" / "state.json").stat()
-    decide(lease, Log())
-    assert (Path(lease.data_root) / ".cachedind" / "state.json").stat() == before, "a warm start wrote and synced"
-
-
-@pytest.mark.usefixtures("works")
-def test_what_was_passed_over_is_told(lease: Lease, capfd: pytest.CaptureFixture[str]) -> None:
-    decide(lease, Log(), DOCKER_DRIVER="vfs")
-    assert "warning: DOCKER_DRIVER=vfs is ignored" in capfd.readouterr().err
-
-
-@pytest.mark.usefixtures("works")
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
-def test_a_full_disk_costs_the_note_not_the_start(
-    lease: Lease, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], strict: bool
-) -> None:
-    def fail(directory_fd: int, state: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(dataroot, "write_data_root_state", fail)
-    if strict:
-        with pytest.raises(StrictError, match="No space left on device"):
-            decide(lease, Log(strict=True))
-        return
-    assert decide(lease, Log()).driver == "overlay2"
-    assert "the storage decision cannot be noted down" in capfd.readouterr().err
 
 
 # ---- handing over ----

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cachedind.cli import cli
+from cachedind.errors import PoolMissingError, SettingsError
 
 
 def invoke(*words: str, **environ: str) -> Result:
@@ -41,6 +42,24 @@ def test_doctor_ends_as_a_start_would(environ: dict[str, str], code: int, said: 
 def test_dockerds_arguments_come_after_two_dashes() -> None:
     found = invoke("doctor", "--json", "--", "--data-root")
     assert json.loads(found.output)["error"]["cause"] == "dockerd's argument --data-root needs a value"
+
+
+def test_help_lists_each_command_with_a_line() -> None:
+    lines = invoke("--help").output.partition("Commands:\n")[2].splitlines()
+    found = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ") and line[2] != " "}
+    assert set(found) == {"doctor", "gc", "healthcheck", "ls", "promote", "rm", "seed", "status"}
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("name", ["gc", "ls", "promote", "rm", "status"])
+def test_each_command_of_the_pool_takes_its_place(name: str) -> None:
+    assert "--pool PATH" in invoke(name, "--help").output
+    key = ["k"] if name in ("promote", "rm") else []
+    found = invoke(name, *key, "--pool", "/no-such-directory")
+    assert isinstance(found.exception, PoolMissingError)
+    assert found.exception.exit_code == 66
+    assert isinstance(invoke(name, *key, CACHEDIND_POOL="").exception, PoolMissingError)
+    assert isinstance(invoke(name, *key, CACHEDIND_POOL="relative").exception, SettingsError)
 
 
 class Daemon(http.server.BaseHTTPRequestHandler):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachedind.arguments import parse_daemon_arguments
+from cachedind.build_cache import CacheLimit, plan_gc
 from cachedind.daemon_config import (
     CONTAINERD_FEATURE,
     DaemonPlan,
@@ -24,7 +25,7 @@ from cachedind.daemon_config import (
 )
 from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.listeners import ListenPlan
-from cachedind.model import ImageStore, StoragePlan
+from cachedind.model import EngineVersion, ImageStore, StoragePlan
 
 PLAIN = ListenPlan("/var/run/docker.sock", 2375, None, "docker")
 TLS = ListenPlan("/var/run/docker.sock", 2376, "/certs", "docker")
@@ -178,6 +179,51 @@ def test_plan_daemon(
     assert " ".join(plan.arguments) == f"--config-file {MERGED} {arguments}"
     assert json.loads(plan.file_text) == merged
     assert json.dumps(settings.file) == before, "the user's own directives were changed in place"
+
+
+# ---- the build cache's limit -----------------------------------------------------------------------------------
+
+LIMIT = CacheLimit(10**10, EngineVersion(28, 5, 2), requested=True)
+
+
+@pytest.mark.parametrize("builder", [None, {}, {"entitlements": {"network-host": True}, "history": {"maxEntries": 5}}])
+def test_limit_goes_beside_what_else_the_user_says_of_the_builder(builder: dict[str, object] | None) -> None:
+    settings = settings_of() if builder is None else settings_of(builder=builder)
+    before = json.dumps(settings.file)
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT)
+    assert json.loads(plan.file_text)["builder"] == {**(builder or {}), "gc": plan_gc(LIMIT)}
+    assert plan.degradations == ()
+    assert json.dumps(settings.file) == before, "the user's own directives were changed in place"
+
+
+@pytest.mark.parametrize(
+    "builder", [{"gc": {"enabled": False}}, {"gc": {}}, {"gc": None}, {"GC": {"defaultKeepStorage": "1GB"}}]
+)
+def test_users_own_gc_stays_and_he_is_told_that_his_variable_does_nothing(builder: dict[str, object]) -> None:
+    settings = settings_of(builder=builder)
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT)
+    assert json.loads(plan.file_text)["builder"] == builder
+    assert [str(one) for one in plan.degradations] == [
+        "CACHEDIND_CACHE_MAX_SIZE is ignored: /etc/docker/daemon.json sets builder.gc; the build cache grows as far as "
+        "that lets it; take builder.gc out of the file, or leave CACHEDIND_CACHE_MAX_SIZE unset"
+    ]
+    # A pool's default is nothing that he asked for.
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT._replace(requested=False))
+    assert json.loads(plan.file_text)["builder"] == builder
+    assert plan.degradations == ()
+
+
+def test_without_a_limit_nothing_is_said_of_the_builder() -> None:
+    assert "builder" not in json.loads(plan_daemon(settings_of(), OVERLAY2, PLAIN, MERGED).file_text)
+    builder = {"gc": {"enabled": True}}
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED)
+    assert json.loads(plan.file_text)["builder"] == builder
+
+
+def test_a_builder_that_is_no_object_is_named_before_dockerd_does() -> None:
+    with pytest.raises(DaemonConfigError) as caught:
+        parse_daemon_json('{"builder": []}', "f")
+    assert (caught.value.cause, caught.value.hint) == ("f: builder is []", "it must be a JSON object")
 
 
 # ---- whatever the user wrote -------------------------------------------------------------------------------------

@@ -175,6 +175,7 @@ def test_layers_are_counted_without_what_is_none(tmp_path: Path) -> None:
 
 # ---- our own note ----
 
+STATE_NAME = "state.json"
 STATE = DataRootState(EngineVersion(28, 5, 2), GRAPH, "overlay2", "ext4", "b00t", 1000.5)
 
 
@@ -187,19 +188,19 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 def test_the_note_is_read_back_and_belongs_to_what_exists(directory: int, tmp_path: Path) -> None:
-    assert read_data_root_state(directory) is None
-    write_data_root_state(directory, STATE)
-    found = read_data_root_state(directory)
+    assert read_data_root_state(directory, STATE_NAME) is None
+    write_data_root_state(directory, STATE_NAME, STATE, {})
+    found = read_data_root_state(directory, STATE_NAME)
     assert found == STATE
     existing = read_existing(str(tmp_path), found)
     assert (existing.engine, existing.recorded) == (STATE.engine, (GRAPH, "overlay2"))
 
 
 def test_the_note_keeps_the_keys_of_a_later_version(directory: int, tmp_path: Path) -> None:
-    write_data_root_state(directory, STATE)
+    write_data_root_state(directory, STATE_NAME, STATE, {})
     path = tmp_path / ".cachedind" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
-    write_data_root_state(directory, STATE._replace(driver="vfs"))
+    write_data_root_state(directory, STATE_NAME, STATE._replace(driver="vfs"), {})
     assert json.loads(path.read_text())["later"] == 1
     assert json.loads(path.read_text())["driver"] == "vfs"
 
@@ -207,34 +208,45 @@ def test_the_note_keeps_the_keys_of_a_later_version(directory: int, tmp_path: Pa
 def test_an_unreadable_note_is_a_value_error_and_does_not_hinder_the_next_one(directory: int, tmp_path: Path) -> None:
     (tmp_path / ".cachedind" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="Expecting"):
-        read_data_root_state(directory)
-    write_data_root_state(directory, STATE)
-    assert read_data_root_state(directory) == STATE
+        read_data_root_state(directory, STATE_NAME)
+    write_data_root_state(directory, STATE_NAME, STATE, {})
+    assert read_data_root_state(directory, STATE_NAME) == STATE
 
 
-def test_an_ordinary_warm_start_has_nothing_to_note() -> None:
+def same(before: DataRootState | None, now: float = 2000) -> DataRootState:
     plan = StoragePlan(GRAPH, "overlay2", "")
-    same = {"engine": STATE.engine, "fstype": "ext4", "boot_id": "b00t"}
-    assert next_state(STATE, plan, **same, now=2000) is None  # type: ignore[arg-type]
-    assert next_state(None, plan, **same, now=2000) == STATE._replace(started_at=2000)  # type: ignore[arg-type]
+    return next_state(before, plan, engine=STATE.engine, fstype="ext4", boot_id="b00t", now=now)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"engine": EngineVersion(28, 5, 3)},
-        {"fstype": "xfs"},
-        {"boot_id": "another"},
-        {"plan": StoragePlan(CTRD, "overlayfs", "")},
-        {"plan": StoragePlan(GRAPH, "vfs", "")},
-    ],
-    ids=["engine", "filesystem", "boot", "store", "driver"],
-)
-def test_whatever_has_changed_is_noted(changed: dict[str, object]) -> None:
-    usual = {"plan": StoragePlan(GRAPH, "overlay2", ""), "engine": STATE.engine, "fstype": "ext4", "boot_id": "b00t"}
-    state = next_state(STATE, now=2000, **{**usual, **changed})  # type: ignore[arg-type]
-    assert state is not None
-    assert state.started_at == 2000
+def test_a_start_is_noted_as_one_that_has_not_come_up_yet() -> None:
+    assert same(None) == STATE._replace(started_at=2000)
+    assert same(STATE._replace(ready_at=1001, ready_s=1.0)) == STATE._replace(started_at=2000)
+
+
+def test_starts_that_never_came_up_are_counted() -> None:
+    first = same(None)
+    second = same(first)
+    assert (first.failures, second.failures, same(second).failures) == (0, 1, 2)
+    assert same(second._replace(ready_at=2001)).failures == 0
+
+
+def test_only_what_is_new_is_synced(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for state, expected in (
+        (STATE, 2),
+        (STATE._replace(started_at=2000.0), 0),
+        (STATE._replace(started_at=3000.0, boot_id="another"), 2),
+        (STATE._replace(started_at=4000.0, boot_id="another", driver="vfs"), 2),
+    ):
+        synced.clear()
+        write_data_root_state(directory, STATE_NAME, state, {})
+        assert len(synced) == expected, state
+
+
+def test_a_slot_that_never_had_a_daemon_has_no_note(directory: int, tmp_path: Path) -> None:
+    (tmp_path / ".cachedind" / STATE_NAME).write_text('{"version": 1, "min_reader": 1, "sequence": 0}')
+    assert read_data_root_state(directory, STATE_NAME) is None
 
 
 GOOD: dict[str, object] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import decision, doctor, facts, lease
+from cachedind import decision, doctor, facts, lease, tables
 from cachedind.errors import NotPrivilegedError
 from cachedind.model import EngineVersion, Holder, Verdict
 
@@ -36,7 +36,7 @@ def examine(data_root: Path, *words: str, **environ: str) -> dict[str, object]:
     report = doctor.examine([*words, "--data-root", str(data_root)], environ)
     assert snapshot(data_root) == before, "doctor changed something"
     json.dumps(report)
-    doctor.print_report(report)
+    tables.print_report(report)
     return report
 
 

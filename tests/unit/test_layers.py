@@ -14,13 +14,27 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model"}),
-    frozenset({"log", "linux", "procfs", "processes", "state"}),
-    frozenset({"config", "arguments", "listeners", "probes", "certificates"}),
-    frozenset({"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers"}),
-    frozenset({"lease", "dataroot", "facts"}),
-    frozenset({"decision", "summary"}),
-    frozenset({"boot", "doctor"}),
+    frozenset({"errors", "model", "trace", "seeds", "image_names"}),
+    frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath"}),
+    frozenset(
+        {"config", "arguments", "listeners", "probes", "certificates", "clone", "loops", "build_cache", "seed_spool"}
+    ),
+    frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
+    frozenset({"seed_members", "seed_load"}),
+    frozenset({"seed_archive"}),
+    frozenset(
+        {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
+    ),
+    frozenset({"lease", "dataroot", "facts", "tls_child"}),
+    frozenset({"decision", "summary", "pool", "seed_progress"}),
+    frozenset({"slots", "maintenance", "seed_run", "mending"}),
+    frozenset({"golden", "witness", "seeding"}),
+    frozenset({"upkeep"}),
+    frozenset({"pool_lease"}),
+    frozenset({"pool_seeds"}),
+    frozenset({"pool_start", "inventory"}),
+    frozenset({"furnish", "doctor", "tables", "removal"}),
+    frozenset({"boot", "seed_command"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: str) -> int:
 def test_what_follows_the_command_is_its_own(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     got = []
 
-    def stop(words: list[str], environ: dict[str, str]) -> None:
+    def stop(words: list[str], environ: dict[str, str], *_: object) -> None:
         got.append((words, environ["MARK"]))
         raise DataRootBusyError("it is busy", "wait longer")
 
@@ -55,7 +55,7 @@ def test_people_get_the_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
 
 
 def test_a_disk_that_fails_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    def fail(words: list[str], environ: dict[str, str]) -> None:
+    def fail(words: list[str], environ: dict[str, str], *_: object) -> None:
         raise OSError(errno.EIO, "Input/output error", "/var/lib/docker/image")
 
     monkeypatch.setattr(boot, "boot", fail)

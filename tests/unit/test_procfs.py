@@ -18,6 +18,7 @@ from cachedind.procfs import (
     parse_effective_capabilities,
     parse_mountinfo,
     read_boot_id,
+    read_mount_id,
     read_mounts,
 )
 
@@ -210,3 +211,10 @@ def test_parse_cgroup_v2_path(text: str, path: str | None) -> None:
 def test_cgroup_v2_path_of_a_container_with_the_hosts_cgroup_namespace() -> None:
     path = parse_cgroup_v2_path(capture("proc/cgroup-v1-and-v2.txt"))
     assert path == "/docker/8643c5f701478dd3af84e11c7eadb13d3ee8b2fcb1365793469f3f1bb1006319"
+
+
+def test_the_mount_of_an_open_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open() as file, open("/proc/self/stat") as proc, open("/proc/self/status") as other:
+        assert read_mount_id(proc.fileno()) == read_mount_id(other.fileno())
+        assert read_mount_id(proc.fileno()) != read_mount_id(file.fileno())

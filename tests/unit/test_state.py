@@ -89,7 +89,7 @@ def test_a_link_is_not_followed_when_writing(directory: int, tmp_path: Path) -> 
 
 def test_a_pipe_in_its_place_does_not_block(directory: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.json")
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(ValueError, match="no regular file"):
         read_state(directory, "state.json")
 
 
@@ -147,3 +147,15 @@ def test_what_cannot_be_used_is_moved_out_of_the_way(directory: int, tmp_path: P
     {"file": path.touch, "link": lambda: path.symlink_to("/nowhere"), "directory": path.mkdir}[kind]()
     assert set_aside(directory, "state.json") == "state.json.unreadable"
     assert os.listdir(tmp_path) == ["state.json.unreadable"]
+
+
+def test_a_second_one_of_another_kind_is_moved_out_of_the_way_too(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "state.json").mkdir()
+    (tmp_path / "state.json" / "something").touch()
+    first = set_aside(directory, "state.json")
+    for make in ((tmp_path / "state.json").touch, (tmp_path / "state.json").mkdir):
+        make()
+        name = set_aside(directory, "state.json")
+        assert name.startswith(first + "-")
+        assert not (tmp_path / "state.json").exists()
+    assert (tmp_path / first / "something").exists()

@@ -1,0 +1,47 @@
+"""Where pools are measured: host filesystems, and the small project whose cache the instances share."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, NamedTuple
+
+from helpers.builds import Project
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine, Volume
+
+
+class Place(NamedTuple):
+    """A pool's filesystem: what `Engine.volume` makes, and how its slots are cloned there."""
+
+    name: str
+    fstype: str
+
+
+IMAGE = Place("image on the engine's disk", "directory")
+PLACES = (Place("btrfs subvolumes", "btrfs"), Place("xfs reflinks", "xfs"), IMAGE)
+VOLUME_MIB = 8192
+FILES = 5000
+
+
+def small_project() -> Project:
+    """5,000 files and 64 MB: what a start finds, not what is measured."""
+    files = f"i=0; while [ $i -lt {FILES} ]; do echo $i >$((i % 50))/$i; i=$((i + 1)); done"
+    dockerfile = (
+        "FROM base:latest\nCOPY nonce /nonce\nWORKDIR /files\n"
+        f"RUN mkdir $(seq 0 49); {files}\nRUN head -c 64M /dev/urandom >/data\n"
+    )
+    return Project("small:latest", {"Dockerfile": dockerfile, "nonce": secrets.token_hex(8)}, (), 4)
+
+
+def keep_mounted(engine: Engine, volumes: list[Volume]) -> None:
+    """A host has its disks mounted all the time; the engine mounts a volume with its first container only."""
+    container = engine.client.containers.create(
+        engine.workbench_image,
+        entrypoint=["sleep", "infinity"],
+        name=engine.new_name("keeper"),
+        labels=engine.labels,
+        volumes={volume.name: {"bind": f"/volumes/{number}", "mode": "rw"} for number, volume in enumerate(volumes)},
+    )
+    engine.undo_later("the keeper of mounts", lambda: container.remove(force=True, v=True))
+    container.start()

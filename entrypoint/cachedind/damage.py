@@ -1,0 +1,246 @@
+"""Damage in a data-root, found without a daemon: what is no longer as an engine left it, and what that costs.
+
+    quick       at each start: the meta pages of every database, the lists that must parse, the words that make the
+                build cache this engine's own. A dozen small reads
+    thorough    when a start has reason to doubt: whole databases, and every layer's record with its directory
+
+Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
+table); where they lie is moby's daemon/, layer/ and volume/, BuildKit's and containerd's own affair. The last job was
+root here: no link is followed, nothing is waited for, and no file is read beyond a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind import beneath, bolt
+from cachedind.model import ImageStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cachedind.model import StoragePlan
+
+_MAX_JSON_BYTES = 16 << 20
+_MAX_DATABASE_BYTES = 256 << 20
+_MAX_FOUND = 50
+_WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9:_-]{3,127}\n?")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_CACHE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
+
+
+class Loss(IntEnum):
+    """What goes with something that is damaged, from little to all."""
+
+    NOTHING = 0
+    """The engine makes it anew out of what else there is."""
+    RECORDS = 1
+    """Build history, labels of volumes, networks: what no build and no image needs."""
+    NAMES = 2
+    """Images lose their names."""
+    RECENT = 3
+    """Images and build cache of the last minutes."""
+    CACHE = 4
+    """The build cache."""
+    IMAGES = 5
+    """Images and build cache."""
+
+
+class Damage(NamedTuple):
+    """Something at `path`, relative to the data-root, that an engine cannot use."""
+
+    path: str
+    why: str
+    loss: Loss
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+def databases(storage: StoragePlan) -> dict[str, Loss]:
+    """Every bolt file that an engine with this store opens, and what goes with it."""
+    of_containerd = storage.store is ImageStore.CONTAINERD
+    root = "containerd/daemon"
+    found = {
+        "buildkit/cache.db": Loss.CACHE,
+        "buildkit/history.db": Loss.RECORDS,
+        "buildkit/history_c8d.db": Loss.RECORDS,
+        "volumes/metadata.db": Loss.RECORDS,
+        "network/files/local-kv.db": Loss.RECORDS,
+        "content/metadata.db": Loss.NOTHING,
+        # Graph drivers keep neither images nor build cache in containerd.
+        f"{root}/io.containerd.metadata.v1.bolt/meta.db": Loss.IMAGES if of_containerd else Loss.NOTHING,
+    }
+    if of_containerd:
+        found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = Loss.CACHE
+        found[f"{root}/io.containerd.snapshotter.v1.{storage.driver}/metadata.db"] = Loss.IMAGES
+    else:
+        found |= {f"buildkit/{name}": Loss.CACHE for name in ("metadata_v2.db", "snapshots.db", "containerdmeta.db")}
+    return found
+
+
+def identity_file(storage: StoragePlan) -> str:
+    """The file whose word names this BuildKit worker: with another one the whole build cache is dropped at the next
+    start (BuildKit, solver/cachemanager.go, ReleaseUnreferenced)."""
+    if storage.store is ImageStore.CONTAINERD:
+        return f"buildkit/containerd-{storage.driver}/workerid"
+    return "engine-id"
+
+
+def names_file(storage: StoragePlan) -> str | None:
+    """The list of images' names, where that is a file of its own."""
+    return None if storage.store is ImageStore.CONTAINERD else f"image/{storage.driver}/repositories.json"
+
+
+# ---- finding ---------------------------------------------------------------------------------------------------------
+
+
+def find(root_fd: int, storage: StoragePlan, *, thorough: bool) -> list[Damage]:
+    """What is damaged in the data-root that `root_fd` is open on, whose lease is held. Raises nothing for what is on
+    disk; what is not there is no damage."""
+    found = [damage for damage in _checked(root_fd, storage, thorough=thorough) if damage is not None]
+    return found[:_MAX_FOUND]
+
+
+def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[Damage | None]:
+    for path, loss in databases(storage).items():
+        yield _check(root_fd, path, loss, _walk_database if thorough else _check_database)
+    names = names_file(storage)
+    if names is not None:
+        yield _check(root_fd, names, Loss.NAMES, _check_names)
+    yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
+    if thorough:
+        yield from _check_layers(root_fd, storage)
+
+
+def _check(root_fd: int, path: str, loss: Loss, look: object) -> Damage | None:
+    assert callable(look)
+    try:
+        fd, _ = beneath.open_file(root_fd, path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return Damage(path, str(error), loss)
+    except OSError as error:
+        return Damage(path, f"it is not as an engine made it: {error.strerror}", loss)
+    try:
+        look(fd)
+    except ValueError as error:
+        return Damage(path, str(error), loss)
+    except OSError as error:
+        return Damage(path, f"it cannot be read: {error.strerror}", loss)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _check_database(fd: int) -> None:
+    """Raises ValueError. An empty file is one that an engine was about to make, and makes then."""
+    if os.fstat(fd).st_size == 0:
+        return
+    meta = bolt.check_meta(fd)
+    if not meta.is_complete:
+        raise ValueError(f"cut short: {meta.size_bytes} bytes of {meta.pages * meta.page_size}")
+
+
+def _walk_database(fd: int) -> None:
+    """Every page that is in use. Raises ValueError."""
+    _check_database(fd)
+    if os.fstat(fd).st_size == 0:
+        return
+    database = bolt.open(fd, _MAX_DATABASE_BYTES)
+    waiting: list[tuple[bytes, ...]] = [()]
+    while waiting:
+        path = waiting.pop()
+        waiting += [(*path, name) for name in database.buckets(path)] if len(path) < 8 else []
+
+
+def _check_names(fd: int) -> None:
+    """Raises ValueError."""
+    raw = _read(fd, _MAX_JSON_BYTES)
+    try:
+        value = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict) or not isinstance(value.get("Repositories", {}), dict):
+        raise ValueError("no list of names")
+
+
+def _check_word(fd: int) -> None:
+    if not _WORD.fullmatch(_read(fd, 256)):
+        raise ValueError("no name in it")
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _check_layers(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
+    if storage.store is ImageStore.GRAPHDRIVER:
+        yield from _check_graph_layers(root_fd, storage.driver)
+        yield from _check_configurations(root_fd, storage.driver)
+
+
+def _check_graph_layers(root_fd: int, driver: str) -> Iterator[Damage]:
+    home = f"image/{driver}/layerdb/sha256"
+    for name in beneath.names(root_fd, home):
+        path = f"{home}/{name}"
+        if not _HEX.fullmatch(name):
+            continue  # what a killed engine was about to remove is called so, too
+        try:
+            cache_id = beneath.read(root_fd, f"{path}/cache-id", 256).decode("ascii", "replace").strip()
+            if not _CACHE_ID.fullmatch(cache_id):
+                raise ValueError("its cache-id is none")
+            _check_digest(beneath.read(root_fd, f"{path}/diff", 256))
+            if driver in _OVERLAYS:
+                _check_overlay(root_fd, f"{driver}/{cache_id}", has_parent=beneath.exists(root_fd, f"{path}/parent"))
+        except ValueError as error:
+            yield Damage(path, str(error), Loss.IMAGES)
+        except OSError as error:
+            yield Damage(path, f"{os.path.basename(error.filename or 'its record')}: {error.strerror}", Loss.IMAGES)
+
+
+def _check_overlay(root_fd: int, path: str, *, has_parent: bool) -> None:
+    """Raises ValueError, OSError."""
+    if not stat.S_ISDIR(beneath.look(root_fd, f"{path}/diff").st_mode):
+        raise ValueError("its diff is no directory")
+    link = beneath.read(root_fd, f"{path}/link", 256).decode("ascii", "replace").strip()
+    if not _CACHE_ID.fullmatch(link):
+        raise ValueError("its link is none")
+    if not stat.S_ISLNK(beneath.look(root_fd, f"{path.partition('/')[0]}/l/{link}").st_mode):
+        raise ValueError("its short name is no link")
+    if has_parent and not beneath.read(root_fd, f"{path}/lower", 1 << 16):
+        raise ValueError("its lower is empty")
+
+
+def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
+    home = f"image/{driver}/imagedb/content/sha256"
+    for name in beneath.names(root_fd, home):
+        if not _HEX.fullmatch(name):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                if hashlib.sha256(beneath.read(root_fd, f"{home}/{name}", _MAX_JSON_BYTES)).hexdigest() != name:
+                    yield Damage(f"{home}/{name}", "its bytes are others than its digest says", Loss.NAMES)
+            except ValueError as error:
+                yield Damage(f"{home}/{name}", str(error), Loss.NAMES)
+
+
+def _check_digest(raw: bytes) -> None:
+    if not re.fullmatch(rb"sha256:[0-9a-f]{64}\n?", raw):
+        raise ValueError("its diff ID is none")
+
+
+def _read(fd: int, limit_bytes: int) -> bytes:
+    """Raises ValueError for a larger file."""
+    size = os.fstat(fd).st_size
+    if size > limit_bytes:
+        raise ValueError(f"it has {size} bytes")
+    return os.read(fd, size)

@@ -1,0 +1,351 @@
+"""Maintenance: what the last job left in a slot is found without a daemon, and removed by a private one.
+
+Containers, networks and volumes go before the job can see the daemon; images and build cache stay. Looking takes about
+a millisecond and happens at each start; the private daemon runs only when something was found.
+
+The private daemon starts neither containers nor a swarm, so none runs once more for that. A swarm is ended without it,
+in the way of `docker swarm leave --force`, which is to empty its directory (moby, daemon/cluster/utils.go,
+clearPersistentState).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind import bolt
+from cachedind.errors import MaintenanceError
+from cachedind.private_daemon import DEADLINE_S, private_daemon, whole_seconds_left
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import docker
+
+    from cachedind.log import Log
+    from cachedind.model import StoragePlan
+    from cachedind.trace import Trace
+
+CONTAINERS, NETWORKS, VOLUMES = "containers", "networks", "volumes"
+UNREADABLE_NETWORKS = "unreadable"
+"""Stands among the networks when libnetwork's database cannot be read. dockerd could not either, and would not start;
+it is moved out of the way, which takes all networks with it."""
+
+_NETWORK_DATABASE = ("network", "files", "local-kv.db")
+_NETWORK_BUCKET = b"libnetwork"
+_NETWORK_PREFIX = b"docker/network/v1.0/network/"
+_INDEX_BYTES = 8
+"""Each of libnetwork's values begins with the number of its last change (moby, libnetwork/internal/kvstore/boltdb)."""
+_PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
+_SWARM_NETWORK = "docker_gwbridge"
+"""Made by a swarm, and left by it. Its overlay networks are in its own state, not in libnetwork's."""
+_MAX_CONFIG_BYTES = 8 << 20
+_MAX_DATABASE_BYTES = 16 << 20
+_ASIDE = "set this data-root aside and start with another"
+
+
+class Leftovers(NamedTuple):
+    """What the last job left: containers and networks by id, volumes by name. False when there is nothing."""
+
+    containers: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    swarm: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.containers or self.networks or self.volumes or self.swarm)
+
+    def __str__(self) -> str:
+        counts = ((self.containers, "container"), (self.networks, "network"), (self.volumes, "volume"))
+        words = [f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for found, what in counts if found]
+        return ", ".join(words + ["a swarm"] * self.swarm) or "nothing"
+
+
+class Cleaned(NamedTuple):
+    """What was removed, what the daemon did not know, and sentences about what did not go as it should."""
+
+    removed: Leftovers
+    unknown: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+
+# ---- looking, without a daemon --------------------------------------------------------------------------------------
+
+
+def find_leftovers(data_root: str, keep: frozenset[str]) -> Leftovers:
+    """What is in a data-root whose lease we hold, but for the kinds in `keep`.
+
+    What kept containers use is kept with them: their volumes, their networks, and a swarm, whose services they may be.
+    Follows no links below `data_root` and reads no more than a bounded part of any file. Raises MaintenanceError when a
+    directory of the engine's is something else, or cannot be read.
+    """
+    with _at_work(data_root) as root_fd:
+        containers = _names_below(root_fd, CONTAINERS)
+        used = _used_by(root_fd, containers) if CONTAINERS in keep else frozenset()
+        networks = () if NETWORKS in keep else _find_networks(root_fd, used)
+        volumes = () if VOLUMES in keep else _directories_below(root_fd, VOLUMES)
+        swarm = CONTAINERS not in keep and "docker-state.json" in _names_below(root_fd, "swarm")
+    return Leftovers(
+        () if CONTAINERS in keep else containers, networks, tuple(name for name in volumes if name not in used), swarm
+    )
+
+
+def _open_below(root_fd: int, *parts: str) -> int:
+    """A directory, by names of which none may be a link. Raises OSError."""
+    fd = os.dup(root_fd)
+    for part in parts:
+        try:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+@contextlib.contextmanager
+def _opened(root_fd: int, *parts: str) -> Iterator[int | None]:
+    """The same for the length of a block, or None where there is no such directory."""
+    try:
+        fd = _open_below(root_fd, *parts)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _names_below(root_fd: int, name: str) -> tuple[str, ...]:
+    """All entries: dockerd takes each one in containers/ for a container, whatever it is."""
+    with _opened(root_fd, name) as fd:
+        return () if fd is None else tuple(sorted(os.listdir(fd)))
+
+
+def _directories_below(root_fd: int, name: str) -> tuple[str, ...]:
+    """Directories alone: beside volumes there are metadata.db and backingFsBlockDev."""
+    with _opened(root_fd, name) as fd:
+        if fd is None:
+            return ()
+        with os.scandir(fd) as entries:
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)))
+
+
+def _open_file(directory_fd: int, name: str) -> int:
+    """No link, and no wait for whoever might write to a pipe. Raises OSError."""
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
+
+
+def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
+    """Ids of networks that somebody made and nobody in `used` uses, from libnetwork's database."""
+    *directory, name = _NETWORK_DATABASE
+    with _opened(root_fd, *directory) as fd:
+        if fd is None or name not in os.listdir(fd):
+            return ()
+        try:
+            file_fd = _open_file(fd, name)
+        except OSError:
+            return (UNREADABLE_NETWORKS,)
+    try:
+        return tuple(
+            identity
+            for identity, network in read_networks(bolt.open(file_fd, _MAX_DATABASE_BYTES))
+            if network not in _PREDEFINED_NETWORKS and not {identity, network} & used
+        )
+    except (ValueError, OSError):
+        return (UNREADABLE_NETWORKS,)
+    finally:
+        os.close(file_fd)
+
+
+def read_networks(database: bolt.Database) -> Iterator[tuple[str, str]]:
+    """Id and name of each network in local-kv.db (layout of engines 26.1 and 28.5). Raises ValueError."""
+    if _NETWORK_BUCKET not in database.buckets():
+        return
+    for key, value in database.items([_NETWORK_BUCKET]):
+        if key.startswith(_NETWORK_PREFIX):
+            record = _parse_object(value[_INDEX_BYTES:])
+            yield key.removeprefix(_NETWORK_PREFIX).strip(b"/").decode("ascii", "replace"), str(record.get("name"))
+
+
+def _used_by(root_fd: int, containers: Iterable[str]) -> frozenset[str]:
+    """Names of the volumes and names and ids of the networks that these containers, or a swarm, refer to. A container
+    that cannot be read refers to nothing.
+    """
+    found = {_SWARM_NETWORK}
+    for container in containers:
+        with contextlib.suppress(OSError, ValueError), _opened(root_fd, CONTAINERS, container) as fd:
+            if fd is None:
+                continue
+            with open(_open_file(fd, "config.v2.json"), "rb") as file:
+                found.update(_references(_parse_object(file.read(_MAX_CONFIG_BYTES))))
+    return frozenset(found)
+
+
+def _references(config: dict[str, object]) -> Iterator[str]:
+    for mount in _parts(config.get("MountPoints")).values():
+        if _parts(mount).get("Type") == "volume":
+            yield str(_parts(mount).get("Name"))
+    for name, endpoint in _parts(_parts(config.get("NetworkSettings")).get("Networks")).items():
+        yield name
+        yield str(_parts(endpoint).get("NetworkID"))
+
+
+def _parts(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _parse_object(raw: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+# ---- removing -------------------------------------------------------------------------------------------------------
+
+
+def maintain(
+    data_root: str,
+    storage: StoragePlan,
+    leftovers: Leftovers,
+    keep: frozenset[str],
+    *,
+    lock_fd: int,
+    environ: Mapping[str, str],
+    log: Log,
+    trace: Trace,
+) -> Cleaned:
+    """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, within DEADLINE_S seconds.
+
+    Raises MaintenanceError when some of it is still there afterwards. If this process is killed, the next start finds
+    what is left and does the rest. Needs --privileged, and a single thread.
+    """
+    started = time.monotonic()
+    deadline = started + DEADLINE_S
+    told: list[str] = []
+    if leftovers.swarm:
+        end_swarm(data_root)
+    if UNREADABLE_NETWORKS in leftovers.networks:
+        told += set_networks_aside(data_root)
+    with private_daemon(data_root, storage, lock_fd=lock_fd, environ=environ, deadline=deadline) as client:
+        trace.reach("maintain.started")
+        cleaned = clean(client, leftovers, keep, deadline=deadline)
+        trace.reach("maintain.cleaned")
+    told += cleaned.problems
+    still_there = find_leftovers(data_root, keep).containers
+    told += remove_unknown_containers(data_root, [name for name in still_there if name in cleaned.unknown])
+    for problem in told:
+        log.warn(f"maintenance: {problem}")
+    left = find_leftovers(data_root, keep)
+    if left:
+        why = "; ".join(told[:3]) or "the daemon kept it"
+        raise MaintenanceError(f"of what the last job left, {left} could not be removed: {why}", _ASIDE)
+    trace.reach("maintain.stopped")
+    log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
+    return cleaned._replace(problems=tuple(told))
+
+
+def clean(client: docker.DockerClient, leftovers: Leftovers, keep: frozenset[str], *, deadline: float) -> Cleaned:
+    """Remove by the API what was found; what is gone already is fine. One failure does not stop the rest.
+
+    Without "volumes" in `keep` the anonymous volumes of containers go with them. Requests end at `deadline` (of
+    time.monotonic()).
+    """
+    from docker.errors import DockerException, NotFound
+    from requests import RequestException
+
+    problems = []
+    unknown = set()
+
+    def try_all(what: str, names: Iterable[str], remove: Callable[[str], object]) -> tuple[str, ...]:
+        gone = []
+        for name in names:
+            if time.monotonic() >= deadline:
+                problems.append(f"no time left to remove each {what}")
+                break
+            client.api.timeout = whole_seconds_left(deadline)
+            try:
+                remove(name)
+            except NotFound:
+                unknown.add(name)
+                continue
+            except (DockerException, RequestException, UnicodeError) as error:
+                problems.append(f"{what} {name[:64]}: {getattr(error, 'explanation', None) or error}")
+                continue
+            gone.append(name)
+        return tuple(gone)
+
+    with_volumes = VOLUMES not in keep
+    networks = (name for name in leftovers.networks if name != UNREADABLE_NETWORKS)
+    removed = Leftovers(
+        try_all(
+            "container", leftovers.containers, lambda i: client.api.remove_container(i, v=with_volumes, force=True)
+        ),
+        try_all("network", networks, client.api.remove_network),
+        try_all("volume", leftovers.volumes, lambda name: client.api.remove_volume(name, force=True)),
+        leftovers.swarm,
+    )
+    return Cleaned(removed, frozenset(unknown), tuple(problems))
+
+
+# ---- without a daemon -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _at_work(data_root: str) -> Iterator[int]:
+    """The data-root's descriptor; what fails is a MaintenanceError."""
+    root_fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root_fd
+    except OSError as error:
+        cause = f"what the last job left in {data_root} cannot be dealt with: {error.filename}: {error.strerror}"
+        raise MaintenanceError(cause, _ASIDE) from error
+    finally:
+        os.close(root_fd)
+
+
+def end_swarm(data_root: str) -> None:
+    """Empty the directory of the swarm's state. Raises MaintenanceError."""
+    with _at_work(data_root) as root_fd, _opened(root_fd, "swarm") as fd:
+        for name in () if fd is None else os.listdir(fd):
+            _remove(name, fd)
+
+
+def set_networks_aside(data_root: str) -> list[str]:
+    """Move a database of networks that no engine can read out of the way. Raises MaintenanceError."""
+    *directory, name = _NETWORK_DATABASE
+    aside = f"{name}.unreadable"
+    with _at_work(data_root) as root_fd, _opened(root_fd, *directory) as fd:
+        if fd is not None:
+            os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
+    return [f"{'/'.join(_NETWORK_DATABASE)} is unreadable: it is now {aside}, and all networks are made anew"]
+
+
+def remove_unknown_containers(data_root: str, names: Iterable[str]) -> list[str]:
+    """Remove from containers/ what a daemon did not take for containers: records cut off by a crash, or foreign things.
+
+    They would be found again at each start. Returns a sentence for each. Raises MaintenanceError.
+    """
+    told = []
+    with _at_work(data_root) as root_fd, _opened(root_fd, CONTAINERS) as fd:
+        for name in () if fd is None else names:
+            _remove(name, fd)
+            told.append(f"containers/{name[:64]} was nothing that the daemon could read as a container; it is removed")
+    return told
+
+
+def _remove(name: str, directory_fd: int | None) -> None:
+    from shutil import rmtree
+
+    if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+        rmtree(name, dir_fd=directory_fd)
+    else:
+        os.unlink(name, dir_fd=directory_fd)

@@ -1,0 +1,398 @@
+"""One start in a pool: lease the newest slot or clone the newest golden, from this key or its fallbacks.
+
+What is newest is settled under the key's lock; copying is done outside of it, with a shared lock on what is copied. A
+free slot that is good becomes the golden at once, before its new daemon changes it: whoever starts beside this one is
+then as warm as this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind import golden, linux, pool, slots, state
+from cachedind.clone import CloneMethod
+from cachedind.errors import PoolUnusableError
+from cachedind.keys import BASE_KEY
+from cachedind.model import Degradation
+from cachedind.slots import Candidate, Kind, Slot, SlotState, Wish
+
+if TYPE_CHECKING:
+    from cachedind.log import Log
+    from cachedind.model import Holder
+    from cachedind.pool import Pool
+
+
+_MAX_SUSPECTS = 8
+CRASHED = "the host went down since its last daemon"
+
+
+class Warmth(StrEnum):
+    """Where a start's cache came from."""
+
+    LEASED = "leased"
+    CLONED = "cloned"
+    FRESH = "fresh"
+
+
+class Order(NamedTuple):
+    """What a start asks of the pool."""
+
+    key: str
+    fallback_keys: tuple[str, ...]
+    read_only: bool
+    wish: Wish
+    boot_id: str
+    holder: Holder
+    fresh: bool = False
+    """Whether to start from nothing, whatever there is."""
+
+
+class Tenancy(NamedTuple):
+    """A leased slot and where its content came from.
+
+    `found` is the state of that content, `raw` its state file, `source_key` the key it was of, `sequence` this start's
+    number.
+    """
+
+    home: Pool
+    key: str
+    slot: Slot
+    warmth: Warmth
+    found: SlotState
+    raw: dict[str, object]
+    source_key: str
+    sequence: int
+    promoted: bool = False
+    doubt: str = ""
+    """Why the content has to be proven before a job gets it; empty where it need not."""
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether no job has ever run on it: there is nothing in it but seeds."""
+        return self.raw.get("pure") is True
+
+
+def take(home: Pool, order: Order, log: Log) -> Tenancy:
+    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full)."""
+    with slots.locked_key(home, order.key, create=True) as key_fd:
+        assert key_fd is not None
+        candidates = _survey(home, key_fd, order, log)
+        sequence, aside = slots.draw_sequence(key_fd, candidates)
+        if aside is not None:
+            log.warn(f"the sequence of the key {order.key} was no file, and is counted anew; it is now {aside} there")
+        if order.fresh:
+            candidates = []
+        if not order.read_only:
+            leased = _lease_newest(home, key_fd, order, candidates, sequence, log)
+            if leased is not None:
+                return _introduce(leased, order.holder)
+        source = _open_newest_golden(home, key_fd, order, candidates, log)
+    source_key = order.key
+    if source is None and not order.fresh:
+        source, source_key = _open_fallback(home, order, log)
+    if source is None and order.read_only and not slots.has_clones(home):
+        log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
+    return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
+
+
+def _introduce(tenancy: Tenancy, holder: Holder) -> Tenancy:
+    from cachedind.lease import write_holder
+
+    try:
+        write_holder(tenancy.slot.lock_fd, holder, f"the slot {tenancy.slot.id}")
+    except BaseException:
+        tenancy.slot.close()
+        raise
+    tenancy.home.trace.reach("lease.recorded")
+    return tenancy
+
+
+def _survey(home: Pool, key_fd: int, order: Order, log: Log) -> list[Candidate]:
+    """What the key has. What cannot be understood, and what failed too often, is set aside."""
+    candidates, bad = slots.read_candidates(key_fd)
+    for name, why in bad:
+        _set_aside(home, key_fd, name, why, log)
+    good = []
+    for candidate in candidates:
+        data = candidate.state.data
+        failures = 0 if data is None else data.failures_now
+        if candidate.kind is Kind.SLOT and failures >= slots.MAX_FAILURES:
+            why = f"no daemon came up on it in the last {failures} starts"
+            if _set_aside(home, key_fd, candidate.name, why, log):
+                continue
+        good.append(candidate)
+    return [candidate for candidate in good if not _is_hopeless(home, key_fd, candidate, good, log)]
+
+
+def _is_hopeless(home: Pool, key_fd: int, candidate: Candidate, candidates: list[Candidate], log: Log) -> bool:
+    """Whether a golden was to be set aside, and is: its clones do not come up."""
+    if candidate.kind is not Kind.GOLDEN:
+        return False
+    failures = _failed_clones(key_fd, candidate.state, candidates)
+    if failures < slots.MAX_FAILURES:
+        return False
+    why = f"no daemon came up in the last {failures} starts on clones of it"
+    return _set_aside(home, key_fd, candidate.name, why, log)
+
+
+def _failed_clones(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> int:
+    """Of the newest clones alone, as each look at a lock takes its time."""
+    suspects = [c for c in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS] if c.state.never_ready]
+    held = {c.name for c in suspects if slots.look(key_fd, c.name, 0)[0]}
+    if len(held) == len(suspects):
+        return 0
+    return slots.failed_clones(golden, [c for c in candidates if c.name not in held])
+
+
+def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
+    """Set a bad slot or golden aside, unless somebody holds it."""
+    if name.startswith("slots/"):
+        try:
+            slot = slots.try_lease(key_fd, name)
+        except slots.BadSlotError:
+            slot = None
+        else:
+            if slot is None:
+                return False
+            slot.close()
+    parent, _, last = name.rpartition("/")
+    parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
+    try:
+        where = pool.set_aside(home, parent_fd, last, why, time.time())
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(parent_fd)
+    what = f"{name} of the pool is set aside"
+    log.degraded(Degradation(what, why, f"it is kept as {where}", f"cachedind rm {where} drops it"))
+    return True
+
+
+def _lease_newest(
+    home: Pool, key_fd: int, order: Order, candidates: list[Candidate], sequence: int, log: Log
+) -> Tenancy | None:
+    """The newest free slot, unless a golden is newer or better; promoted if it deserves it. Needs the key's lock."""
+    for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
+        if candidate.kind is Kind.GOLDEN:
+            return None
+        slot = _try_lease(home, key_fd, candidate.name, log)
+        if slot is None:
+            continue
+        home.trace.reach("lease.locked")
+        try:
+            raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
+            found = slots.parse_slot_state(raw)  # read again: it was not ours before
+            promoted = _promote_if_due(home, key_fd, order, slot, found, raw, candidates, log)
+        except BaseException:
+            slot.close()
+            raise
+        doubt = "" if found.data is None else _doubt(found, order.boot_id)
+        return Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted, doubt)
+    return None
+
+
+def _doubt(found: SlotState, boot_id: str) -> str:
+    if found.is_trusted(boot_id) or found.data is None:
+        return ""
+    if found.data.boot_id != boot_id:
+        return CRASHED
+    return "" if found.data.seeding else "no daemon came up on it at its last start"
+
+
+def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
+    try:
+        return slots.try_lease(key_fd, name)
+    except slots.BadSlotError as error:
+        _set_aside(home, key_fd, name, str(error), log)
+        return None
+
+
+def _promote_if_due(
+    home: Pool,
+    key_fd: int,
+    order: Order,
+    slot: Slot,
+    found: SlotState,
+    raw: dict[str, object],
+    candidates: list[Candidate],
+    log: Log,
+) -> bool:
+    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+    if not slots.needs_promotion(found, goldens, order.boot_id):
+        return False
+    if not golden.is_sound(slot, found):
+        log.debug("the slot's state is not promoted: something in it is damaged")
+        return False
+    if not golden.is_due(home, goldens, *golden.last_cost(key_fd, time.time())):
+        log.debug("the golden is left as it is: copying it was too long ago for its cost")
+        return False
+    try:
+        golden.promote(home, key_fd, slot, raw, goldens, clean=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"slot {slot.id} does not become the golden of its key"
+        cost = "instances beside this one start from an older state"
+        mend = "give the pool more room, or see what fills it: cachedind ls"
+        log.degraded(Degradation(what, "the pool is full", cost, mend))
+        return False
+    return True
+
+
+class _Source(NamedTuple):
+    """A golden that is open to be cloned, kept from deletion by a shared lock on its directory."""
+
+    directory_fd: int
+    data_fd: int
+    found: SlotState
+    raw: dict[str, object]
+    doubt: str = ""
+
+    def close(self) -> None:
+        os.close(self.data_fd)
+        os.close(self.directory_fd)
+
+
+def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[Candidate], log: Log) -> _Source | None:
+    """The newest golden of a key, made of a free slot first where one is newer. Needs the key's lock."""
+    if not slots.has_clones(home):
+        return None
+    ranked = slots.plan_choice(candidates, order.wish, order.boot_id)
+    for candidate in ranked:
+        if candidate.kind is Kind.SLOT:
+            # For somebody else's key, or for a throw-away: the slot stays free, its state is what is wanted.
+            slot = _try_lease(home, key_fd, candidate.name, log)
+            if slot is None:
+                continue
+            try:
+                raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
+                found = slots.parse_slot_state(raw)
+                promoted = _promote_if_due(home, key_fd, order, slot, found, raw, candidates, log)
+            finally:
+                slot.close()
+            if promoted:
+                return _open_source(home, key_fd, "golden", log)
+        else:
+            source = _open_source(home, key_fd, candidate.name, log)
+            if source is not None:
+                failed = _failed_clones(key_fd, source.found, candidates)
+                doubt = "no daemon came up on the last clone of its golden" if failed else ""
+                return source._replace(doubt=doubt or _doubt(source.found, order.boot_id))
+    return None
+
+
+def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as undo:
+        try:
+            directory_fd = slots.open_below(key_fd, name)
+            undo.callback(os.close, directory_fd)
+            if not linux.lock_shared(directory_fd):  # it is being deleted
+                return None
+            raw = state.read_state(directory_fd, slots.GOLDEN_NAME) or {}
+            found = slots.parse_slot_state(raw)
+            data_fd = os.open("data", flags, dir_fd=directory_fd)
+        except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            _set_aside(home, key_fd, name, f"it cannot be cloned: {why}", log)
+            return None
+        undo.pop_all()
+        return _Source(directory_fd, data_fd, found, raw)
+
+
+def _open_fallback(home: Pool, order: Order, log: Log) -> tuple[_Source | None, str]:
+    for key in order.fallback_keys:
+        with slots.locked_key(home, key, create=False) as key_fd:
+            if key_fd is None:
+                continue
+            source = _open_newest_golden(home, key_fd, order, _survey(home, key_fd, order, log), log)
+        if source is not None:
+            return source, key
+    return None, ""
+
+
+def _be_born(home: Pool, order: Order, source: _Source | None, source_key: str, sequence: int) -> Tenancy:
+    """A slot of its own: a clone of `source`, or empty. It is `pure` until a job's daemon has come up on it."""
+    if source is None:
+        raw: dict[str, object] = {"arch": order.wish.arch, "sequence": 0, "read_only": order.read_only, "pure": True}
+        slot = slots.create(home, order.key, None, raw)
+        return Tenancy(home, order.key, slot, Warmth.FRESH, slots.parse_slot_state(raw), raw, "", sequence)
+    try:
+        # Another key's numbers mean nothing in this one.
+        own = source.found.sequence if source_key == order.key else 0
+        raw = slots.clone_state(source.raw, sequence=own, read_only=order.read_only)
+        raw["pure"] = source_key == BASE_KEY
+        slot = slots.create(home, order.key, source.data_fd, raw)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL):
+            raise PoolUnusableError(
+                f"the pool {home.path} cannot clone any longer: {error.strerror}",
+                "was it copied to another filesystem? Remove its pool.json to have it judged anew",
+            ) from error
+        raise
+    finally:
+        source.close()
+    return Tenancy(home, order.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence, doubt=source.doubt)
+
+
+def give_up(tenancy: Tenancy, why: str, log: Log) -> None:
+    """Set a leased slot aside, with a golden that was made of the very state, or of which it is a clone; the lease
+    ends. Raises OSError."""
+    tenancy.slot.close()
+    for key in dict.fromkeys((tenancy.key, tenancy.source_key or tenancy.key)):
+        _give_up_in(tenancy, key, why, log)
+
+
+def _give_up_in(tenancy: Tenancy, key: str, why: str, log: Log) -> None:
+    home = tenancy.home
+    with slots.locked_key(home, key, create=False) as key_fd:
+        if key_fd is None:
+            return
+        candidates, _ = slots.read_candidates(key_fd)
+        for candidate in candidates:
+            is_its_golden = (
+                candidate.kind is Kind.GOLDEN
+                and key == (tenancy.source_key or tenancy.key)
+                and slots.class_name(candidate.state) == slots.class_name(tenancy.found)
+                and candidate.state.sequence == tenancy.found.sequence
+            )
+            is_itself = key == tenancy.key and candidate.name == f"slots/{tenancy.slot.id}"
+            if is_its_golden or is_itself:
+                _set_aside(home, key_fd, candidate.name, why, log)
+
+
+def has_other(tenancy: Tenancy, order: Order) -> bool:
+    """Whether the key has another trusted state for this start, of which a slot could be had. Raises OSError."""
+    with slots.locked_key(tenancy.home, tenancy.key, create=False) as key_fd:
+        if key_fd is None:
+            return False
+        candidates, _ = slots.read_candidates(key_fd)
+        return any(
+            candidate.state.is_trusted(order.boot_id)
+            and candidate.state.sequence != tenancy.found.sequence
+            and (candidate.kind is Kind.GOLDEN or not slots.look(key_fd, candidate.name, 0)[0])
+            for candidate in slots.plan_choice(candidates, order.wish, order.boot_id)
+            if candidate.name != f"slots/{tenancy.slot.id}"
+        )
+
+
+def promote_cleaned(tenancy: Tenancy) -> None:
+    """Put the state without the last job's leftovers in place of the one with them, where that is a matter of
+    milliseconds. Raises OSError, PoolUnusableError.
+    """
+    home = tenancy.home
+    if not (tenancy.promoted and home.method is CloneMethod.SUBVOLUME):
+        return
+    with slots.locked_key(home, tenancy.key, create=False) as key_fd:
+        if key_fd is None:
+            return
+        candidates, _ = slots.read_candidates(key_fd)
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        current = next((candidate for candidate in goldens if candidate.name == "golden"), None)
+        if current is not None and current.state.sequence == tenancy.found.sequence:
+            golden.promote(home, key_fd, tenancy.slot, tenancy.raw, goldens, clean=True)

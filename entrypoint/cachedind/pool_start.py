@@ -1,0 +1,263 @@
+"""What a start does about a pool: move into a slot, have the last job's leftovers removed, hide the rest of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import time
+from typing import TYPE_CHECKING
+
+from cachedind import decision, facts, linux, mounts, pool, pool_lease, procfs, slots
+from cachedind.errors import (
+    CachedindError,
+    ImageImpossibleError,
+    MaintenanceError,
+    PoolUnusableError,
+    ProgramMissingError,
+)
+from cachedind.keys import BASE_KEY
+from cachedind.lease import Lease
+from cachedind.pool_lease import Order, Tenancy, Warmth
+from cachedind.trace import Trace
+
+if TYPE_CHECKING:
+    from cachedind.config import Config
+    from cachedind.daemon_config import DaemonSettings
+    from cachedind.log import Log
+    from cachedind.model import StoragePlan
+    from cachedind.pool import Pool
+    from cachedind.seed_plan import Plan
+    from cachedind.seeding import Found, Result, Target
+    from cachedind.witness import Witness
+
+
+def make_order(settings: Config, daemon: DaemonSettings) -> Order:
+    """What this start can use of a pool. Raises DriverConflictError, ProgramMissingError."""
+    wish = slots.build_wish(decision.build_request(settings, daemon), facts.read_engine_version(settings.path))
+    holder = facts.read_holder_of_now(time.time())
+    fallbacks = settings.fallback_keys
+    if facts.wants_seeds(settings):
+        fallbacks = (*fallbacks, BASE_KEY)
+    return Order(settings.key, fallbacks, settings.read_only, wish, procfs.read_boot_id(), holder)
+
+
+def move_in(path: str, order: Order, data_root: str, settings: Config, log: Log) -> tuple[Lease, Tenancy]:
+    """Lease the newest slot, or a clone, and bind it over the data-root.
+
+    Raises PoolUnusableError whatever the pool's fault is; then nothing of it is left mounted. Needs CAP_SYS_ADMIN.
+    """
+    home = None
+    try:
+        home = _open(path, settings, log)
+        tenancy = _take(home, order, data_root, settings, log)
+        return bind(tenancy, data_root, log), tenancy
+    except (PoolUnusableError, ImageImpossibleError, ProgramMissingError) as error:
+        bad: CachedindError = error
+    except OSError as error:
+        bad = _why_unusable(path, error)
+    _leave(home)
+    raise PoolUnusableError(bad.cause, bad.hint) from bad
+
+
+def _why_unusable(path: str, error: OSError) -> PoolUnusableError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(path)
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return PoolUnusableError(f"the pool {path} cannot be used: {what}", "check its disk, space and mode")
+
+
+def _full(path: str) -> PoolUnusableError:
+    return PoolUnusableError(f"the pool {path} is full", "free space, or see what fills it: cachedind ls")
+
+
+def _open(path: str, settings: Config, log: Log) -> Pool:
+    home, notes = pool.open_pool(path, settings, Trace(settings.kill_at))
+    for note in notes:
+        log.degraded(note)
+    if home.is_new:
+        log.info(f"made a new pool in {home.path}: {home.describe()}")
+    return home
+
+
+def _take(home: Pool, order: Order, data_root: str, settings: Config, log: Log) -> Tenancy:
+    if _is_cramped(home.tree):
+        _make_room(home, order, settings, log)
+        os.makedirs(data_root, mode=0o710, exist_ok=True)
+        if _is_cramped(home.tree) and not _is_cramped(data_root):
+            # A job that cannot write fails, however warm it is.
+            raise _full(home.path)
+    try:
+        tenancy = pool_lease.take(home, order, log)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _make_room(home, order, settings, log)
+        tenancy = pool_lease.take(home, order, log)
+    if tenancy.warmth is Warmth.FRESH and _is_cramped(home.tree):
+        # Data comes up on a full disk; an empty data-root does not.
+        tenancy.slot.close()
+        raise _full(home.path)
+    return tenancy
+
+
+def _is_cramped(path: str) -> bool:
+    status = os.statvfs(path)
+    lacks_bytes = status.f_blocks > 0 and status.f_bavail * status.f_frsize < facts.MIN_FREE_BYTES  # ramfs counts none
+    return lacks_bytes or (status.f_files > 0 and status.f_favail < facts.MIN_FREE_INODES)
+
+
+def _make_room(home: Pool, order: Order, settings: Config, log: Log) -> None:
+    from cachedind import upkeep
+
+    log.info(f"the pool {home.path} is full: looking for what was not used for longest, which may take a while")
+    evicted = upkeep.make_room(home, settings, order.key, time.time())
+    if evicted:
+        log.warn(
+            f"the pool {home.path} was full: {evicted} of its slots and goldens were evicted, those first that nobody "
+            "has used for longest; give it more room, or limit it with CACHEDIND_POOL_MAX_SIZE or CACHEDIND_MAX_AGE"
+        )
+
+
+def bind(tenancy: Tenancy, data_root: str, log: Log) -> Lease:
+    """Put a slot in the data-root's place. Raises OSError. Needs CAP_SYS_ADMIN."""
+    slot = tenancy.slot
+    if mounts.bind(slot.data_fd, data_root):
+        log.warn(
+            f"{data_root} has content of its own, which the pool's slot hides; it is kept as it is; an empty "
+            "CACHEDIND_POOL shows it again"
+        )
+    tenancy.home.trace.reach("bind.bound")
+    return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slots.STATE_NAME)
+
+
+def _leave(home: Pool | None) -> None:
+    if home is not None:
+        home.close()
+    for point in mounts.mount_points_at([pool.IMAGE_MOUNT]):
+        with contextlib.suppress(OSError):
+            linux.umount(point, linux.MNT_DETACH)
+
+
+def clean(
+    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, tenancy: Tenancy, log: Log
+) -> bool:
+    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it.
+
+    False when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
+    """
+    from cachedind import maintenance
+
+    leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
+    if not leftovers:
+        return True
+    try:
+        maintenance.maintain(
+            lease.data_root,
+            storage,
+            leftovers,
+            settings.keep,
+            lock_fd=lease.fd,
+            environ=environ,
+            log=log,
+            trace=tenancy.home.trace,
+        )
+    except MaintenanceError as error:
+        log.warn(f"{error.cause}; {error.hint}")
+        return False
+    try:
+        pool_lease.promote_cleaned(tenancy)
+    except (OSError, PoolUnusableError) as error:
+        log.warn(f"the golden keeps the last job's leftovers ({error}); each clone of it is cleaned by itself")
+    return True
+
+
+def move_elsewhere(tenancy: Tenancy, order: Order, data_root: str, why: str, log: Log) -> tuple[Lease, Tenancy]:
+    """Set a slot aside that is not fit for a job, with the golden of the same state, and take another one.
+
+    Raises PoolUnusableError, OSError.
+    """
+    linux.umount(data_root, linux.MNT_DETACH)
+    pool_lease.give_up(tenancy, why, log)
+    taken = pool_lease.take(tenancy.home, order, log)
+    return bind(taken, data_root, log), taken
+
+
+def seed(
+    plan: Plan,
+    found: Found,
+    target: Target,
+    tenancy: Tenancy,
+    order: Order,
+    *,
+    environ: dict[str, str],
+    log: Log,
+    bars: bool,
+    may_move: bool,
+) -> Result | None:
+    """Put into the slot what it lacks of the seeds, once for all who need it: what it then has becomes a golden.
+
+    None, with `may_move`, when a golden has more of them than the slot by now: then another slot is to be taken. Raises
+    MaintenanceError, PoolUnusableError, OSError.
+    """
+    from cachedind import pool_seeds, seeding
+
+    home = tenancy.home
+    put_in = functools.partial(
+        seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=home.trace
+    )
+    if order.read_only or not slots.has_clones(home):
+        return put_in()
+    key = pool_seeds.home_key(tenancy)
+    with pool_seeds.turn(home, key, lambda: log.info("waiting for another instance, which puts the same seeds in")):
+        with pool_seeds.newest_golden(home, key, order.wish, order.boot_id) as golden:
+            if golden is not None and may_move:
+                left = seeding.compare(found, golden.data_fd, golden.storage, log)
+                if len(left.missing) < len(plan.missing):
+                    return None
+        result = put_in()
+        if result.images and result.clean:
+            _promote_seeded(tenancy, key, log)
+        return result
+
+
+def promote_interrupted(tenancy: Tenancy, order: Order, log: Log) -> None:
+    """What a start that was killed has put in is complete: let others have it, if they do not already."""
+    from cachedind import pool_seeds
+
+    if not order.read_only and slots.has_clones(tenancy.home):
+        with pool_seeds.turn(tenancy.home, pool_seeds.home_key(tenancy), lambda: None):
+            _promote_seeded(tenancy, pool_seeds.home_key(tenancy), log)
+
+
+def _promote_seeded(tenancy: Tenancy, key: str, log: Log) -> None:
+    from cachedind import pool_seeds
+
+    try:
+        pool_seeds.promote(tenancy, key)
+    except (OSError, ValueError, PoolUnusableError) as error:
+        log.warn(f"the seeds stay in this slot alone ({error}); the next instance puts them in again")
+    tenancy.home.trace.reach("seed.promoted")
+
+
+def move_on(tenancy: Tenancy, order: Order, data_root: str, log: Log) -> tuple[Lease, Tenancy]:
+    """Give a slot back, and take what is newest now. Raises PoolUnusableError, OSError."""
+    from cachedind import pool_seeds
+
+    linux.umount(data_root, linux.MNT_DETACH)
+    pool_seeds.give_back(tenancy)
+    taken = pool_lease.take(tenancy.home, order, log)
+    return bind(taken, data_root, log), taken
+
+
+def hide(tenancy: Tenancy, observer: Witness, log: Log) -> None:
+    """Take the rest of the pool out of the daemon's sight: its jobs have no business there."""
+    from cachedind import witness
+
+    home = tenancy.home
+    try:
+        witness.hide(observer, mounts.mount_points_at([home.tree, home.path]))
+    except OSError as error:
+        log.warn(f"the pool stays mounted at {home.path}: {error.strerror}; jobs can see other projects' slots there")
+    home.trace.reach("hide.unmounted")

@@ -1,0 +1,58 @@
+"""Named steps of everything that changes a pool. A test has a start killed at one of them: nothing may be lost by that.
+
+The names are what CACHEDIND_KILL_AT takes. Each stands right after the effect that it is named for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NamedTuple
+
+POINTS = (
+    "image.sized",
+    "image.formatted",
+    "image.named",
+    "image.attached",
+    "image.mounted",
+    "pool.recorded",
+    "key.staged",
+    "key.named",
+    "lease.locked",
+    "lease.recorded",
+    "clone.staged",
+    "clone.copied",
+    "clone.recorded",
+    "clone.named",
+    "promote.staged",
+    "promote.copied",
+    "promote.recorded",
+    "promote.retired",
+    "promote.named",
+    "aside.renamed",
+    "evict.renamed",
+    "evict.emptied",
+    "mend.moved",
+    "mend.proven",
+    "maintain.started",
+    "maintain.cleaned",
+    "maintain.stopped",
+    "seed.started",
+    "seed.loaded",
+    "seed.stopped",
+    "seed.recorded",
+    "seed.promoted",
+    "bind.bound",
+    "hide.unmounted",
+)
+
+
+class Trace(NamedTuple):
+    """Where to die, or nowhere."""
+
+    kill_at: str = ""
+
+    def reach(self, point: str) -> None:
+        """The step `point` (one of POINTS) is done."""
+        if self.kill_at and point == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)

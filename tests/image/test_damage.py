@@ -1,0 +1,320 @@
+"""Damaged data-roots: the same start ends with a working daemon, and no more is lost than the ladder promises.
+
+One good data-root per engine and store, copied for each damage. What is to be lost is in the table of
+docs/reliability.md; a test fails when more is, and when a build is not right.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from cachedind.damage import Loss
+from cachedind.trace import POINTS
+from helpers.builds import Project
+from helpers.estates import Visitor
+from helpers.flavours import FLAVOURS, Flavour
+from helpers.pools import HOMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+
+PLACE = "/damage"
+CONTAINERD = "containerd/daemon"
+META = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
+SNAPSHOTS = f"{CONTAINERD}/io.containerd.snapshotter.v1.overlayfs"
+
+
+class Damage(NamedTuple):
+    """A file, what is done to it, and the worst that may be lost by that, where something is."""
+
+    name: str
+    script: str
+    loss: Loss | None
+    flavours: tuple[Flavour, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TRIXIE, FORKY, FORKY_C8D = FLAVOURS
+GRAPH = (TRIXIE, FORKY)
+ALL = FLAVOURS
+
+CUT = 'truncate -s 12288 "$f"'
+EMPTY = 'truncate -s 0 "$f"'
+ZEROS = 'head -c "$(stat -c %s "$f")" /dev/zero >"$f.x"; mv "$f.x" "$f"'
+FLIP = "printf '\\377\\377\\377\\377' | dd of=\"$f\" bs=1 seek=20 conv=notrunc status=none"
+META_PAGES = 'dd if=/dev/zero of="$f" bs=4096 count=2 conv=notrunc status=none'
+DIRECTORY = 'rm -f "$f"; mkdir "$f"'
+LINK = 'rm -f "$f"; ln -s /etc/passwd "$f"'
+NOISE = 'head -c 9999 /dev/urandom >"$f"'
+GONE = 'rm -rf "$f"'
+
+
+def on(path: str, how: str) -> str:
+    return f'f={path}; [ -e "$f" ]; {how}'
+
+
+def _table() -> list[Damage]:
+    cases: list[Damage] = []
+
+    def add(what: str, path: str, loss: Loss | None, flavours: tuple[Flavour, ...], **ways: str) -> None:
+        for way, how in ways.items():
+            cases.append(Damage(f"{what} {way}", on(path, how), loss, flavours))
+
+    add("cache.db", "buildkit/cache.db", Loss.CACHE, ALL, cut=CUT)
+    add("cache.db", "buildkit/cache.db", Loss.CACHE, (TRIXIE,), zeros=ZEROS, flipped=META_PAGES, link=LINK)
+    add("cache.db", "buildkit/cache.db", Loss.CACHE, (FORKY_C8D,), directory=DIRECTORY, gone=GONE)
+    add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, GRAPH, cut=CUT)
+    add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, (FORKY,), noise=NOISE)
+    add("metadata_v2.db", "buildkit/metadata_v2.db", Loss.CACHE, (TRIXIE,), cut=CUT, zeros=ZEROS)
+    add("containerdmeta.db", "buildkit/containerdmeta.db", Loss.CACHE, (FORKY,), cut=CUT, flipped=META_PAGES)
+    add("history.db", "buildkit/history.db", Loss.RECORDS, (TRIXIE,), cut=CUT, noise=NOISE)
+    add("history_c8d.db", "buildkit/history_c8d.db", Loss.RECORDS, (FORKY_C8D,), zeros=ZEROS)
+    add("worker's metadata", "buildkit/containerd-overlayfs/metadata_v2.db", Loss.CACHE, (FORKY_C8D,), cut=CUT)
+    add("worker's metadata", "buildkit/containerd-overlayfs/metadata_v2.db", Loss.CACHE, (FORKY_C8D,), noise=NOISE)
+    add("networks", "network/files/local-kv.db", Loss.RECORDS, ALL, cut=CUT)
+    add("networks", "network/files/local-kv.db", Loss.RECORDS, (TRIXIE,), directory=DIRECTORY)
+    add("volumes", "volumes/metadata.db", Loss.RECORDS, (TRIXIE, FORKY_C8D), noise=NOISE)
+    add("volumes", "volumes/metadata.db", Loss.RECORDS, (FORKY,), zeros=ZEROS, link=LINK)
+    add("containerd's meta.db", META, Loss.NOTHING, GRAPH, cut=CUT)
+    add("containerd's meta.db", META, Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE, flipped=META_PAGES)
+    add("snapshotter's db", f"{SNAPSHOTS}/metadata.db", Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE)
+    names = "image/overlay2/repositories.json"
+    add("names", names, Loss.NAMES, (TRIXIE,), empty=EMPTY, cut=CUT, directory=DIRECTORY)
+    add("names", names, Loss.NAMES, (FORKY,), noise=NOISE)
+    add("engine-id", "engine-id", Loss.NOTHING, (FORKY,), empty=EMPTY, gone=GONE, noise=NOISE)
+    add("engine-id", "engine-id", Loss.NOTHING, (TRIXIE,), swapped='echo other >"$f"')
+    add("workerid", "buildkit/containerd-overlayfs/workerid", Loss.NOTHING, (FORKY_C8D,), empty=EMPTY, gone=GONE)
+    return cases
+
+
+TABLE = _table()
+CASES = [(damage, flavour) for damage in TABLE for flavour in damage.flavours]
+
+
+def project(nonce: str) -> Project:
+    dockerfile = (
+        "FROM base:latest\nCOPY nonce /nonce\n"
+        "RUN cat /proc/sys/kernel/random/uuid >/build-id\nRUN sha256sum /nonce >/sum\n"
+        'CMD ["/bin/sh", "-c", "cat /build-id /nonce"]\n'
+    )
+    return Project("small:latest", {"Dockerfile": dockerfile, "nonce": nonce}, (nonce,), 3)
+
+
+class Good(NamedTuple):
+    """A volume with a data-root in it at `good`, of which copies are made and damaged."""
+
+    volume: Volume
+    visitor: Visitor
+    project: Project
+    build_id: str
+
+
+class Ward:
+    """Good data-roots by flavour, made when the first test wants one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._good: dict[Flavour, Good] = {}
+
+    def good(self, flavour: Flavour) -> Good:
+        if flavour not in self._good:
+            volume = self.engine.volume("xfs", size_mib=4096)
+            what = project(secrets.token_hex(8))
+            dind = self.start(flavour, volume, "good")
+            dind.build(what)
+            build_id = dind.run_image(what)
+            dind.kill()
+            dind.remove()
+            # A second start keeps copies of what a third one may have to put back.
+            again = self.start(flavour, volume, "good")
+            assert again.build(what).uncached == []
+            again.kill()
+            again.remove()
+            self._good[flavour] = Good(volume, Visitor(self.engine, volume), what, build_id)
+        return self._good[flavour]
+
+    def create(self, flavour: Flavour, volume: Volume, name: str, **env: str) -> Dind:
+        """An instance on one of the data-roots that is not started yet."""
+        return self.engine.dind(
+            flavour.suite,
+            volume=volume,
+            data_root=PLACE,
+            args=[f"--data-root={PLACE}/{name}"],
+            env={**flavour.env, **env},
+            start=False,
+        )
+
+    def start(self, flavour: Flavour, volume: Volume, name: str) -> Dind:
+        dind = self.create(flavour, volume, name)
+        dind.start()
+        dind.wait_ready()
+        return dind
+
+
+@pytest.fixture(scope="module")
+def ward(session_engine: Engine) -> Iterator[Ward]:
+    scope = session_engine.scope()
+    yield Ward(scope)
+    scope.close()
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 40
+    assert len({(damage.name, flavour) for damage, flavour in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(("damage", "flavour"), CASES, ids=[f"{damage}-{flavour}" for damage, flavour in CASES])
+def test_a_damaged_data_root_has_a_working_daemon_in_the_same_start(
+    ward: Ward, damage: Damage, flavour: Flavour
+) -> None:
+    good = ward.good(flavour)
+    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {damage.script}")
+    dind = ward.start(flavour, good.volume, "case")
+    try:
+        loss = Loss.NOTHING if damage.loss is None else damage.loss
+        told = [line for line in dind.warnings if "the data was damaged" in line]
+        if "gone" not in damage.name or loss is Loss.NOTHING:
+            assert len(told) == 1, dind.log()
+        if loss < Loss.NAMES:
+            assert dind.run_image(good.project) == good.build_id
+        build = dind.build(good.project)
+        assert (build.uncached == []) is (loss < Loss.CACHE), build.output
+        build_id = dind.run_image(good.project)
+        assert (build_id == good.build_id) is (loss < Loss.CACHE)
+        dind.kill()
+    finally:
+        dind.remove()
+    if loss is not Loss.NOTHING and "gone" not in damage.name:
+        aside = good.visitor.sh("ls case/.cachedind/aside")
+        assert aside.strip(), "direct mode keeps what it moves away"
+    if not damage.name.endswith(("cut", "gone")):
+        return
+    again = ward.start(flavour, good.volume, "case")
+    try:
+        assert again.warnings == [], again.log()
+        assert again.build(good.project).uncached == []
+        assert again.run_image(good.project) == build_id
+    finally:
+        again.remove()
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("mend.")])
+def test_a_start_is_killed_amid_mending_and_the_next_mends(ward: Ward, point: str) -> None:
+    good = ward.good(TRIXIE)
+    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {on('network/files/local-kv.db', NOISE)}")
+    victim = ward.create(TRIXIE, good.volume, "case", CACHEDIND_KILL_AT=point)
+    victim.start()
+    assert victim.wait_exit() == 137
+    victim.remove()
+    dind = ward.start(TRIXIE, good.volume, "case")
+    assert dind.build(good.project).uncached == []
+    assert dind.run_image(good.project) == good.build_id
+    dind.remove()
+
+
+def test_what_lies_aside_is_told_by_the_doctor(ward: Ward) -> None:
+    good = ward.good(TRIXIE)
+    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {on('volumes/metadata.db', NOISE)}")
+    dind = ward.start(TRIXIE, good.volume, "case")
+    report = json.loads(dind.exec("cachedind", "doctor", "--json", "--", f"--data-root={PLACE}/case").stdout)
+    [one] = report["aside"]
+    assert one.startswith(".cachedind/aside/")
+    assert "volumes/metadata.db" in one
+    dind.remove()
+
+
+# ---- slots of a pool -------------------------------------------------------------------------------------------------
+
+HURT = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
+
+
+def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
+    home = HOMES[1]
+    pool = home.volume(engine)
+    what = project(secrets.token_hex(8))
+    first = home.start(engine, pool)
+    first.build(what)
+    build_id = first.run_image(what)
+    first.kill()
+    first.remove()
+    second = home.start(engine, pool)  # makes a golden of the first one's state
+    assert second.build(what).uncached == []
+    second.kill()
+    second.remove()
+    visitor = Visitor(engine, pool)
+    visitor.sh(f"for f in keys/default/slots/*/data/{HURT}; do {NOISE}; done")
+    third = home.start(engine, pool)
+    assert third.build(what).uncached == [], third.log()
+    assert third.run_image(what) == build_id
+    assert any("is set aside" in line for line in third.warnings), third.log()
+
+
+def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Engine) -> None:
+    home = HOMES[1]
+    pool = home.volume(engine)
+    what = project(secrets.token_hex(8))
+    for _ in range(3):  # a golden, a golden before it, and a slot
+        dind = home.start(engine, pool)
+        dind.build(what)
+        build_id = dind.run_image(what)
+        dind.build(project(secrets.token_hex(8)))
+        dind.kill()
+        dind.remove()
+    visitor = Visitor(engine, pool)
+    # Read-only snapshots are opened for this by who may: root on the host.
+    spoil = f"btrfs property set $g/data ro false; f=$g/data/{HURT}; {NOISE}; "
+    visitor.sh(
+        f"for s in keys/default/slots/*/data/{HURT}; do f=$s; {NOISE}; done; g=keys/default/golden; {spoil}"
+        "btrfs property set $g/data ro true"
+    )
+    dind = home.start(engine, pool)
+    assert dind.build(what).uncached == [], dind.log()
+    assert dind.run_image(what) == build_id
+    assert sum("is set aside" in line for line in dind.warnings) >= 2, dind.log()
+
+
+def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine: Engine) -> None:
+    home = HOMES[1]
+    pool = home.volume(engine)
+    what = project(secrets.token_hex(8))
+    first = home.start(engine, pool)
+    first.build(what)
+    first.kill()
+    first.remove()
+    # Killed before its daemon answers, and the only state that there is: the golden was made of it.
+    victim = home.start(engine, pool, ready=False, start=False, env={"CACHEDIND_KILL_AT": "hide.unmounted"})
+    victim.start()
+    victim.wait_exit()
+    victim.remove()
+    Visitor(engine, pool).sh("for d in keys/default/golden*; do mv $d trash/; done")
+    second = home.start(engine, pool)
+    assert any("a private daemon came up on it" in line for line in second.messages), second.log()
+    assert second.build(what).uncached == []
+
+
+def test_after_a_crash_of_the_host_what_was_last_written_is_not_believed(ward: Ward) -> None:
+    """The boot's number in the state file is another one, as after a reboot; old records stay, young ones go."""
+    good = ward.good(TRIXIE)
+    good.visitor.sh(
+        "rm -rf case; cp -a --reflink=always good case; cd case/.cachedind; "
+        """sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' state.json"""
+    )
+    dind = ward.start(TRIXIE, good.volume, "case")
+    assert any("the host went down" in line for line in dind.warnings), dind.log()
+    assert dind.build(good.project).uncached != []
+    dind.run_image(good.project)
+    dind.kill()
+    dind.remove()
+    again = ward.start(TRIXIE, good.volume, "case")
+    assert again.warnings == []
+    assert again.build(good.project).uncached == []
+    again.remove()

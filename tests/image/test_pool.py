@@ -1,0 +1,108 @@
+"""Promise 2 beside others: every concurrent instance starts warm, with a slot of its own, for next to no disk."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.builds import overlay_project
+from helpers.pools import HOMES, Home, big_project, slot_of, together, used_bytes
+
+if TYPE_CHECKING:
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+
+CROWD = 8
+ROUNDS = 20
+
+
+@pytest.fixture(params=HOMES, ids=str)
+def home(request: pytest.FixtureRequest) -> Home:
+    found: Home = request.param
+    return found
+
+
+def crowd_on(engine: Engine, home: Home, pool: Volume) -> list[Dind]:
+    return [home.start(engine, pool, ready=False, start=False) for _ in range(CROWD)]
+
+
+@pytest.mark.timeout(600)
+def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
+    pool = home.volume(engine)
+    project = overlay_project(secrets.token_hex(8))
+    first = home.start(engine, pool)
+    assert first.summary is not None
+    assert first.summary.startswith("cold: ")
+    empty = used_bytes(first)
+    first.build(big_project(secrets.token_hex(8)))
+    first.build(project)
+    build_id = first.run_image(project)
+    first.docker("container", "prune", "--force")
+    full = used_bytes(first)
+    first.kill()
+
+    crowd = crowd_on(engine, home, pool)
+    together(lambda dind: dind.start(), crowd)
+    together(lambda dind: dind.wait_ready(timeout_s=120), crowd)
+    words = sorted((dind.summary or "").partition(":")[0] for dind in crowd)
+    assert words == ["cloned"] * (CROWD - 1) + ["warm"]
+    assert len({slot_of(dind) for dind in crowd}) == CROWD
+    extra = used_bytes(crowd[0]) - full
+    print(f"{home}: golden {(full - empty) / 1e6:.0f} MB, eight instances {extra / 1e6:.1f} MB more")
+    assert extra <= 0.05 * (full - empty)
+
+    for dind in crowd:
+        dind.docker("image", "rm", "--force", project.tag)
+    builds = together(lambda dind: dind.build(project), crowd)
+    assert [build.uncached for build in builds] == [[]] * CROWD
+    assert {dind.run_image(project) for dind in crowd} == {build_id}
+
+
+@pytest.mark.timeout(900)
+def test_twenty_rounds_of_sigkill(engine: Engine, home: Home) -> None:
+    seed = random.randrange(2**32)
+    print(f"random seed: {seed}")
+    dice = random.Random(seed)
+    pool = home.volume(engine)
+    project = overlay_project(secrets.token_hex(8))
+    first = home.start(engine, pool)
+    first.build(project)
+    build_id = first.run_image(project)
+    first.kill()
+
+    crowd = crowd_on(engine, home, pool)
+    started = time.monotonic()
+    together(lambda dind: dind.start(), crowd)
+    together(lambda dind: dind.wait_ready(timeout_s=120), crowd)
+    whole = time.monotonic() - started
+    died_early = 0
+    for number in range(ROUNDS):
+        survivor = dice.choice(crowd)
+        moments = {dind.id: dice.uniform(0, 1.2 * whole) for dind in crowd}
+        if number > 0:
+            started = time.monotonic()
+            together(lambda dind: dind.start(), crowd)
+
+        def live(dind: Dind, started: float = started, moments: dict[str, float] = moments) -> bool:
+            time.sleep(max(0.0, started + moments[dind.id] - time.monotonic()))
+            early = dind.docker_status("version", timeout_s=1) != 0
+            dind.kill()
+            return early
+
+        rest = [dind for dind in crowd if dind is not survivor]
+        died_early += sum(together(live, rest))
+        survivor.wait_ready(timeout_s=120)
+        assert survivor.build(project).uncached == [], f"round {number}"
+        assert survivor.run_image(project) == build_id
+        survivor.kill()
+    assert died_early > 0, "nobody was killed amid a start"
+
+    together(lambda dind: dind.start(), crowd)
+    together(lambda dind: dind.wait_ready(timeout_s=120), crowd)
+    assert len({dind.sh("stat -c %d:%i /var/lib/docker") for dind in crowd}) == CROWD, "two on one slot"
+    builds = together(lambda dind: dind.build(project), crowd)
+    assert [build.uncached for build in builds] == [[]] * CROWD

@@ -1,0 +1,392 @@
+"""Promise 3 for pools: whatever is wrong with one costs warmth, never the job, and is told in one line.
+
+With CACHEDIND_STRICT=1 the same ends the start instead, with a code and one line. Nothing outside a pool is ever
+written or deleted, wherever links in it lead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import statistics
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from helpers.estates import KEY, Estate, Estates, in_pool, small_project
+from helpers.flavours import Flavour
+from helpers.pace import Pace
+from helpers.pools import Home, slot_of
+from helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+
+FORKY = Flavour("forky", "graphdriver")
+BTRFS, XFS, EXT4 = (Home(fstype, FORKY) for fstype in ("btrfs", "xfs", "ext4"))
+STRICT = {"CACHEDIND_STRICT": "1"}
+STRICT_EXIT = 78
+
+SLOT = "SLOT"
+"""Stands for the id of the newest slot in what follows."""
+
+
+@pytest.fixture(scope="module")
+def engine(session_engine: Engine) -> Iterator[Engine]:
+    scope = session_engine.scope()
+    yield scope
+    scope.close()
+
+
+@pytest.fixture(scope="module")
+def estates(engine: Engine) -> Iterator[Estates]:
+    found = Estates(engine)
+    yield found
+    found.close()
+
+
+def check_refusal(dind: Dind, pattern: str) -> None:
+    """A start with CACHEDIND_STRICT has ended with the one line."""
+    assert dind.wait_exit() == STRICT_EXIT
+    assert "Traceback" not in dind.log()
+    [line] = dind.errors
+    assert re.search(pattern, line), line
+    assert dind.summary is None
+
+
+def check_cold_job(dind: Dind) -> None:
+    """A daemon that builds, wherever it keeps that."""
+    dind.wait_ready()
+    dind.build(small_project(secrets.token_hex(8)))
+    assert "Traceback" not in dind.log()
+    assert dind.errors == []
+
+
+# ---- state files and directories that are not what they must be ----------------------------------------------------
+
+# What `it` becomes. What a link leads to is as good as what was there before: it would be used if it were followed.
+HOW = {
+    "garbage": r"printf '}{ garbage \377' >$it",
+    "empty": ": >$it",
+    "truncated": "truncate --size=20 $it",
+    "file": "mv $it victim/it; echo garbage >$it",
+    "directory": "mv $it victim/it; mkdir $it; echo something >$it/file",
+    "link": "mv $it victim/it; ln -s /cachedind/victim/it $it",
+    # A read-only subvolume cannot be moved elsewhere.
+    "link beside": "cp -a $it victim/it; mv $it $it.was; ln -s /cachedind/victim/it $it",
+}
+OUTSIDE = (
+    "cd victim; find . -printf '%p %y %s %m %T@ %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0r sha256sum"
+)
+
+
+class Damage(NamedTuple):
+    """`path` becomes what `how` says. `says` is in the one warning; without it nothing is lost, and nothing is said.
+
+    `beside` somebody who has the newest slot the start has to clone. Where the pool is not used at all (`refused`), it
+    has to be mended by hand.
+    """
+
+    path: str
+    how: str
+    says: str
+    summary: str = "warm"
+    beside: bool = False
+    refused: bool = False
+    strict: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}-{self.how}".replace(f"{KEY}/", "").replace(" ", "-")
+
+
+JSON = ("garbage", "empty", "truncated", "directory", "link")
+SEQUENCE = r"the sequence of the key default was no file, and is counted anew; it is now sequence\.unreadable"
+AWAY = "look at it, and move it away"
+ASIDE = r"of the pool is set aside: .*; it is kept as aside/[0-9a-f]{12}.*; cachedind rm aside/[0-9a-f]{12} drops it"
+
+DAMAGES = (
+    *(
+        Damage("pool.json", how, r"pool\.json cannot be .*; .* delete .*/pool\.json\.unreadable", strict=how == "link")
+        for how in JSON
+    ),
+    *(
+        Damage(f"{KEY}/slots/{SLOT}/slot.json", how, f"slots/{SLOT} {ASIDE}", "cloned", strict=how == "garbage")
+        for how in JSON
+    ),
+    *(Damage(f"{KEY}/golden/golden.json", how, f"golden {ASIDE}", "cloned", beside=True) for how in JSON),
+    Damage(f"{KEY}/key.json", "garbage", ""),
+    Damage(f"{KEY}/key.json", "directory", ""),
+    Damage(f"{KEY}/sequence", "garbage", ""),
+    Damage(f"{KEY}/sequence", "empty", ""),
+    Damage(f"{KEY}/sequence", "directory", SEQUENCE),
+    Damage(f"{KEY}/sequence", "link", SEQUENCE),
+    # What is written in a lock is for messages only.
+    Damage(f"{KEY}/slots/{SLOT}/slot.lock", "garbage", ""),
+    Damage(f"{KEY}/slots/{SLOT}/slot.lock", "directory", f"slots/{SLOT} {ASIDE}", "cloned"),
+    Damage(f"{KEY}/slots/{SLOT}/slot.lock", "link", f"slots/{SLOT} {ASIDE}", "cloned", strict=True),
+    Damage("pool.lock", "garbage", ""),
+    Damage("pool.lock", "directory", f"pool.lock .*{AWAY}", "cold", refused=True, strict=True),
+    Damage("pool.lock", "link", f"pool.lock .*{AWAY}", "cold", refused=True),
+    *(
+        Damage(name, how, f"{name} .*{AWAY}", "cold", refused=True, strict=how == "link")
+        for name in ("keys", "stage", "trash", "aside", KEY)
+        for how in ("file", "link")
+    ),
+    Damage(f"{KEY}/slots", "file", f"slots {ASIDE}", "cloned"),
+    Damage(f"{KEY}/slots", "link", f"slots {ASIDE}", "cloned", strict=True),
+    Damage(f"{KEY}/slots/{SLOT}", "file", f"slots/{SLOT} {ASIDE}", "cloned"),
+    Damage(f"{KEY}/slots/{SLOT}", "link", f"slots/{SLOT} {ASIDE}", "cloned"),
+    Damage(f"{KEY}/slots/{SLOT}/data", "link", f"slots/{SLOT} {ASIDE}", "cloned"),
+    Damage(f"{KEY}/golden", "link", f"golden {ASIDE}", "cloned", beside=True),
+    Damage(f"{KEY}/golden/data", "link beside", f"golden {ASIDE}", "cloned", beside=True),
+    Damage(f"{KEY}/golden.other", "link", f"golden.other {ASIDE}"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_damage_costs_warmth_at_most_and_nothing_outside(estates: Estates, damage: Damage) -> None:
+    with estates.lend(BTRFS) as estate:
+        slot = slot_of(estate.occupied())
+        estate.vacate()
+        if damage.beside:
+            # One more promotion, so that there is a golden.previous.
+            estate.await_upkeep(estate.occupied())
+        it = damage.path.replace(SLOT, slot)
+        says = damage.says.replace(SLOT, slot)
+        do = f"mkdir -p victim; rm -rf victim/it; it={it}; {HOW[damage.how]}; {OUTSIDE}"
+
+        before = estate.visitor.sh(do)
+        if damage.strict:
+            strict = estate.create(STRICT)
+            strict.start()
+            check_refusal(strict, says)
+            estate.drop(strict)
+            assert estate.visitor.sh(OUTSIDE) == before
+            if not damage.refused:
+                # What is bad was set aside before the start ended: now there is nothing to say any more.
+                says = ""
+        dind = estate.enter()
+        about = [line for line in dind.warnings if re.search("pool|set aside|sequence", line)]
+        assert len(about) == (1 if says else 0), about
+        assert not says or re.search(says, about[0]), about
+        assert dind.errors == []
+        expected = damage.summary if says or not damage.says else "(warm|cloned)"
+        assert re.match(f"{expected}: ", dind.summary or ""), dind.summary
+        if damage.refused:
+            check_cold_job(dind)
+        else:
+            estate.check(dind, beside=() if estate.current is None else (estate.current,))
+        assert estate.visitor.sh(OUTSIDE) == before
+
+        if damage.refused:
+            estate.drop(dind)
+            estate.visitor.sh(f"rm -rf {it}; mv victim/it {it}")
+        else:
+            estate.succeed(dind)
+        estate.visitor.sh("btrfs subvolume delete victim/it/data >/dev/null 2>&1 || true; rm -rf victim")
+
+
+def test_a_pool_of_a_later_version_is_neither_used_nor_changed(estates: Estates) -> None:
+    look = f"cat pool.json; ls -lR --time-style=full-iso . {KEY}/slots {KEY}/golden | grep -v pool.lock | sha256sum"
+    says = "of a later cachedind.*; use that version's image, or another directory"
+    with estates.lend(BTRFS) as estate:
+        estate.vacate()
+        estate.visitor.sh(
+            """cp -p pool.json was; echo '{"version": 99, "min_reader": 99, "layout": "another"}' >pool.json"""
+        )
+        before = estate.visitor.sh(look)
+        strict = estate.create(STRICT)
+        strict.start()
+        check_refusal(strict, says)
+        dind = estate.enter()
+        [line] = [line for line in dind.warnings if "pool" in line]
+        assert re.search(says, line)
+        check_cold_job(dind)
+        assert estate.visitor.sh(look) == before
+        estate.drop(dind)
+        estate.visitor.sh("mv was pool.json")
+        estate.check(estate.occupied())
+
+
+# ---- pools that cannot be written ----------------------------------------------------------------------------------
+
+
+def test_a_read_only_pool_is_not_used(estates: Estates) -> None:
+    says = "read-only filesystem.*; mount it read-write"
+    with estates.lend(BTRFS) as estate:
+        estate.vacate()
+        strict = estate.create(STRICT, read_only_volume=True)
+        strict.start()
+        check_refusal(strict, says)
+        dind = estate.create(read_only_volume=True)
+        dind.start()
+        check_cold_job(dind)
+        [line] = [line for line in dind.warnings if "pool" in line]
+        assert re.search(says, line)
+        estate.drop(dind)
+        estate.check(estate.occupied())
+
+
+def test_a_new_read_only_pool_is_not_used(engine: Engine) -> None:
+    dind = BTRFS.start(engine, BTRFS.volume(engine), read_only_volume=True)
+    [line] = [line for line in dind.warnings if "pool" in line]
+    assert re.search("read-only filesystem.*; mount it read-write", line)
+    check_cold_job(dind)
+
+
+FILL = """
+for size in 1M 4k; do dd if=/dev/zero bs=$size of=ballast oflag=append conv=notrunc 2>/dev/null || true; done
+sync
+"""
+
+
+@pytest.mark.parametrize("home", [BTRFS, XFS, EXT4], ids=str)
+@pytest.mark.parametrize("how", ["idle", "beside"])
+def test_a_full_pool_costs_warmth_at_most(engine: Engine, home: Home, how: str) -> None:
+    estate = Estate(engine, home, size_mib=1100)
+    neighbours: tuple[Dind, ...] = (estate.occupied(),)
+    if how == "idle":
+        estate.vacate()
+        neighbours = ()
+    estate.visitor.sh(FILL)
+    dind = estate.enter()
+    full = [line for line in dind.warnings if "full" in line]
+    assert len(full) == 1, dind.warnings
+    check_cold_job(dind)
+    estate.drop(dind)
+    for neighbour in neighbours:
+        assert neighbour.docker("version")
+
+    estate.visitor.sh("rm ballast; sync")
+    again = estate.enter()
+    assert again.warnings == []
+    estate.check(again, beside=neighbours)
+    estate.drop(again)
+    estate.close()
+
+
+@pytest.mark.parametrize("home", [BTRFS, XFS, EXT4], ids=str)
+def test_a_new_pool_on_a_full_disk_is_not_used(engine: Engine, home: Home) -> None:
+    estate = Estate(engine, home, size_mib=400)
+    estate.visitor.sh(FILL)
+    strict = estate.create(STRICT)
+    strict.start()
+    check_refusal(strict, "full")
+    dind = estate.enter()
+    assert len([line for line in dind.warnings if "full" in line]) == 1, dind.warnings
+    check_cold_job(dind)
+
+
+# ---- odd places ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ramfs", "overlay"])
+def test_a_pool_that_will_not_last_says_so_and_works(engine: Engine, fstype: str) -> None:
+    env = {"CACHEDIND_POOL": "/some/dir"} if fstype == "overlay" else {}
+    pool: Volume | None = None if fstype == "overlay" else engine.volume(fstype)
+
+    def enter(**more: str) -> Dind:
+        return engine.dind("forky", pool=pool, env={**env, **FORKY.env, **more})
+
+    check_refusal(enter(**STRICT), "the pool will not last: .*mount a named volume or a host directory")
+    dind = enter()
+    check_cold_job(dind)
+    assert [line for line in dind.warnings if "the pool will not last" in line] == dind.warnings[:1]
+    # ramfs does not tell how much of it is free, which an image would have to know, and is no place for overlay2.
+    assert len(dind.warnings) == (3 if fstype == "ramfs" else 1)
+    assert slot_of(dind)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+IMAGES = {
+    "half": "truncate --size=$(($(stat -c %s pool.img) / 2)) pool.img",
+    "empty": ": >pool.img",
+    "garbage": "dd if=/dev/urandom of=pool.img bs=64k seek=1 count=1 conv=notrunc",
+    "directory": "rm pool.img; mkdir pool.img; echo something >pool.img/file",
+    "link": "mkdir victim; mv pool.img victim/it; ln -s victim/it pool.img",
+}
+
+
+@pytest.mark.parametrize("how", IMAGES)
+def test_a_broken_image_is_replaced(engine: Engine, estates: Estates, how: str) -> None:
+    says = r"pool\.img .*; look at .*pool\.img\.bad, and delete it"
+    with estates.lend(EXT4) as estate:
+        estate.vacate()
+        wait_until(lambda: not estate.attached_images(), what="the image to be detached")
+        estate.visitor.sh(IMAGES[how])
+        victim = estate.visitor.sh("if [ -e victim ]; then sha256sum victim/it; fi", timeout_s=120)
+        strict = estate.create(STRICT)
+        strict.start()
+        check_refusal(strict, says)
+        estate.drop(strict)
+        wait_until(lambda: not estate.attached_images(), what="the image to be detached")
+
+        estate.visitor.sh("rm -rf pool.img; mv pool.img.bad pool.img")
+        dind = estate.enter()
+        [line] = dind.warnings
+        assert re.search(says, line)
+        assert (dind.summary or "").startswith("cold: ")
+        estate.check(dind, warm=False)
+        assert estate.visitor.sh("if [ -e victim ]; then sha256sum victim/it; fi", timeout_s=120) == victim
+        estate.visitor.sh("rm -rf pool.img.bad victim")
+        # The cache is in the new image now.
+        estate.build_id = dind.run_image(estate.project)
+        estate.succeed(dind)
+        estate.vacate()
+        estate.check(estate.occupied())
+
+
+# ---- many ------------------------------------------------------------------------------------------------------------
+
+MANY = 1000
+COPY = f"""
+import json, os, shutil
+os.chdir("/volume/{KEY}/slots")
+[slot] = [name for name in os.listdir(".") if not name.startswith("copy")]
+text = json.load(open(f"{{slot}}/slot.json"))
+text["sequence"] = 0
+for number in range({MANY}):
+    os.makedirs(f"copy{{number:08}}/data")
+    with open(f"copy{{number:08}}/slot.json", "w") as file:
+        json.dump(text, file)
+    shutil.copy(f"{{slot}}/slot.lock", f"copy{{number:08}}/slot.lock")
+"""
+
+
+def test_a_thousand_slots_are_no_matter(estates: Estates) -> None:
+    """The lease of a warm start is at most 50 ms slower than with a single slot. The witness evicts them."""
+    with estates.lend(BTRFS) as estate:
+        took = {"one": Pace(), "many": Pace()}
+        estate.vacate()
+        for _ in range(3):
+            for what, lease_ms in took.items():
+                # A promotion takes longer than all that, and differently long.
+                promoter = estate.create({"CACHEDIND_KILL_AT": "lease.recorded"})
+                promoter.start()
+                assert promoter.wait_exit() == 137
+                estate.drop(promoter)
+                if what == "many":
+                    estate.visitor.sh(f"python3 -c '{COPY}'; sync -f .")
+                dind = estate.enter({"CACHEDIND_LOG_FORMAT": "json"})
+                lease_ms.add(phases(dind)["lease"])
+                estate.await_upkeep(dind)
+                assert in_pool(dind, f"ls {KEY}/slots | wc -l") == "1\n", "superseded slots are still there"
+                assert dind.build(estate.project).uncached == []
+                estate.drop(dind)
+        best_s = min(lease_ms.best_s for lease_ms in took.values())
+        many, one = (statistics.median(took[what].times(best_s)) for what in ("many", "one"))
+        print(f"lease with one slot {one:.1f} ms, with a thousand {many:.1f} ms")
+        assert many - one <= 50
+
+
+def phases(dind: Dind) -> dict[str, float]:
+    """How long each phase of a start with a JSON log took, in milliseconds."""
+    lines = [json.loads(line) for line in dind.log().splitlines() if line.startswith('{"time"')]
+    [found] = [line["phases_ms"] for line in lines if "phases_ms" in line]
+    assert [line for line in lines if line["level"] != "info"] == []
+    return dict(found)

@@ -1,0 +1,204 @@
+"""The commands for people as people call them: in a throw-away container on the same volume, and by docker exec in an
+instance, from whose jobs the pool is hidden."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from helpers.clients import run_once
+from helpers.pools import HOMES, Home, big_project, slot_of
+from helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from helpers.dind import Dind
+    from helpers.engine import Done, Engine, Volume
+
+MIB = 1 << 20
+
+
+@pytest.fixture(params=HOMES, ids=str)
+def home(request: pytest.FixtureRequest) -> Home:
+    found: Home = request.param
+    return found
+
+
+class Desk:
+    """Where a person sits who looks after a pool."""
+
+    def __init__(self, engine: Engine, home: Home, pool: Volume) -> None:
+        self._engine, self._home, self._pool = engine, home, pool
+
+    def visit(self, *words: str, **options: Any) -> Done:
+        """docker run --rm --privileged -v POOL:/cachedind cachedind cachedind …"""
+        volumes = {self._pool.name: {"bind": "/cachedind", "mode": options.pop("mode", "rw")}}
+        more = {"privileged": True, "volumes": volumes, **options}
+        done = run_once(self._engine, self._home.flavour.suite, "cachedind", *words, **more)
+        assert "Traceback" not in done.output, done.output
+        return done
+
+    def rows(self, *words: str) -> dict[str, dict[str, Any]]:
+        done = self.visit("ls", "--json", *words)
+        assert done.status == 0, done.output
+        return {entry["name"]: entry for entry in json.loads(done.stdout)["entries"]}
+
+
+def inside(dind: Dind, *words: str) -> Done:
+    """docker exec CONTAINER cachedind …"""
+    done = dind.exec("cachedind", *words, check=False)
+    assert "Traceback" not in done.output, done.output
+    return done
+
+
+def is_hidden(dind: Dind) -> bool:
+    return "cachedind" not in dind.sh("awk '{ print $5 }' /proc/1/mountinfo").replace("/run/cachedind/pool.mnt", "")
+
+
+def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
+    pool = home.volume(engine)
+    desk = Desk(engine, home, pool)
+    assert desk.visit("ls").status == 66, "nothing is made by looking"
+    assert engine.in_volume(pool, "ls -A /volume | grep -v lost+found || true") == ""
+
+    first = home.start(engine, pool, env={"CACHEDIND_KEY": "group/project"})
+    first.build(big_project("1", megabytes=16))
+    first.sh("sync -f /var/lib/docker")
+    slot = f"slots/{slot_of(first)}"
+
+    # A held slot, seen from two sides: holder, sizes and what runs on it.
+    wait_until(lambda: desk.rows("--no-sizes")[slot]["ready_s"] is not None, what="the witness to have noted it down")
+    outside = desk.rows()
+    own = {entry["name"]: entry for entry in json.loads(inside(first, "ls", "--json").stdout)["entries"]}
+    assert set(own) == set(outside)
+    row = outside[slot]
+    assert (row["key"], row["condition"], row["held"], row["here"]) == ("group/project", "held", True, False)
+    assert own[slot]["here"] is True
+    assert row["holder"]["container"] == first.id[:12]
+    assert abs(row["holder"]["since"] - time.time()) < 120
+    assert row["unique_bytes"] > 16 * MIB
+    assert (row["engine"], row["store"]) == (engine.engine_version(home.flavour.suite), home.flavour.store)
+    assert row["driver"] == home.flavour.overlay
+    assert 0 < row["ready_s"] < 60
+    assert is_hidden(first), "what looks into the pool must leave nothing mounted"
+    assert first.docker("info", "--format={{.Driver}}") == home.flavour.overlay
+    text = inside(first, "ls")
+    assert f"held by {first.id[:12]} (this one)" in text.stdout
+    assert "\x1b" not in text.stdout
+
+    status = json.loads(inside(first, "status", "--json").stdout)
+    assert status["here"] == {
+        "key": "group/project",
+        "slot": slot_of(first),
+        "ready": True,
+        "ready_s": row["ready_s"],
+    }
+    assert status["pool"]["backing"] == ("image" if home.fstype == "ext4" else "directory")
+    assert status["filesystem"]["fstype"] == home.fstype
+    assert (status["image"] is not None) == (home.fstype == "ext4")
+    assert json.loads(desk.visit("status", "--json").stdout)["here"] is None
+
+    # What is held is not removed, from neither side, and goes on.
+    for done in (desk.visit("rm", "group/project"), inside(first, "rm", "--slot", slot_of(first))):
+        assert done.status == 75, done.output
+        assert f"is held by container {first.id[:12]}" in done.stderr
+    assert first.docker_status("image", "inspect", "big:latest") == 0
+    assert desk.visit("promote", "group/project").status == 1
+
+    # Free: promoted, cloned from, collected, removed.
+    first.kill()
+    assert desk.rows()[slot]["condition"] == "free"
+    done = desk.visit("promote", "group/project", "--json")
+    assert (done.status, json.loads(done.stdout)["slot"]) == (0, slot_of(first))
+    rows = desk.rows()
+    assert rows["golden"]["shared_bytes"] > 16 * MIB
+    assert rows[slot]["unique_bytes"] < MIB, "the golden shares it"
+    second = home.start(engine, pool, env={"CACHEDIND_KEY": "branch", "CACHEDIND_FALLBACK_KEYS": "group/project"})
+    assert (second.summary or "").startswith("cloned: ")
+    throw_away = home.start(engine, pool, env={"CACHEDIND_KEY": "group/project", "CACHEDIND_ACCESS": "ro"})
+    throw_away.kill()
+    done = desk.visit("gc", "--json")
+    assert done.status == 0, done.output
+    evicted = {(entry["key"], entry["name"]) for entry in json.loads(done.stdout)["evicted"]}
+    assert ("group/project", f"slots/{slot_of(throw_away)}") in evicted
+    done = desk.visit("rm", "group/project")
+    assert done.status == 0, done.output
+    assert {entry["key"] for entry in desk.rows().values()} == {"branch"}
+    assert second.docker_status("image", "inspect", "big:latest") == 0, "a clone needs its golden no more"
+    second.kill()
+    assert desk.visit("rm", "--all").status == 2
+    done = desk.visit("rm", "--all", "--force")
+    assert done.status == 0, done.output
+    assert desk.visit("ls").stdout == "The pool is empty.\n"
+    assert engine.in_volume(pool, "losetup --list --noheadings --output BACK-FILE | grep pool.img || true") == ""
+    third = home.start(engine, pool)
+    assert (third.summary or "").startswith("cold: ")
+
+
+def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, home: Home) -> None:
+    pool = home.volume(engine)
+    desk = Desk(engine, home, pool)
+
+    def section(done: Done) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(done.stdout)["pool"]
+        return found
+
+    def expect(start: str, **env: str) -> None:
+        done = desk.visit("doctor", "--json", env={**home.flavour.env, **env})
+        found = section(done)
+        assert (found["mode"], found["why"]) == ("pool", "something is mounted at /cachedind")
+        assert "a slot of the pool takes its place" in json.loads(done.stdout)["data_root"]["note"]
+        assert found["a_start_would"].startswith(start), found
+
+    new = "in a filesystem image" if home.fstype == "ext4" else "in the directory itself"
+    expect(f"make a new pool, {new}")
+    assert engine.in_volume(pool, "ls -A /volume | grep -v lost+found || true") == ""
+    first = home.start(engine, pool)
+    report = inside(first, "doctor", "--json")
+    found = section(report)
+    assert found["this_container_holds"] == f"slot {slot_of(first)} of key default"
+    assert json.loads(report.stdout)["lease"] == f"held by this container: it is {found['this_container_holds']}"
+    assert found["mode"] == "pool"
+    assert found["why"] == "something is mounted at /cachedind, where this container's jobs do not see it"
+    assert found["a_start_would"] == "start cold: the pool has nothing that fits for key default"
+    assert is_hidden(first)
+    first.kill()
+    expect(f"lease slots/{slot_of(first)} of key default")
+    expect("start cold", CACHEDIND_KEY="other")
+    expect("make slots/", CACHEDIND_KEY="other", CACHEDIND_FALLBACK_KEYS="none,default")
+    again = home.start(engine, pool)
+    assert slot_of(again) == slot_of(first)
+    expect("clone the golden of key default", CACHEDIND_ACCESS="ro")
+    if home.fstype == "xfs":  # where copying takes time, the witness has copied already
+        wait_until(
+            lambda: "spare" in {row["condition"] for row in desk.rows("--no-sizes").values()},
+            what="a spare to be there",
+        )
+        expect("lease slots/")
+    else:
+        expect("clone the golden of key default")
+    off = desk.visit("doctor", "--json", env={"CACHEDIND_POOL": ""})
+    assert section(off) == {"mode": "direct", "why": "CACHEDIND_POOL is empty"}
+    nowhere = run_once(engine, home.flavour.suite, "cachedind", "doctor", "--json", privileged=True)
+    assert section(nowhere) == {
+        "mode": "direct",
+        "why": "nothing is mounted at /cachedind, and CACHEDIND_POOL is not set",
+    }
+
+
+def test_looking_needs_little(engine: Engine, home: Home) -> None:
+    """Without privileges, and on a volume that is mounted read-only, as far as the backing allows."""
+    pool = home.volume(engine)
+    desk = Desk(engine, home, pool)
+    home.start(engine, pool).kill()
+    for options in ({"privileged": False}, {"mode": "ro"}, {"mode": "ro", "privileged": False}):
+        done = desk.visit("ls", **options)
+        if home.fstype == "ext4":
+            assert done.status in (74, 77), done.output
+            [line] = done.stderr.splitlines()
+            assert "image" in line or "read-only" in line.lower()
+        else:
+            assert done.status == 0, done.output
+            assert " free " in done.stdout

@@ -1,0 +1,257 @@
+"""Seeds in a pool: each image is put in once for all instances and keys, and every clone has it for nothing."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.flavours import Flavour
+from helpers.pools import HOMES, Home, slot_of, together, used_bytes
+from helpers.seeds import (
+    FEW,
+    FEW_NAMES,
+    NAMES,
+    Shelf,
+    Ten,
+    check_ten,
+    docker_archive,
+    first_images,
+    halves,
+    images,
+    looked_closer,
+    run_small,
+    seed_phase_ms,
+    seeded,
+    setting,
+    small_image,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+
+CROWD = 8
+KILLED = 137
+BTRFS = Home("btrfs", Flavour("forky", "graphdriver"))
+POINTS = ("seed.started", "seed.loaded", "seed.stopped", "seed.recorded", "seed.promoted")
+
+
+@pytest.fixture(params=HOMES, ids=str)
+def home(request: pytest.FixtureRequest) -> Home:
+    found: Home = request.param
+    return found
+
+
+def create(
+    engine: Engine, home: Home, pool: Volume, shelf: Shelf, env: Mapping[str, str] | None = None, **more: str
+) -> Dind:
+    """An instance on the pool that is not started yet; `more` are further settings of cachedind's."""
+    settings = {**(env or {}), **{f"CACHEDIND_{name}": value for name, value in more.items()}}
+    return home.start(engine, pool, ready=False, start=False, volumes=shelf.mount, env=settings)
+
+
+def enter(
+    engine: Engine, home: Home, pool: Volume, shelf: Shelf, env: Mapping[str, str] | None = None, **more: str
+) -> Dind:
+    dind = create(engine, home, pool, shelf, env, **more)
+    dind.start()
+    dind.wait_ready(timeout_s=120)
+    return dind
+
+
+def assert_nothing_loaded(dind: Dind) -> None:
+    assert seeded(dind) == []
+    assert not looked_closer(dind)
+    assert dind.warnings == []
+
+
+@pytest.mark.timeout(600)
+def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> None:
+    twin = home.start(engine, home.volume(engine, 8192))
+    empty = used_bytes(twin)
+    twin.kill()
+    pool = home.volume(engine, 8192)
+    crowd = [create(engine, home, pool, ten.shelf) for _ in range(CROWD)]
+    together(lambda dind: dind.start(), crowd)
+    assert together(first_images, crowd) == [NAMES] * CROWD
+    # One of them has put all in, and the others have waited for it.
+    loads = sorted((seeded(dind) for dind in crowd), key=len)
+    assert loads[:-1] == [[]] * (CROWD - 1)
+    assert frozenset(loads[-1]) == NAMES
+    assert len(loads[-1]) == len(NAMES)
+    assert {dind.name: dind.warnings for dind in crowd} == {dind.name: [] for dind in crowd}
+    assert len({slot_of(dind) for dind in crowd}) == CROWD
+    copy = int(crowd[0].sh("du -s --block-size=1 /var/lib/docker").split()[0])
+    used = used_bytes(crowd[0]) - empty
+    print(f"{home}: one copy has {copy / 1e6:.0f} MB, eight instances use {used / 1e6:.0f} MB")
+    assert copy > 600e6
+    assert used <= 1.1 * copy
+    check_ten(crowd[-1], ten)
+    together(lambda dind: dind.kill(), crowd)
+
+    phases = []
+    for number in range(CROWD - 1):
+        dind = enter(engine, home, pool, ten.shelf, KEY=f"key-{number}")
+        assert images(dind) == NAMES
+        assert_nothing_loaded(dind)
+        assert " of seeds, from the pool; " in (dind.summary or "")
+        phases.append(seed_phase_ms(dind))
+        dind.kill()  # with all that its witness does: the machine is the next one's alone
+    print(f"{home}: seeds that a clone has already take {sorted(phases)} ms")
+    assert statistics.median(phases) <= 20
+
+
+def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: Ten, home: Home) -> None:
+    pool, env = home.volume(engine), setting(FEW)
+    first = enter(engine, home, pool, ten.shelf, env)
+    assert frozenset(seeded(first)) == FEW_NAMES
+    assert " of seeds, put in; " in (first.summary or "")
+    beside = create(engine, home, pool, ten.shelf, env)
+    beside.start()
+    assert first_images(beside) == FEW_NAMES
+    assert_nothing_loaded(beside)
+    check_ten(beside, ten, FEW_NAMES)
+    beside.kill()
+    first.docker("image", "rm", "ten/xz:1")
+    first.kill()
+
+    # One of the slots has lost an image: who gets it puts that in again.
+    pair = [create(engine, home, pool, ten.shelf, env) for _ in range(2)]
+    together(lambda dind: dind.start(), pair)
+    assert together(first_images, pair) == [FEW_NAMES] * 2
+    assert [name for dind in pair for name in seeded(dind)] in ([], ["ten/xz:1"])
+    for dind in pair:
+        assert (dind.summary or "").startswith(("warm: ", "cloned: "))
+        assert dind.warnings == []
+        check_ten(dind, ten, ["ten/xz:1"])
+
+
+def test_what_a_job_removed_is_back_for_the_next(engine: Engine, ten: Ten, home: Home) -> None:
+    pool, env = home.volume(engine), setting(FEW)
+    first = enter(engine, home, pool, ten.shelf, env)
+    first.docker("image", "rm", "ten/xz:1")
+    first.kill()
+    second = create(engine, home, pool, ten.shelf, env)
+    second.start()
+    assert first_images(second) == FEW_NAMES
+    assert seeded(second) == ["ten/xz:1"]
+    assert (second.summary or "").startswith("warm: ")
+    check_ten(second, ten, FEW_NAMES)
+    second.kill()
+    assert_nothing_loaded(enter(engine, home, pool, ten.shelf, env))
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, home: Home, point: str) -> None:
+    pool, env = home.volume(engine), setting(FEW)
+    victim = create(engine, home, pool, ten.shelf, env, KILL_AT=point)
+    victim.start()
+    assert victim.wait_exit() == KILLED
+    assert victim.summary is None
+    survivor = create(engine, home, pool, ten.shelf, env)
+    survivor.start()
+    assert first_images(survivor) == FEW_NAMES
+    beside = create(engine, home, pool, ten.shelf, env)
+    beside.start()
+    assert first_images(beside) == FEW_NAMES
+    assert_nothing_loaded(beside)
+    for dind in (survivor, beside):
+        assert halves(dind) == set()
+        assert dind.warnings == []
+        check_ten(dind, ten, FEW_NAMES)
+
+
+def test_whoever_waits_for_one_that_is_killed_has_all(engine: Engine, ten: Ten) -> None:
+    pool, env = BTRFS.volume(engine), setting(FEW)
+    victim = create(engine, BTRFS, pool, ten.shelf, env, KILL_AT="seed.loaded")
+    victim.start()
+    victim.wait_log("seeded ")
+    waiting = create(engine, BTRFS, pool, ten.shelf, env)
+    waiting.start()
+    assert victim.wait_exit() == KILLED
+    assert first_images(waiting) == FEW_NAMES
+    assert waiting.warnings == []
+    check_ten(waiting, ten, FEW_NAMES)
+    # The killed one's slot is free, and lacks some: whoever finds it takes what the other one has put in instead.
+    third = create(engine, BTRFS, pool, ten.shelf, env)
+    third.start()
+    assert first_images(third) == FEW_NAMES
+    assert seeded(third) == []
+    assert third.warnings == []
+
+
+def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine, flavour: Flavour) -> None:
+    home = Home("btrfs", flavour)
+    pool, shelf = home.volume(engine), Shelf(engine)
+    old, new = small_image(engine, "old:1"), small_image(engine, "new:1")
+    shelf.put({"old.tar": docker_archive(old)})
+
+    def job(key: str) -> Dind:
+        dind = create(engine, home, pool, shelf, KEY=key)
+        dind.start()
+        first_images(dind)
+        assert dind.warnings == []
+        return dind
+
+    first = job("a")
+    assert seeded(first) == ["old:1"]
+    second = job("b")
+    assert_nothing_loaded(second)
+    assert (second.summary or "").startswith("seeded: ")
+    for dind, key in ((first, "a"), (second, "b")):
+        dind.docker("tag", "old:1", f"of-{key}:1")
+        dind.kill()
+
+    shelf.put({"new.tar": docker_archive(new)})
+    for key in ("a", "b"):
+        dind = job(key)
+        assert images(dind) == {"old:1", "new:1", f"of-{key}:1"}
+        assert seeded(dind) == ["new:1"]
+        assert (dind.summary or "").startswith("warm: ")
+        assert ", and 1 image of seeds, " in (dind.summary or "")
+        run_small(dind, [old, new])
+        beside = job(key)
+        assert images(beside) == {"old:1", "new:1", f"of-{key}:1"}
+        assert_nothing_loaded(beside)
+        beside.kill()
+        dind.docker("container", "prune", "--force")
+        dind.kill()
+        again = job(key)
+        assert_nothing_loaded(again)
+        again.kill()
+    third = job("c")
+    assert seeded(third) == ["new:1"]
+    assert images(third) == {"old:1", "new:1"}, "no job's images are in what new keys begin with"
+    fourth = job("d")
+    assert_nothing_loaded(fourth)
+    run_small(fourth, [old, new])
+
+
+def test_a_read_only_instance_loads_for_itself_alone(engine: Engine) -> None:
+    pool, shelf = BTRFS.volume(engine), Shelf(engine)
+    seed = small_image(engine, "seed:1")
+    shelf.put({"seed.tar": docker_archive(seed)})
+    reader = enter(engine, BTRFS, pool, shelf, ACCESS="ro")
+    assert seeded(reader) == ["seed:1"]
+    assert engine.in_volume(pool, "ls -d /volume/keys/*/golden 2>/dev/null || true") == ""
+    writer = enter(engine, BTRFS, pool, shelf)
+    assert seeded(writer) == ["seed:1"]
+    later = enter(engine, BTRFS, pool, shelf, ACCESS="ro")
+    assert_nothing_loaded(later)
+    run_small(later, [seed])
+
+
+def test_seeds_may_come_after_the_daemon(engine: Engine, ten: Ten) -> None:
+    pool, env = BTRFS.volume(engine), setting(FEW)
+    late = enter(engine, BTRFS, pool, ten.shelf, env, SEED_WHEN="after")
+    late.wait_log("4 images of the seeds are there", timeout_s=120)  # it lets everybody go first
+    assert images(late) == FEW_NAMES
+    assert late.warnings == []
+    late.kill()
+    again = enter(engine, BTRFS, pool, ten.shelf, env, SEED_WHEN="after")
+    assert images(again) == FEW_NAMES
+    assert_nothing_loaded(again)

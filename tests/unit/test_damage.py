@@ -1,0 +1,187 @@
+"""What counts as damage: files that no engine could use, wherever a job has left them; and what is whole does not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cachedind import damage
+from cachedind.damage import Loss
+from cachedind.model import ImageStore, StoragePlan
+from helpers.boltfiles import bucket, leaf_page, whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+CHAIN = "ab" * 32
+DATABASE = whole_file([leaf_page(3, [(1, b"bucket", bucket(4))]), leaf_page(4, [(0, b"key", b"value")])])
+
+
+def build(root: Path, storage: StoragePlan) -> None:
+    """A data-root with everything in it that is looked at."""
+    for path in damage.databases(storage):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(DATABASE)
+    identity = root / damage.identity_file(storage)
+    identity.parent.mkdir(parents=True, exist_ok=True)
+    identity.write_text("00000000-0000-4000-8000-000000000000\n")
+    if storage is GRAPH:
+        image = root / "image" / "overlay2"
+        record = image / "layerdb" / "sha256" / CHAIN
+        record.mkdir(parents=True)
+        (record / "cache-id").write_text("layer1")
+        (record / "diff").write_text(f"sha256:{'cd' * 32}")
+        (image / "repositories.json").write_text('{"Repositories": {}}')
+        config = b"{}"
+        (image / "imagedb" / "content" / "sha256").mkdir(parents=True)
+        (image / "imagedb" / "content" / "sha256" / hashlib.sha256(config).hexdigest()).write_bytes(config)
+        layer = root / "overlay2" / "layer1"
+        (layer / "diff").mkdir(parents=True)
+        (layer / "link").write_text("SHORT")
+        (root / "overlay2" / "l").mkdir()
+        (root / "overlay2" / "l" / "SHORT").symlink_to("../layer1/diff")
+
+
+@pytest.fixture(params=[GRAPH, CONTAINERD], ids=["graphdriver", "containerd"])
+def storage(request: pytest.FixtureRequest) -> StoragePlan:
+    found: StoragePlan = request.param
+    return found
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_what_is_whole_is_no_damage(root: int, tmp_path: Path, storage: StoragePlan, thorough: bool) -> None:
+    assert damage.find(root, storage, thorough=thorough) == []
+    build(tmp_path, storage)
+    assert damage.find(root, storage, thorough=thorough) == []
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: 4096 + 100])
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("how", [zeros, cut, link, directory, pipe], ids=lambda how: how.__name__)
+def test_every_database_is_looked_at(
+    root: int, tmp_path: Path, storage: StoragePlan, how: Callable[[Path], None]
+) -> None:
+    build(tmp_path, storage)
+    for path, loss in damage.databases(storage).items():
+        before = (tmp_path / path).read_bytes()
+        how(tmp_path / path)
+        [found] = damage.find(root, storage, thorough=False)
+        assert (found.path, found.loss) == (path, loss)
+        if how is directory:
+            (tmp_path / path).rmdir()
+        else:
+            (tmp_path / path).unlink()
+        (tmp_path / path).write_bytes(before)
+
+
+def test_an_empty_database_is_one_that_an_engine_was_about_to_make(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    (tmp_path / "buildkit" / "cache.db").write_bytes(b"")
+    assert damage.find(root, GRAPH, thorough=True) == []
+
+
+def test_a_page_deep_in_a_database_is_seen_when_there_is_doubt(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    path = tmp_path / "buildkit" / "snapshots.db"
+    raw = bytearray(path.read_bytes())
+    raw[2 * 4096 :] = b"\xff" * (len(raw) - 2 * 4096)
+    path.write_bytes(raw)
+    assert damage.find(root, GRAPH, thorough=False) == []
+    [found] = damage.find(root, GRAPH, thorough=True)
+    assert (found.path, found.loss) == ("buildkit/snapshots.db", Loss.CACHE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"Repositories": []}', "[" * 100_000])
+def test_names_have_to_parse(root: int, tmp_path: Path, content: str) -> None:
+    build(tmp_path, GRAPH)
+    (tmp_path / "image" / "overlay2" / "repositories.json").write_text(content)
+    [found] = damage.find(root, GRAPH, thorough=False)
+    assert (found.path, found.loss) == ("image/overlay2/repositories.json", Loss.NAMES)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 36, b"a b", b"x" * 500])
+def test_the_engines_name_has_to_be_one(root: int, tmp_path: Path, storage: StoragePlan, content: bytes) -> None:
+    build(tmp_path, storage)
+    (tmp_path / damage.identity_file(storage)).write_bytes(content)
+    [found] = damage.find(root, storage, thorough=False)
+    assert (found.path, found.loss) == (damage.identity_file(storage), Loss.CACHE)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (f"image/overlay2/layerdb/sha256/{CHAIN}/cache-id", "../../etc"),
+        (f"image/overlay2/layerdb/sha256/{CHAIN}/cache-id", ""),
+        (f"image/overlay2/layerdb/sha256/{CHAIN}/cache-id", "elsewhere"),
+        (f"image/overlay2/layerdb/sha256/{CHAIN}/diff", "sha256:short"),
+        ("overlay2/layer1/link", ""),
+        ("overlay2/layer1/link", "OTHER"),
+    ],
+)
+def test_layers_are_looked_at_when_there_is_doubt(root: int, tmp_path: Path, path: str, content: str) -> None:
+    build(tmp_path, GRAPH)
+    (tmp_path / path).write_text(content)
+    assert damage.find(root, GRAPH, thorough=False) == []
+    [found] = damage.find(root, GRAPH, thorough=True)
+    assert (found.path, found.loss) == (f"image/overlay2/layerdb/sha256/{CHAIN}", Loss.IMAGES)
+
+
+def test_a_configuration_with_other_bytes(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    [config] = (tmp_path / "image" / "overlay2" / "imagedb" / "content" / "sha256").iterdir()
+    config.write_text("{ }")
+    [found] = damage.find(root, GRAPH, thorough=True)
+    assert found.loss is Loss.NAMES
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.data())
+def test_any_bytes_anywhere_are_damage_or_none(root: int, tmp_path: Path, data: st.DataObject) -> None:
+    if not (tmp_path / "engine-id").exists():
+        build(tmp_path, GRAPH)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink())
+    path = data.draw(st.sampled_from(files))
+    before = path.read_bytes()
+    path.write_bytes(data.draw(st.binary(max_size=9000)))
+    try:
+        for found in damage.find(root, GRAPH, thorough=True):
+            assert found.why
+            assert "\n" not in found.why
+    finally:
+        path.write_bytes(before)

@@ -1,0 +1,267 @@
+"""Which slot or golden a start gets, when a slot becomes the golden, and which slots nobody would miss. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachedind.model import DataRootState, EngineVersion, ImageStore
+from cachedind.slots import (
+    Candidate,
+    Kind,
+    SlotState,
+    Wish,
+    class_name,
+    failed_clones,
+    is_compatible,
+    needs_promotion,
+    parse_slot_state,
+    plan_choice,
+    superseded,
+)
+
+BOOT = "b00t"
+OLD, NEW = EngineVersion(26, 1, 5), EngineVersion(28, 5, 2)
+GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
+WISH = Wish(NEW, "x86_64")
+
+
+def state(
+    sequence: int,
+    *,
+    engine: EngineVersion = NEW,
+    store: ImageStore = GRAPH,
+    ready: bool = True,
+    boot_id: str = BOOT,
+    arch: str = "x86_64",
+    read_only: bool = False,
+    durable: bool = False,
+) -> SlotState:
+    driver = "overlay2" if store is GRAPH else "overlayfs"
+    data = DataRootState(engine, store, driver, "btrfs", boot_id, 1000.0, 1001.0 if ready else None)
+    return SlotState(data, arch, sequence, read_only=read_only, durable=durable)
+
+
+def slot(name: str, found: SlotState) -> Candidate:
+    return Candidate(Kind.SLOT, f"slots/{name}", found)
+
+
+def golden(found: SlotState, name: str = "golden") -> Candidate:
+    return Candidate(Kind.GOLDEN, name, found._replace(durable=True))
+
+
+def order(*candidates: Candidate, wish: Wish = WISH) -> list[str]:
+    return [candidate.name for candidate in plan_choice(list(candidates), wish, BOOT)]
+
+
+EMPTY = SlotState(None, "x86_64", 0)
+
+
+def test_the_newest_slot_wins() -> None:
+    assert order(slot("a", state(3)), slot("b", state(5)), golden(state(4))) == ["slots/b", "golden", "slots/a"]
+
+
+def test_a_newer_golden_beats_a_stale_slot() -> None:
+    assert order(slot("stale", state(3)), golden(state(4))) == ["golden", "slots/stale"]
+
+
+def test_of_equally_new_ones_the_slot_needs_no_clone() -> None:
+    assert order(golden(state(4)), slot("spare", state(4))) == ["slots/spare", "golden"]
+
+
+@pytest.mark.parametrize("bad", [{"ready": False}, {"boot_id": "the host went down"}], ids=["never came up", "crash"])
+def test_a_suspicious_slot_comes_after_a_trusted_golden(bad: dict[str, object]) -> None:
+    suspicious = slot("bad", state(9, **bad))  # type: ignore[arg-type]
+    assert order(suspicious, golden(state(2))) == ["golden", "slots/bad"]
+    assert order(suspicious) == ["slots/bad"], "better than nothing"
+
+
+def test_a_golden_that_was_on_disk_is_trusted_after_a_crash() -> None:
+    assert order(slot("s", state(9, boot_id="before")), golden(state(2, boot_id="before")))[0] == "golden"
+
+
+def test_this_engines_own_state_comes_before_an_older_engines_newer_one() -> None:
+    assert order(slot("old", state(9, engine=OLD)), slot("own", state(3))) == ["slots/own", "slots/old"]
+
+
+def test_a_newer_engines_state_is_not_for_an_older_engine() -> None:
+    assert order(slot("new", state(9)), slot("own", state(3, engine=OLD)), wish=Wish(OLD, "x86_64")) == ["slots/own"]
+
+
+def test_a_patch_release_is_the_same_engine() -> None:
+    assert order(slot("a", state(9, engine=EngineVersion(28, 5, 9)))) == ["slots/a"]
+
+
+def test_store_and_driver_that_were_asked_for() -> None:
+    both = (slot("graph", state(9)), slot("ctrd", state(3, store=CTRD)))
+    assert order(*both) == ["slots/graph", "slots/ctrd"]
+    assert order(*both, wish=WISH._replace(store=CTRD)) == ["slots/ctrd"]
+    assert order(*both, wish=WISH._replace(driver="overlayfs")) == ["slots/ctrd"]
+    assert order(*both, wish=WISH._replace(driver="fuse-overlayfs")) == []
+
+
+def test_throw_aways_and_other_architectures_are_nobodys() -> None:
+    assert order(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
+
+
+def test_an_empty_slot_is_the_last_choice() -> None:
+    assert order(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
+
+
+@pytest.mark.parametrize(
+    ("found", "goldens", "wanted"),
+    [
+        (state(3), [], True),
+        (state(3), [golden(state(2))], True),
+        (state(3), [golden(state(3))], False),
+        (state(3), [golden(state(4))], False),
+        (state(3), [golden(state(4, engine=OLD))], True),
+        (state(3), [golden(state(4)), golden(state(2, engine=OLD), "golden.other/x")], False),
+        (state(3, ready=False), [], False),
+        (state(3, boot_id="before the crash"), [], False),
+        (state(3, read_only=True), [], False),
+        (EMPTY, [], False),
+    ],
+)
+def test_when_a_slot_becomes_the_golden(found: SlotState, goldens: list[Candidate], wanted: bool) -> None:
+    assert needs_promotion(found, goldens, BOOT) is wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "goldens", "expected"),
+    [
+        (state(3), [], False),
+        (state(3), [golden(state(3))], False),
+        (state(3), [golden(state(4))], True),
+        (state(3), [golden(state(4, engine=OLD))], False),
+        (state(5, ready=False), [golden(state(4))], True),
+        (state(5, ready=False), [], False),
+        (state(5, read_only=True), [], True),
+        (EMPTY, [], False),
+        (EMPTY, [golden(state(1))], True),
+    ],
+)
+def test_which_free_slots_nobody_would_miss(found: SlotState, goldens: list[Candidate], expected: bool) -> None:
+    assert superseded(found, goldens) is expected
+
+
+states = st.builds(
+    state,
+    st.integers(0, 9),
+    engine=st.sampled_from([OLD, NEW]),
+    store=st.sampled_from([GRAPH, CTRD]),
+    ready=st.booleans(),
+    boot_id=st.sampled_from([BOOT, "before"]),
+    arch=st.sampled_from(["x86_64", "aarch64"]),
+    read_only=st.booleans(),
+) | st.just(EMPTY)
+candidates = st.lists(
+    st.builds(slot, st.text("abc", min_size=1, max_size=3), states) | st.builds(golden, states), max_size=8
+)
+wishes = st.builds(Wish, st.sampled_from([OLD, NEW]), st.just("x86_64"), st.sampled_from([None, GRAPH, CTRD]))
+
+
+@given(candidates, wishes)
+def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], wish: Wish) -> None:
+    chosen = plan_choice(found, wish, BOOT)
+    for candidate in chosen:
+        data = candidate.state.data
+        assert not candidate.state.read_only
+        assert candidate.state.arch == wish.arch
+        if data is not None:
+            assert data.engine.release <= wish.engine.release
+            assert wish.store in (None, data.store)
+    assert len(chosen) == sum(is_compatible(candidate.state, wish) for candidate in found)
+    trusted = [candidate.state.is_trusted(BOOT) for candidate in chosen]
+    assert trusted == sorted(trusted, reverse=True)
+
+
+@given(candidates, states)
+def test_what_deserves_promotion_is_not_superseded(found: list[Candidate], one: SlotState) -> None:
+    goldens = [candidate for candidate in found if candidate.kind is Kind.GOLDEN]
+    assert not (needs_promotion(one, goldens, BOOT) and superseded(one, goldens))
+
+
+def test_classes_do_not_replace_each_other() -> None:
+    names = {
+        class_name(found)
+        for found in (state(1), state(1, engine=OLD), state(1, store=CTRD), state(1, arch="aarch64"), EMPTY)
+    }
+    assert len(names) == 5
+    assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+GOOD: dict[str, object] = {
+    "engine": "28.5.2",
+    "image_store": "graphdriver",
+    "driver": "overlay2",
+    "fstype": "btrfs",
+    "boot_id": BOOT,
+    "started_at": 1000.0,
+    "ready_at": 1001.0,
+    "arch": "x86_64",
+    "sequence": 3,
+}
+
+
+def test_a_state_file_is_read() -> None:
+    assert parse_slot_state(GOOD) == state(3)
+    assert parse_slot_state({"arch": "x86_64", "sequence": 0}) == EMPTY
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={key: st.just(good) | json_values for key, good in GOOD.items()}))
+def test_any_object_is_a_state_or_a_value_error(raw: dict[str, object]) -> None:
+    with contextlib.suppress(ValueError):
+        found = parse_slot_state(raw)
+        # Whatever was accepted can be judged, and named as a file.
+        assert "/" not in class_name(found)
+        superseded(found, [])
+        plan_choice([slot("x", found)], WISH, BOOT)
+
+
+# ---- goldens whose clones do not come up -----------------------------------------------------------------------------
+
+
+def a_clone(name: str, started_at: float, *, ready: bool, seeding: int = 0, parent: str = "g") -> Candidate:
+    data = DataRootState(
+        EngineVersion(28, 5, 2),
+        ImageStore.GRAPHDRIVER,
+        "overlay2",
+        "btrfs",
+        "boot",
+        started_at,
+        ready_at=started_at + 1 if ready else None,
+        seeding=seeding,
+    )
+    return Candidate(Kind.SLOT, f"slots/{name}", SlotState(data, "x86_64", 1, parent=parent))
+
+
+@pytest.mark.parametrize(
+    ("clones", "count"),
+    [
+        ([], 0),
+        ([a_clone("a", 100, ready=True)], 0),
+        ([a_clone("a", 100, ready=False)], 1),
+        ([a_clone("a", 100, ready=False), a_clone("b", 200, ready=False)], 2),
+        ([a_clone("a", 100, ready=False), a_clone("b", 101, ready=False), a_clone("c", 104, ready=False)], 1),
+        ([a_clone("a", 100, ready=False), a_clone("b", 200, ready=True)], 0),
+        ([a_clone("a", 100, ready=True), a_clone("b", 200, ready=False)], 1),
+        ([a_clone("a", 100, ready=False, seeding=1)], 0),
+        ([a_clone("a", 100, ready=False, parent="other")], 0),
+        ([a_clone("a", 100, ready=False, parent="")], 0),
+    ],
+)
+def test_failures_of_a_goldens_clones_in_a_row(clones: list[Candidate], count: int) -> None:
+    golden = SlotState(None, "x86_64", 1, id="g")
+    assert failed_clones(golden, clones) == count
+    assert failed_clones(golden._replace(id=""), clones) == 0
