@@ -11,13 +11,12 @@ clearPersistentState).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import bolt
+from cachedind import beneath, bolt, pruning, state
 from cachedind.errors import MaintenanceError
 from cachedind.private_daemon import DEADLINE_S, private_daemon, whole_seconds_left
 
@@ -65,6 +64,15 @@ class Leftovers(NamedTuple):
         return ", ".join(words + ["a swarm"] * self.swarm) or "nothing"
 
 
+class Pruning(NamedTuple):
+    """How many bytes to free, what the build cache may keep in any case (None: no limit), and the names of images that
+    are to stay."""
+
+    wanted_bytes: int
+    cache_limit_bytes: int | None
+    seeded: frozenset[str]
+
+
 class Cleaned(NamedTuple):
     """What was removed, what the daemon did not know, and sentences about what did not go as it should."""
 
@@ -94,23 +102,11 @@ def find_leftovers(data_root: str, keep: frozenset[str]) -> Leftovers:
     )
 
 
-def _open_below(root_fd: int, *parts: str) -> int:
-    """A directory, by names of which none may be a link. Raises OSError."""
-    fd = os.dup(root_fd)
-    for part in parts:
-        try:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
-
-
 @contextlib.contextmanager
 def _opened(root_fd: int, *parts: str) -> Iterator[int | None]:
-    """The same for the length of a block, or None where there is no such directory."""
+    """A directory for the length of a block, or None where there is none."""
     try:
-        fd = _open_below(root_fd, *parts)
+        fd = beneath.open_path(root_fd, "/".join(parts), os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         yield None
         return
@@ -135,11 +131,6 @@ def _directories_below(root_fd: int, name: str) -> tuple[str, ...]:
             return tuple(sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)))
 
 
-def _open_file(directory_fd: int, name: str) -> int:
-    """No link, and no wait for whoever might write to a pipe. Raises OSError."""
-    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
-
-
 def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
     """Ids of networks that somebody made and nobody in `used` uses, from libnetwork's database."""
     *directory, name = _NETWORK_DATABASE
@@ -147,7 +138,7 @@ def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
         if fd is None or name not in os.listdir(fd):
             return ()
         try:
-            file_fd = _open_file(fd, name)
+            file_fd = beneath.open_path(fd, name)
         except OSError:
             return (UNREADABLE_NETWORKS,)
     try:
@@ -168,7 +159,7 @@ def read_networks(database: bolt.Database) -> Iterator[tuple[str, str]]:
         return
     for key, value in database.items([_NETWORK_BUCKET]):
         if key.startswith(_NETWORK_PREFIX):
-            record = _parse_object(value[_INDEX_BYTES:])
+            record = state.parse_object(value[_INDEX_BYTES:])
             yield key.removeprefix(_NETWORK_PREFIX).strip(b"/").decode("ascii", "replace"), str(record.get("name"))
 
 
@@ -176,14 +167,16 @@ def _used_by(root_fd: int, containers: Iterable[str]) -> frozenset[str]:
     """Names of the volumes and names and ids of the networks that these containers, or a swarm, refer to. A container
     that cannot be read refers to nothing.
     """
-    found = {_SWARM_NETWORK}
+    configs = _read_configs(root_fd, containers)
+    return frozenset({_SWARM_NETWORK}.union(*map(_references, configs)))
+
+
+def _read_configs(root_fd: int, containers: Iterable[str]) -> Iterator[dict[str, object]]:
     for container in containers:
-        with contextlib.suppress(OSError, ValueError), _opened(root_fd, CONTAINERS, container) as fd:
-            if fd is None:
-                continue
-            with open(_open_file(fd, "config.v2.json"), "rb") as file:
-                found.update(_references(_parse_object(file.read(_MAX_CONFIG_BYTES))))
-    return frozenset(found)
+        with contextlib.suppress(OSError, ValueError):
+            yield state.parse_object(
+                beneath.read(root_fd, f"{CONTAINERS}/{container}/config.v2.json", _MAX_CONFIG_BYTES)
+            )
 
 
 def _references(config: dict[str, object]) -> Iterator[str]:
@@ -199,16 +192,6 @@ def _parts(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _parse_object(raw: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
-
-
 # ---- removing -------------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +205,10 @@ def maintain(
     environ: Mapping[str, str],
     log: Log,
     trace: Trace,
+    wanted: Pruning | None = None,
 ) -> Cleaned:
-    """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, within DEADLINE_S seconds.
+    """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, and have it pruned, within DEADLINE_S
+    seconds.
 
     Raises MaintenanceError when some of it is still there afterwards. If this process is killed, the next start finds
     what is left and does the rest. Needs --privileged, and a single thread.
@@ -231,6 +216,7 @@ def maintain(
     started = time.monotonic()
     deadline = started + DEADLINE_S
     told: list[str] = []
+    _note_uses(data_root, leftovers.containers)
     if leftovers.swarm:
         end_swarm(data_root)
     if UNREADABLE_NETWORKS in leftovers.networks:
@@ -239,6 +225,9 @@ def maintain(
         trace.reach("maintain.started")
         cleaned = clean(client, leftovers, keep, deadline=deadline)
         trace.reach("maintain.cleaned")
+        if wanted is not None:
+            _prune(client, data_root, wanted, deadline, log)
+            trace.reach("maintain.pruned")
     told += cleaned.problems
     still_there = find_leftovers(data_root, keep).containers
     told += remove_unknown_containers(data_root, [name for name in still_there if name in cleaned.unknown])
@@ -249,8 +238,39 @@ def maintain(
         why = "; ".join(told[:3]) or "the daemon kept it"
         raise MaintenanceError(f"of what the last job left, {left} could not be removed: {why}", _ASIDE)
     trace.reach("maintain.stopped")
-    log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
+    if leftovers:
+        log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
     return cleaned._replace(problems=tuple(told))
+
+
+def _note_uses(data_root: str, containers: Iterable[str]) -> None:
+    """Which images the last job used, for when some have to go. To have missed one is no loss."""
+    with contextlib.suppress(MaintenanceError), _at_work(data_root) as root_fd:
+        used = [str(config.get("Image")) for config in _read_configs(root_fd, containers)]
+        if used:
+            pruning.note_uses(root_fd, used, time.time())
+
+
+def _prune(client: docker.DockerClient, data_root: str, wanted: Pruning, deadline: float, log: Log) -> None:
+    from docker.errors import DockerException
+    from requests import RequestException
+
+    client.api.timeout = whole_seconds_left(deadline)
+    with _at_work(data_root) as root_fd:
+        uses = pruning.read_uses(root_fd)
+    try:
+        pruned = pruning.prune(
+            client, wanted.wanted_bytes, wanted.cache_limit_bytes, uses=uses, seeded=wanted.seeded, deadline=deadline
+        )
+    except (DockerException, RequestException) as error:
+        log.warn(f"the pool is over its budget, and this slot could not be pruned: {error}")
+        return
+    log.warn(
+        f"the pool was {wanted.wanted_bytes / 1e6:.0f} MB over its budget with nothing left to evict: removed "
+        f"{pruned}; give it more room (CACHEDIND_POOL_MAX_SIZE), or limit the build cache (CACHEDIND_CACHE_MAX_SIZE)"
+    )
+    for problem in pruned.problems:
+        log.warn(f"pruning: {problem}")
 
 
 def clean(client: docker.DockerClient, leftovers: Leftovers, keep: frozenset[str], *, deadline: float) -> Cleaned:

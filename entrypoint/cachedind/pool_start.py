@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
     from cachedind.log import Log
+    from cachedind.maintenance import Pruning
     from cachedind.model import StoragePlan
     from cachedind.pool import Pool
     from cachedind.seed_plan import Plan
@@ -143,14 +144,16 @@ def _leave(home: Pool | None) -> None:
 def clean(
     settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, tenancy: Tenancy, log: Log
 ) -> bool:
-    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it.
+    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
+    pool is over its budget with nothing left to evict, the slot is pruned too.
 
     False when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind import maintenance
 
     leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
-    if not leftovers:
+    wanted = None if settings.read_only else _wanted_pruning(settings, lease, tenancy)
+    if not leftovers and wanted is None:
         return True
     try:
         maintenance.maintain(
@@ -162,6 +165,7 @@ def clean(
             environ=environ,
             log=log,
             trace=tenancy.home.trace,
+            wanted=wanted,
         )
     except MaintenanceError as error:
         log.warn(f"{error.cause}; {error.hint}")
@@ -171,6 +175,30 @@ def clean(
     except (OSError, PoolUnusableError) as error:
         log.warn(f"the golden keeps the last job's leftovers ({error}); each clone of it is cleaned by itself")
     return True
+
+
+def _wanted_pruning(settings: Config, lease: Lease, tenancy: Tenancy) -> Pruning | None:
+    """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
+    from cachedind import pruning
+
+    if tenancy.warmth is Warmth.FRESH:
+        return None
+    try:
+        wanted_bytes = pruning.take_note(tenancy.home.tree_fd)
+    except OSError:
+        return None
+    if wanted_bytes <= 0:
+        return None
+    from cachedind import image_names, seed_ledger
+    from cachedind.maintenance import Pruning
+
+    root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        entries, _ = seed_ledger.read(root_fd)
+    finally:
+        os.close(root_fd)
+    seeded = (name for entry in entries.values() for record in entry.images for name in record.names)
+    return Pruning(wanted_bytes, settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))
 
 
 def move_elsewhere(tenancy: Tenancy, order: Order, data_root: str, why: str, log: Log) -> tuple[Lease, Tenancy]:

@@ -4,6 +4,7 @@ start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -133,10 +134,11 @@ class Background:
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._read_fd, write_fd = os.pipe()
+        parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._read_fd)
-            _run(work, write_fd)
+            _run(work, write_fd, parent)
         os.close(write_fd)
 
     def join(self) -> None:
@@ -208,19 +210,24 @@ _MAX_ORDER_BYTES = 1 << 16
 _DONE = b"done"
 
 
-def _run(work: Callable[[], object], write_fd: int) -> None:
+def _run(work: Callable[[], object], write_fd: int, parent: int) -> None:
     status = 1
     try:
-        work()
-        os.write(write_fd, _DONE)
-        status = 0
-    except CachedindError as error:
-        import pickle
+        answer = _DONE
+        try:
+            work()
+            status = 0
+        except CachedindError as error:
+            import pickle
 
-        os.write(write_fd, pickle.dumps(error))
+            answer = pickle.dumps(error)
+        # A parent that was told to end meanwhile, or is another program by now, does not read it.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_fd, answer)
     except BaseException:
         import traceback
 
-        traceback.print_exc()
+        if os.getppid() == parent:
+            traceback.print_exc()
     finally:
         os._exit(status)

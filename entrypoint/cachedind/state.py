@@ -46,17 +46,23 @@ def read_state(directory_fd: int, name: str) -> dict[str, object] | None:
 
 def parse_state(raw: bytes) -> dict[str, object]:
     """Raises ValueError for anything but a JSON object that this version may read."""
+    value = parse_object(raw)
+    minimum = value.get("min_reader")
+    if not isinstance(minimum, int) or isinstance(minimum, bool):
+        raise ValueError("min_reader is missing")
+    if minimum > VERSION:
+        raise TooNewError(f"written for readers of version {minimum} or later, this is version {VERSION}")
+    return value
+
+
+def parse_object(raw: bytes) -> dict[str, object]:
+    """Raises ValueError for anything but a JSON object."""
     try:
         value = json.loads(raw)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    minimum = value.get("min_reader")
-    if not isinstance(minimum, int) or isinstance(minimum, bool):
-        raise ValueError("min_reader is missing")
-    if minimum > VERSION:
-        raise TooNewError(f"written for readers of version {minimum} or later, this is version {VERSION}")
     return value
 
 

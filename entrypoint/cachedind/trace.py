@@ -36,6 +36,7 @@ POINTS = (
     "mend.proven",
     "maintain.started",
     "maintain.cleaned",
+    "maintain.pruned",
     "maintain.stopped",
     "seed.started",
     "seed.loaded",

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, linux, pool, procfs, slots, state
+from cachedind import clone, linux, pool, procfs, pruning, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.keys import directory_name
 from cachedind.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
@@ -28,6 +28,15 @@ KEEP_ASIDE = 3
 """How many bad slots are kept for inspection."""
 
 
+class Evicted(NamedTuple):
+    """What was evicted, the bytes that the budget still lacks, and how many of these the pool itself has to free:
+    none, where others fill the disk and nobody has asked for free space."""
+
+    evictions: list[Eviction]
+    lacking_bytes: int = 0
+    own_lacking_bytes: int = 0
+
+
 class Report(NamedTuple):
     """What was done: evicted things with the reason, and bytes that the budget still lacks."""
 
@@ -40,14 +49,15 @@ def run(home: Pool, settings: Config, key: str | None, now: float) -> Report:
     """All of it. `key` is the key of this start, for which a spare may be made. Raises OSError."""
     sweep_stage(home)
     tidy_aside(home)
-    evicted, lacking = evict(home, settings, now)
+    evicted = evict(home, settings, now)
+    pruning.note(home.tree_fd, evicted.own_lacking_bytes)
     deleted = empty_trash(home)
     if deleted:
         give_space_back(home)
     if key is not None and home.method is CloneMethod.REFLINK:
         make_durable(home, key)
         prepare_spare(home, key)
-    return Report(evicted, lacking, deleted)
+    return Report(evicted.evictions, evicted.lacking_bytes, deleted)
 
 
 # ---- deletions -----------------------------------------------------------------------------------------------------
@@ -111,11 +121,8 @@ def tidy_aside(home: Pool) -> None:
 # ---- evictions -----------------------------------------------------------------------------------------------------
 
 
-def evict(home: Pool, settings: Config, now: float) -> tuple[list[Eviction], int]:
-    """Remove what the budget demands, and superseded slots in any case. Never a leased slot.
-
-    Returns what went, and the bytes that the budget still lacks.
-    """
+def evict(home: Pool, settings: Config, now: float) -> Evicted:
+    """Remove what the budget demands, and superseded slots in any case. Never a leased slot."""
     budget = read_budget(home, settings)
     entries = survey(home, sizes=False, now=now)
     planned = plan_evictions(entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now)
@@ -123,16 +130,18 @@ def evict(home: Pool, settings: Config, now: float) -> tuple[list[Eviction], int
     if empty_trash(home):
         clone.wait_until_freed(home.tree_fd, FREEING_S)  # else it would count as used, and more would go
     if is_within(home, budget):
-        return gone, 0
+        return Evicted(gone)
     entries = survey(home, sizes=True, now=now)
     usage = read_usage(home, entries)
     planned = plan_evictions(entries, budget, usage, now)
-    going = planned.evictions
+    own = planned
     if planned.lacking_bytes and settings.pool_min_free_bytes is None:
         # Others fill the disk. All caches together would not help, and nobody has asked for that.
-        going = plan_evictions(entries, budget._replace(min_free_bytes=None), usage, now).evictions
-    gone += [eviction for eviction in going if remove_entry(home, eviction.entry)]
-    return gone, planned.lacking_bytes
+        own = plan_evictions(entries, budget._replace(min_free_bytes=None), usage, now)
+    gone += [eviction for eviction in own.evictions if remove_entry(home, eviction.entry)]
+    # Nobody but its slots fills an image.
+    fillers = planned if home.record.backing == "image" else own
+    return Evicted(gone, planned.lacking_bytes, fillers.lacking_bytes)
 
 
 def read_budget(home: Pool, settings: Config) -> Budget:
@@ -152,7 +161,7 @@ def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
     for their size. Raises OSError.
     """
     sweep_stage(home)
-    gone, _ = evict(home, settings, now)
+    gone = evict(home, settings, now).evictions
     evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
     if empty_trash(home) == 0 and not gone:
         own = directory_name(key)

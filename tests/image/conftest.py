@@ -50,3 +50,10 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
 def ten(session_engine: Engine) -> Ten:
     """Ten images as seeds, about 1 GB. Nobody changes them."""
     return make_ten(session_engine)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, one of them has all tests that need the ten seeds: making those takes long."""
+    for item in items:
+        if "ten" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ten"))

@@ -155,6 +155,19 @@ def test_background_work_that_dies_is_an_error(end: object, capfd: pytest.Captur
     capfd.readouterr()
 
 
+@pytest.mark.parametrize("make", ["Background(lambda: time.sleep(0.2))", "Ahead(lambda: time.sleep(0.2), print)"])
+def test_background_work_whose_parent_was_killed_ends_quietly(make: str) -> None:
+    script = f"""
+import os, signal, time
+from cachedind.processes import Ahead, Background
+work = {make}
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    # Read to the end, and so until the child has ended too.
+    done = run([sys.executable, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done == Result(-signal.SIGTERM, "", "")
+
+
 def test_joined_work_leaves_neither_process_nor_descriptor() -> None:
     before = os.listdir("/proc/self/fd")
     Background(lambda: None).join()

@@ -1,0 +1,86 @@
+"""A pool over its budget with nothing left to evict: the next start has its slot give up what was used longest ago."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING
+
+from helpers.builds import Project
+from helpers.pools import Home, big_project, used_bytes
+from helpers.seeds import Shelf, docker_archive, images, small_image
+from helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from helpers.dind import Dind
+    from helpers.engine import Engine
+    from helpers.flavours import Flavour
+
+IMAGE_MB = 60
+
+
+def build(dind: Dind, tag: str) -> Project:
+    found = big_project(secrets.token_hex(8), IMAGE_MB)
+    project = Project(f"{tag}:latest", found.files, found.expected, found.step_count)
+    dind.build(project)
+    return project
+
+
+def noted_bytes(dind: Dind) -> int:
+    """What the upkeep says that the pool has too much; it runs when the daemon has answered."""
+    script = "nsenter --mount=/run/cachedind/pool.mnt cat /cachedind/over-budget.json 2>/dev/null || true"
+    text = dind.sh(script)
+    return int(json.loads(text)["lacking_bytes"]) if text else 0
+
+
+def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> None:
+    home = Home("btrfs", flavour)
+    pool = home.volume(engine)
+    shelf = Shelf(engine)
+    shelf.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
+    first = home.start(engine, pool, volumes=shelf.mount)
+    first.load_base()
+    used, _, recent = (build(first, tag) for tag in ("used", "unused", "recent"))
+    before = used_bytes(first)
+    # Left over, and so seen by the next start's maintenance: its image was used.
+    first.docker("run", "--network=none", used.tag, "true")
+    first.kill()
+
+    limits = {"CACHEDIND_POOL_MAX_SIZE": f"{before - IMAGE_MB * 10**6 // 2}"}
+    second = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    assert second.build(used).uncached == []
+    wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
+    second.kill()
+
+    third = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    assert images(third) == {"base:latest", "seed:1", used.tag, recent.tag}
+    [warning] = [line for line in third.warnings if "over its budget" in line]
+    assert "unused:latest" in warning
+    assert third.build(used).uncached == []
+    assert third.build(recent).uncached == []
+    wait_until(lambda: used_bytes(third) < before - IMAGE_MB * 10**6 * 9 // 10, what="the pool to be smaller")
+    wait_until(lambda: noted_bytes(third) == 0, what="the note to be gone")
+    third.kill()
+
+    fourth = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    assert not [line for line in fourth.warnings if "over its budget" in line]
+    assert images(fourth) == {"base:latest", "seed:1", used.tag, recent.tag}
+    assert fourth.build(recent).uncached == []
+
+
+def test_a_start_that_is_killed_amid_pruning_costs_nothing_more(engine: Engine, flavour: Flavour) -> None:
+    home = Home("btrfs", flavour)
+    pool = home.volume(engine)
+    first = home.start(engine, pool)
+    for tag in ("one", "two", "three"):
+        project = build(first, tag)
+    limits = {"CACHEDIND_POOL_MAX_SIZE": f"{used_bytes(first) - IMAGE_MB * 10**6 // 2}"}
+    first.kill()
+    second = home.start(engine, pool, env=limits)
+    wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
+    second.kill()
+    killed = home.start(engine, pool, ready=False, env={**limits, "CACHEDIND_KILL_AT": "maintain.pruned"})
+    assert killed.wait_exit() == 137
+    last = home.start(engine, pool, env=limits)
+    assert last.build(project).uncached == []
+    assert "one:latest" not in images(last)
