@@ -6,6 +6,9 @@ SIGKILL hits is up to the machine.
 After every round: each instance that was not killed is ready and has a slot of its own; an unchanged project is rebuilt
 CACHED, or cold, and its image prints what it should in either case; nobody has a traceback. At the end nothing is left:
 no loop device, no mount, nothing in stage and trash.
+
+With --power-loss the host loses its power amid builds instead (helpers/powerloss.py), so many times for each of the
+host filesystems, with a pool and with a data-root of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.trace import POINTS
-from helpers.builds import overlay_project
+from helpers.builds import content_project, overlay_project
 from helpers.dind import Dind
 from helpers.engine import CommandFailedError, Engine
 from helpers.estates import attached_images, in_pool
 from helpers.flavours import FLAVOURS
 from helpers.pools import HOMES, Home, slot_of, together
+from helpers.powerloss import Ordeal
+from helpers.registry import HOST, Registry
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -41,6 +46,22 @@ KEYS = ("main", "branch")
 MAX_AT_ONCE = 3
 KILL_POINTS = tuple(point for point in POINTS if not point.startswith(("image.", "pool.", "seed.")))
 COMMANDS = (("ls",), ("status",), ("gc",), ("promote", "main"), ("doctor",), ("ls", "--json", "--no-sizes"))
+
+_KILL = """
+for file in /proc/[0-9]*/comm; do
+  if [ "$(cat "$file" 2>/dev/null)" = NAME ]; then pid=${file%/comm}; kill -9 "${pid#/proc/}"; fi
+done
+"""
+
+
+class Options(NamedTuple):
+    """What is played: `rounds` or losses of power on each host filesystem, none of which begins after `deadline` (of
+    time.monotonic())."""
+
+    seed: int
+    rounds: int
+    power_loss: int
+    deadline: float
 
 
 class Player(NamedTuple):
@@ -60,18 +81,38 @@ class Player(NamedTuple):
 class Game:
     """One pool that is played on."""
 
-    def __init__(self, engine: Engine, home: Home, dice: random.Random) -> None:
+    def __init__(self, engine: Engine, home: Home, dice: random.Random, registry: Registry) -> None:
         self.engine = engine
         self.home = home
         self.dice = dice
+        self.registry = registry
         self.pool: Volume = home.volume(engine)
         self.projects: dict[str, Project] = {key: overlay_project(f"{dice.getrandbits(64):x}") for key in KEYS}
+        self.pulled = content_project(f"{dice.getrandbits(64):x}", tag=f"{HOST}/content:{home.fstype}")
         self.counts: Counter[str] = Counter()
+        first = self._start(home, {"CACHEDIND_KEY": KEYS[0]})
+        first.wait_ready(timeout_s=120)
+        first.build(self.pulled)
+        first.docker("push", self.pulled.tag, timeout_s=120)
+        first.docker("image", "rm", "--force", self.pulled.tag)
+        self._forget(first)
+
+    def _start(self, home: Home, env: dict[str, str], *, start: bool = True) -> Dind:
+        return home.start(
+            self.engine,
+            self.pool,
+            ready=False,
+            env=env,
+            args=list(self.registry.arguments),
+            network=self.registry.network,
+            start=start,
+        )
 
     def round(self) -> None:
         players = [self._draw() for _ in range(self.dice.randint(1, MAX_AT_ONCE))]
         people = self.dice.choice((None, *COMMANDS))
-        busy = [self.dice.choice((self._build_new, self._run_for_ever, self._build_again)) for _ in players]
+        works = (self._build_new, self._run_for_ever, self._build_again, self._pull)
+        busy = [self.dice.choice(works) for _ in players]
         threads = [threading.Thread(target=self._kill, args=(player,)) for player in players]
         together(lambda dind: dind.start(), [player.dind for player in players])
         for thread in threads:
@@ -105,7 +146,7 @@ class Game:
             env["CACHEDIND_KILL_AT"] = kill_at
         if self.dice.random() < 0.15:
             env["CACHEDIND_ACCESS"] = "ro"
-        dind = Home(self.home.fstype, flavour).start(self.engine, self.pool, ready=False, start=False, env=env)
+        dind = self._start(Home(self.home.fstype, flavour), env, start=False)
         return Player(dind, kill_at, killed, self.dice.choice(("container", "container", "dockerd", "containerd")))
 
     def _kill(self, player: Player) -> None:
@@ -114,7 +155,7 @@ class Game:
         time.sleep(player.killed_after_s)
         if player.victim != "container":
             with contextlib.suppress(CommandFailedError):
-                player.dind.sh(f"for p in $(pgrep -x {player.victim}); do kill -9 $p; done", check=False)
+                player.dind.sh(_KILL.replace("NAME", player.victim), check=False)
             time.sleep(0.3)
         player.dind.kill()
         self.counts[f"SIGKILL of the {player.victim}"] += 1
@@ -138,6 +179,10 @@ class Game:
         project = overlay_project(f"{time.monotonic_ns():x}", tag="new:latest")
         dind.build(project)
         dind.run_image(project)
+
+    def _pull(self, dind: Dind) -> None:
+        dind.docker("pull", self.pulled.tag, timeout_s=120)
+        dind.run_image(self.pulled)
 
     def _run_for_ever(self, dind: Dind) -> None:
         dind.load_base()
@@ -181,7 +226,7 @@ class Game:
 
     def finish(self) -> None:
         """A last instance, whose witness sweeps what was left; then nothing is left of the pool in the kernel."""
-        dind = self.home.start(self.engine, self.pool, env={"CACHEDIND_KEY": KEYS[0]})
+        dind = self._start(self.home, {"CACHEDIND_KEY": KEYS[0]})
         self._check(dind)
         wait_until(
             lambda: in_pool(dind, "ls stage trash") == "stage:\n\ntrash:\n",
@@ -194,10 +239,11 @@ class Game:
             wait_until(lambda: not attached_images(self.engine, self.pool), what="the image to be detached")
 
 
-def play(engine: Engine, home: Home, seed: int, rounds: int, deadline: float, tell: Callable[[str], None]) -> Game:
-    game = Game(engine, home, random.Random(seed))
-    for number in range(rounds):
-        if time.monotonic() > deadline:
+def play(engine: Engine, home: Home, options: Options, registry: Registry, tell: Callable[[str], None]) -> Counter[str]:
+    seed = options.seed
+    game = Game(engine, home, random.Random(seed), registry)
+    for number in range(options.rounds):
+        if time.monotonic() > options.deadline:
             break
         try:
             game.round()
@@ -207,7 +253,26 @@ def play(engine: Engine, home: Home, seed: int, rounds: int, deadline: float, te
         game.counts["rounds"] += 1
         tell(f"{home}: seed {seed}, round {number}: {dict(game.counts)}")
     game.finish()
-    return game
+    return game.counts
+
+
+def lose_power(engine: Engine, home: Home, options: Options, tell: Callable[[str], None]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for pooled in (True, False):
+        what = f"{home}, {'pool' if pooled else 'data-root'}"
+        ordeal = Ordeal(engine, home, pooled=pooled, dice=random.Random(options.seed))
+        for number in range(options.power_loss):
+            if time.monotonic() > options.deadline:
+                break
+            try:
+                ordeal.suffer()
+            except BaseException:
+                tell(f"{what}: seed {options.seed}, loss {number} failed")
+                raise
+            tell(f"{what}: seed {options.seed}, loss {number}: {dict(ordeal.counts)}")
+        ordeal.close()
+        total += Counter({f"{what}: {name}": count for name, count in ordeal.counts.items()})
+    return total
 
 
 def say(text: str) -> None:
@@ -221,29 +286,36 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="no round begins later than that")
     parser.add_argument("--home", action="append", choices=[home.fstype for home in HOMES], help="only on these")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    sys.stderr.write(f"seed {seed}\n")
+    parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
+    parser.add_argument("--registry", type=Path, required=True, help="Debian's docker-registry, the program")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
+    say(f"seed {seed}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    deadline = time.monotonic() + options.minutes * 60
+    deadline = time.monotonic() + arguments.minutes * 60
+    options = Options(seed, arguments.rounds, arguments.power_loss, deadline)
     total: Counter[str] = Counter()
     session = Engine.connect()
     try:
+        registry = None if options.power_loss else Registry(session, arguments.registry)
         for home in HOMES:
-            if options.home and home.fstype not in options.home:
+            if arguments.home and home.fstype not in arguments.home:
                 continue
             scope = session.scope()
             try:
-                game = play(scope, home, seed, options.rounds, deadline, say)
+                total += (
+                    lose_power(scope, home, options, say)
+                    if registry is None
+                    else play(scope, home, options, registry, say)
+                )
             finally:
                 scope.close()
-            total += game.counts
     finally:
         session.close()
     for what, count in sorted(total.items()):
         print(f"{count:6} {what}")
-    if options.json:
-        options.json.write_text(json.dumps({"seed": seed, **total}, indent=2) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"seed": seed, **total}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from enum import IntEnum
 
 from cachedind.errors import CachedindError, StrictError
 from cachedind.model import Degradation
+
+_CREDENTIALS = re.compile(r"://[^/@\s\"]+@")
+"""A user and a password in an address: of a proxy, a mirror, a daemon."""
 
 
 class Level(IntEnum):
@@ -55,7 +59,7 @@ class Log:
         if level < self._level:
             return
         line = self._json_line(level, message, fields) if self._json else _text_line(level, message)
-        data = line.encode("utf-8", "backslashreplace")
+        data = _CREDENTIALS.sub("://***@", line).encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self._fd, data) :]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import seed_archive, seed_load
@@ -80,16 +81,26 @@ class Outcome(NamedTuple):
 def choose(
     waiting: Sequence[Job], has: Callable[[SeedImage, int], bool], coming: frozenset[str]
 ) -> tuple[Job, frozenset[int]] | None:
-    """The first job that can begin, and the numbers of the layers it has to send. Pure.
+    """The job to begin with next, and the numbers of the layers it has to send. Pure.
 
-    One that shares a missing layer with a running job (`coming`) waits for it. `has` tells whether a layer is there.
+    One that shares a missing layer with a running job (`coming`) waits for it. So those that others wait for go first,
+    the smallest of them before all; of the rest the largest, which would otherwise run on when all others are done.
+    `has` tells whether a layer is there.
     """
-    for job in waiting:
-        missing = [number for number in range(len(job.image.layers)) if not has(job.image, number)]
-        parts = job.parts
-        if not any(parts[number] in coming for number in missing):
-            return job, frozenset(missing)
-    return None
+    missing = [
+        tuple(number for number in range(len(job.image.layers)) if not has(job.image, number)) for job in waiting
+    ]
+    parts = [tuple(job.parts[number] for number in numbers) for job, numbers in zip(waiting, missing, strict=True)]
+    wanted = Counter(part for mine in parts for part in mine)
+    best: tuple[tuple[bool, int, int], Job, frozenset[int]] | None = None
+    for number, (job, send, mine) in enumerate(zip(waiting, missing, parts, strict=True)):
+        if coming.isdisjoint(mine):
+            size_bytes = seed_load.bytes_to_send(job.image, frozenset(send))
+            is_wanted = any(wanted[part] > 1 for part in mine)
+            rank = (not is_wanted, size_bytes if is_wanted else -size_bytes, number)
+            if best is None or rank < best[0]:
+                best = (rank, job, frozenset(send))
+    return best and best[1:]
 
 
 def settle_names(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
@@ -132,7 +143,7 @@ class Runner:
         self._reporter = reporter
         self._spool_directory = spool_directory
         self._min_free_bytes = min_free_bytes
-        self._brought: set[tuple[str, str | None]] = set()
+        self._looked_up: dict[tuple[str, str | None], bool] = {}
         self._images: dict[str, list[Record]] = {}
         self._bad: dict[str, list[BadSeed]] = {}
         self._lasting: set[str] = set()
@@ -251,14 +262,18 @@ class Runner:
                     job, send = running.pop(future)
                     error = future.result()
                     if error is None:
-                        self._brought.update(_token(job.image, number) for number in send)
+                        self._looked_up |= dict.fromkeys((_token(job.image, number) for number in send), True)
                         self._images.setdefault(job.identity, []).append(job.record)
                     else:
+                        self._looked_up.clear()  # some of its layers may be there all the same
                         self._failed.append(job.record)
                         self._fail(job.identity, BadSeed(job.where, str(error)), lasting=error.lasting)
 
     def _has(self, image: SeedImage, number: int) -> bool:
-        return _token(image, number) in self._brought or self._has_layer(image, number)
+        token = _token(image, number)
+        if token not in self._looked_up:
+            self._looked_up[token] = self._has_layer(image, number)
+        return self._looked_up[token]
 
     def _load(self, api: docker.APIClient, job: Job, send: frozenset[int]) -> SeedError | None:
         """Why it failed, or None."""

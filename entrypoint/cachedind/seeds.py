@@ -7,6 +7,7 @@ Record      what the ledger remembers of an image that was loaded
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -126,6 +127,11 @@ class Entry(NamedTuple):
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     """The chain ID of each layer on all below it (OCI image specification, config.md, "Layer ChainID")."""
+    return list(_chain_ids(tuple(diff_ids)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for diff_id in diff_ids:
         text = f"{found[-1]} {diff_id}" if found else diff_id

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, linux, pool, procfs, pruning, slots, state
+from cachedind import clone, linux, pool, pool_clock, procfs, pruning, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.keys import directory_name
 from cachedind.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
@@ -123,6 +123,7 @@ def tidy_aside(home: Pool) -> None:
 
 def evict(home: Pool, settings: Config, now: float) -> Evicted:
     """Remove what the budget demands, and superseded slots in any case. Never a leased slot."""
+    now = pool_clock.read_now(home.tree_fd, now)
     budget = read_budget(home, settings)
     entries = survey(home, sizes=False, now=now)
     planned = plan_evictions(entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now)

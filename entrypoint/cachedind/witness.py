@@ -65,7 +65,8 @@ def fork(
         for fd in close:
             os.close(fd)
         _enter_own_namespace()
-        os.write(write_fd, b"1")
+        with contextlib.suppress(BrokenPipeError):  # without a pool nobody waits, and the parent may be dockerd by now
+            os.write(write_fd, b"1")
         os.close(write_fd)
         _watch(lease, addresses, started, late, log)
     except BaseException as error:

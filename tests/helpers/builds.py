@@ -154,6 +154,28 @@ def slow_project(nonce: str, *, tag: str = "slow:latest", steps: int = 6) -> Pro
     return Project(tag, files, expected, step_count=2 + steps + 1)
 
 
+def content_project(nonce: str, *, tag: str = "content:latest", layers: int = 6, files: int = 40) -> Project:
+    """Layers of many files whose bytes are known: run, the image tells the checksum of each layer's content.
+
+    Whatever a disk made of it, an image built of the cache can be compared with what an uncached build would give.
+    """
+    lines = ["FROM base:latest", "COPY nonce /nonce"]
+    for layer in range(layers):
+        lines.append(
+            f"RUN mkdir /{layer} && for i in $(seq {files}); do "
+            f"{{ cat /nonce; seq $((i * {layer + 1})) 3000; }} >/{layer}/$i; done"
+        )
+    sums = f"for layer in $(seq 0 {layers - 1}); do cat /$layer/* | sha256sum | cut -c 1-64; done"
+    lines += ["RUN cat /proc/sys/kernel/random/uuid >/build-id", f'CMD ["/bin/sh", "-c", "cat /build-id; {sums}"]', ""]
+    expected = []
+    for layer in range(layers):
+        names = sorted(range(1, files + 1), key=str)
+        numbers = (range(name * (layer + 1), 3001) for name in names)
+        expected.append(_sha256("".join(f"{nonce}\n" + "".join(f"{n}\n" for n in found) for found in numbers)))
+    context = {"Dockerfile": "\n".join(lines), "nonce": f"{nonce}\n"}
+    return Project(tag, context, tuple(expected), step_count=1 + layers + 1)
+
+
 def _sha256(text: str) -> str:
     import hashlib
 

@@ -317,7 +317,7 @@ class Dind:
         env = {"DOCKER_HOST": self.docker_host, "DOCKER_TLS_VERIFY": "", "DOCKER_CERT_PATH": ""}
         return self.exec("docker", *args, env=env, timeout_s=timeout_s, check=check)
 
-    def put(self, directory: str, files: Mapping[str, str | bytes]) -> None:
+    def put(self, directory: str, files: Mapping[str, str | bytes], *, mode: int = 0o644) -> None:
         """Write files below a directory of the container; it and theirs are made when missing.
 
         Not below /tmp, which becomes a tmpfs in the container and would hide them.
@@ -328,7 +328,7 @@ class Dind:
                 data = content.encode() if isinstance(content, str) else content
                 # BuildKit compares modification times of nothing, but keeps them in layers: all the same.
                 entry = tarfile.TarInfo(f"{directory.strip('/')}/{name}")
-                entry.size, entry.mode = len(data), 0o644
+                entry.size, entry.mode = len(data), mode
                 tar.addfile(entry, io.BytesIO(data))
         self.container.put_archive("/", stream.getvalue())
 

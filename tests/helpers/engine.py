@@ -149,14 +149,24 @@ class Engine:
         name = self.new_name("volume")
         options: dict[str, str] = {}
         if fstype in MKFS:
-            options = {"type": fstype, "device": self._loop_device(name, fstype, size_mib)}
+            image = f"/var/lib/docker/{name}.img"
+            device = self.loop_device(image, size_mib)
+            exec_in(self.workbench, ["sh", "-euc", f"{MKFS[fstype]} {device}"])
+            options = {"type": fstype, "device": device}
         elif fstype in MEMORY_FILESYSTEMS:
             options = {"type": fstype, "device": fstype, "o": f"size={size_mib}m"}
             if fstype == "ramfs":
                 del options["o"]
         elif fstype != "directory":
             raise ValueError(f"no way to make a volume on {fstype}")
-        volume = self.client.volumes.create(name, labels=self.labels, driver_opts=options)
+        return self._make_volume(name, fstype, options)
+
+    def volume_on(self, device: str, fstype: str) -> Volume:
+        """A volume of what is on a block device already."""
+        return self._make_volume(self.new_name("volume"), fstype, {"type": fstype, "device": device})
+
+    def _make_volume(self, name: str, fstype: str, options: Mapping[str, str]) -> Volume:
+        volume = self.client.volumes.create(name, labels=self.labels, driver_opts=dict(options))
         self.undo_later(f"volume {name}", volume.remove)
         return Volume(name, fstype)
 
@@ -212,11 +222,15 @@ class Engine:
         container.start()
         return container
 
-    def _loop_device(self, name: str, fstype: str, size_mib: int) -> str:
-        # The file lies in the anonymous volume of the image's VOLUME, thus on the engine's disk rather than in
-        # a container's layer.
-        image = f"/var/lib/docker/{name}.img"
-        make = f"truncate -s {size_mib}M {image}; losetup --find --show {image}"
+    def loop_device(self, image: str, size_mib: int | None = None) -> str:
+        """A loop device on a file of the workbench, which is made where a size is given, and goes with the device.
+
+        The workbench's /var/lib/docker is the anonymous volume of the image's VOLUME, thus on the engine's disk rather
+        than in a container's layer.
+        """
+        make = f"losetup --find --show {image}"
+        if size_mib is not None:
+            make = f"truncate -s {size_mib}M {image}; {make}"
         # Two sessions may be told of the same free device; the slower one asks again.
         device = wait_until(
             lambda: exec_in(self.workbench, ["sh", "-euc", make], check=False).stdout.strip(),
@@ -225,7 +239,6 @@ class Engine:
         )
         remove = f"losetup --detach {device}; rm -f {image}"
         self.undo_later(f"loop device {device}", lambda: exec_in(self.workbench, ["sh", "-euc", remove]))
-        exec_in(self.workbench, ["sh", "-euc", f"{MKFS[fstype]} {device}"])
         return device
 
     # ---- the images that inner daemons get ---------------------------------------------------------------------

@@ -63,6 +63,7 @@ def probe_one_start(
     return dind, findings, findings.answer("_ping").time - started_at(dind)
 
 
+@pytest.mark.alone
 def test_no_refusal_and_a_ready_first_answer(engine: Engine, suite: str) -> None:
     shared, certificates = engine.volume(), engine.volume()
     ready = {}
@@ -91,6 +92,7 @@ def test_no_refusal_and_a_ready_first_answer(engine: Engine, suite: str) -> None
     assert ready["plain"] < ready["tls"] + 1, ready
 
 
+@pytest.mark.alone
 def test_first_bind_comes_at_once(engine: Engine, suite: str) -> None:
     """The median of five starts, from the engine's StartedAt to the first connect that a 10 ms prober gets through.
 

@@ -358,6 +358,7 @@ for number in range({MANY}):
 """
 
 
+@pytest.mark.alone
 def test_a_thousand_slots_are_no_matter(estates: Estates) -> None:
     """The lease of a warm start is at most 50 ms slower than with a single slot. The witness evicts them."""
     with estates.lend(BTRFS) as estate:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.clients import run_once
+from helpers.estates import attached_images
 from helpers.pools import HOMES, Home, big_project, slot_of
 from helpers.waiting import wait_until
 
@@ -132,7 +133,7 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
     done = desk.visit("rm", "--all", "--force")
     assert done.status == 0, done.output
     assert desk.visit("ls").stdout == "The pool is empty.\n"
-    assert engine.in_volume(pool, "losetup --list --noheadings --output BACK-FILE | grep pool.img || true") == ""
+    assert attached_images(engine, pool) == []
     third = home.start(engine, pool)
     assert (third.summary or "").startswith("cold: ")
 

@@ -67,6 +67,7 @@ def start(
 # ---- all of them, and only once ----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_ten_images_are_in_the_first_answer_and_never_loaded_again(engine: Engine, ten: Ten, flavour: Flavour) -> None:
     volume = engine.volume()
     first = create(engine, flavour, volume, ten.shelf)
@@ -261,6 +262,7 @@ def answer_s(dind: Dind) -> float:
     return dind.wait_log("API listen on ").time - parse_time(dind.state["StartedAt"])
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_seeds_may_come_after_the_daemon(engine: Engine, ten: Ten, flavour: Flavour) -> None:
     late = {"CACHEDIND_SEED_WHEN": "after"}

@@ -69,6 +69,7 @@ def assert_nothing_loaded(dind: Dind) -> None:
     assert dind.warnings == []
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> None:
     twin = home.start(engine, home.volume(engine, 8192))

@@ -130,6 +130,22 @@ def test_a_witness_dies_with_its_daemon_and_the_lease_is_free(parent: Child, tmp
     assert not (tmp_path / "late").exists()
 
 
+def start_without_pool(data_root: str, address: str) -> None:
+    """What boot does in direct mode, on a machine so busy that dockerd is executed before the witness has begun."""
+    witness._enter_own_namespace = lambda: time.sleep(0.2)
+    held = lease.acquire(data_root, Holder("", "parent", time.time()), 0, lambda _: None)
+    state.write_state(held.directory_fd, held.state_name, {"engine": "28.5.2", "ready_at": None}, None)
+    witness.fork(held, [address], time.monotonic(), close=[], late=lambda: None, log=Log(level=Level.ERROR))
+    os.execv("/bin/sleep", ["sleep", "60"])
+
+
+def test_a_witness_that_nobody_waits_for_notes_it_down_all_the_same(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.up.set()
+    with child(partial(start_without_pool, str(tmp_path / "root"), f"unix://{daemon.path}")):
+        wait_until(lambda: (tmp_path / "root/.cachedind").exists(), what="the lease")
+        wait_until(lambda: noted(tmp_path / "root").get("ready_at"), what="the note", timeout_s=10)
+
+
 def test_a_daemon_that_comes_up_is_noted_and_the_lease_is_its_own_then(
     parent: Child, daemon: Daemon, tmp_path: Path
 ) -> None:

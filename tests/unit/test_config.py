@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cachedind.config import (
     KEPT_KINDS,
@@ -418,3 +420,25 @@ def test_the_table_in_the_documentation_is_the_generated_one() -> None:
     found = re.search(r"<!-- variables -->\n+(.*?)\n*<!-- /variables -->", page, re.DOTALL)
     assert found, f"{ENVIRONMENT_PAGE.name} has no table between <!-- variables --> and <!-- /variables -->"
     assert found[1].strip() == markdown_table().strip()
+
+
+NAMES = [f"CACHEDIND_{variable.name}" for variable in VARIABLES] + [
+    *("DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_TLS_SAN", "DOCKER_DRIVER", "DOCKER_IPTABLES_LEGACY", "PATH"),
+    *("CI_PROJECT_PATH", "CACHEDIND_PORT", "CACHEDIND_STORAGE"),
+]
+# What a process can have: no NUL, and bytes that are no UTF-8 as surrogates.
+VALUES = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40)
+VALUES |= st.sampled_from(["1", "0", "auto", "none", "10GB", "-1", "1e999", "0x10", "٣", "ro", "vfs", "\udcff", " "])
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES))
+def test_any_environment_is_settings_or_one_complaint(environ: dict[str, str]) -> None:
+    settings, complaint = None, ""
+    try:
+        settings = load(environ)
+    except SettingsError as error:
+        complaint = error.cause.split(" also needs ")[0]
+    assert all(name in environ for name in re.findall(r"(CACHEDIND_\w+)=", complaint))
+    if settings is not None:
+        assert settings.lock_timeout_s >= 0
+        assert settings.key not in settings.fallback_keys

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
     ),
-    frozenset({"lease", "dataroot", "facts", "tls_child", "pruning"}),
+    frozenset({"lease", "dataroot", "facts", "tls_child", "pruning", "pool_clock"}),
     frozenset({"decision", "summary", "pool", "seed_progress"}),
     frozenset({"slots", "maintenance", "seed_run", "mending"}),
     frozenset({"golden", "witness", "seeding"}),

@@ -128,3 +128,14 @@ def test_strict_turns_a_degradation_into_the_end_of_the_start(pipe: Pipe) -> Non
     assert "overlay2 does not work" in caught.value.cause
     Log(strict=True, fd=pipe.fd).warn("a warning is none")
     assert pipe.read() == "cachedind: warning: a warning is none\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "JSON"])
+def test_credentials_in_an_address_are_not_said(pipe: Pipe, as_json: bool) -> None:
+    log = Log(fd=pipe.fd, as_json=as_json)
+    log.info("dockerd --registry-mirror=https://user:se:cret@mirror.example/a@b http://token@host", url="tcp://u:se@h")
+    said = pipe.read()
+    assert "https://***@mirror.example/a@b http://***@host" in said
+    assert "se:cret" not in said
+    assert "token" not in said
+    assert ("tcp://***@h" in said) == as_json

@@ -19,7 +19,11 @@ class Nothing(NamedTuple):
 
 
 def image(layers: str, *names: str, config: str = "") -> SeedImage:
-    parts = tuple(Layer(f"sha256:{layer}", None, "", Nothing()) for layer in layers)  # type: ignore[arg-type]
+    """A layer is a letter; capital ones are large."""
+    parts = tuple(
+        Layer(f"sha256:{layer}", None, "", Nothing(1000 if layer.isupper() else 1))  # type: ignore[arg-type]
+        for layer in layers
+    )
     return SeedImage(tuple(f"docker.io/library/{name}:1" for name in names), b"", f"sha256:{config or layers}", parts)
 
 
@@ -37,7 +41,9 @@ def has(*chains: str) -> object:
     [
         ((), (), 0, {0, 1}),
         (("b",), (), 0, {1}),
-        (("b", "bx"), (), 0, set()),
+        # What has to bring nothing can wait.
+        (("b", "bx"), (), 1, {1}),
+        (("b", "bx", "by", "z"), (), 0, set()),
         # Somebody brings the base at this moment: only what does not need it can begin.
         ((), ("b",), 2, {0}),
         ((), ("b", "z"), None, set()),
@@ -50,6 +56,21 @@ def test_what_comes_next(store: tuple[str, ...], coming: tuple[str, ...], number
     parts = frozenset(part for chain in coming for part in job(chain).parts[-1:])
     chosen = choose(waiting, has(*store), parts)  # type: ignore[arg-type]
     assert chosen == (None if number is None else (waiting[number], frozenset(send)))
+
+
+def test_what_others_wait_for_comes_quickly_and_of_the_rest_the_largest_first() -> None:
+    waiting = [job("z"), job("bX"), job("by"), job("bcD"), job("bce"), job("Z")]
+    order = []
+    store: set[str] = set()
+    while waiting:
+        chosen = choose(waiting, has(*store), frozenset())  # type: ignore[arg-type]
+        assert chosen is not None
+        waiting.remove(chosen[0])
+        layers = "".join(layer.diff_id[7:] for layer in chosen[0].image.layers)
+        store |= {layers[: number + 1] for number in range(len(layers))}
+        order.append(layers)
+    # b, which four wait for; c, which two wait for; then the large ones.
+    assert order == ["by", "bce", "bX", "bcD", "Z", "z"]
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -1,0 +1,32 @@
+"""The host's power fails amid a build: afterwards there is a daemon, and nothing wrong in its cache.
+
+`scripts/chaos --power-loss` does the same fifty times.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.pools import HOMES, Home
+from helpers.powerloss import Ordeal
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine
+
+LOSSES = 3
+
+
+@pytest.mark.parametrize("home", HOMES, ids=str)
+@pytest.mark.parametrize("place", ["pool", "data-root"])
+def test_after_a_loss_of_power(engine: Engine, home: Home, place: str) -> None:
+    seed = random.randrange(2**32)
+    print(f"random seed: {seed}")
+    ordeal = Ordeal(engine, home, pooled=place == "pool", dice=random.Random(seed))
+    for _ in range(LOSSES):
+        ordeal.suffer()
+    ordeal.close()
+    print(dict(ordeal.counts))
+    assert ordeal.counts["before: CACHED"] > 0, "the cache was lost each time"

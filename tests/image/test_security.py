@@ -1,0 +1,115 @@
+"""What a job that was root in a data-root has planted there leads nowhere; and what is secret is in no log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.flavours import Flavour
+from helpers.pools import Home
+from helpers.seeds import Shelf, docker_archive, small_image
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine
+
+BTRFS = Home("btrfs", Flavour("forky", "graphdriver"))
+# Everything that a start itself opens, makes, moves or removes in a data-root, each in the way of the others' parents.
+PLANTED = (
+    ".cachedind",
+    ".cachedind/state.json",
+    ".cachedind/state.json.new",
+    ".cachedind/lock",
+    ".cachedind/seeds.json",
+    ".cachedind/seeds.json.new",
+    ".cachedind/image-uses.json.new",
+    ".cachedind/good",
+    ".cachedind/aside",
+    ".cachedind/spool",
+    "buildkit",
+    "buildkit/cache.db",
+    "buildkit/metadata_v2.db",
+    "buildkit/containerdmeta.db",
+    "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db",
+    "containers",
+    "containers/planted",
+    "engine-id",
+    "image",
+    "image/overlay2/repositories.json",
+    "network",
+    "network/files/local-kv.db",
+    "overlay2",
+    "overlay2/.cachedind-probe",
+    "swarm",
+    "volumes",
+    "volumes/planted",
+)
+PLANT = """
+cd /var/lib/docker
+mkdir -p "$(dirname "$1")"
+rm -rf "./$1"
+ln -s "$2" "./$1"
+"""
+VICTIM = {"bind": "/victim", "mode": "rw"}
+MAKE_VICTIM = """
+cd /volume
+mkdir -p directory/planted directory/files
+for name in file directory/file directory/planted/file directory/files/local-kv.db; do echo mine >$name; done
+"""
+LOOK = "cd /volume; find . -printf '%p %y %m %s %n %T@ %C@\\n' | sort; find . -type f | sort | xargs sha256sum"
+
+
+@pytest.mark.parametrize("place", ["pool", "data-root"])
+def test_no_link_leads_a_start_outside(engine: Engine, place: str) -> None:
+    victim, volume = engine.volume(), BTRFS.volume(engine)
+    engine.in_volume(victim, MAKE_VICTIM)
+    before = engine.in_volume(victim, LOOK)
+    shelf = Shelf(engine)
+    shelf.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
+    volumes = {victim.name: VICTIM, **shelf.mount}
+    where = {"pool" if place == "pool" else "volume": volume}
+    for planted in PLANTED:
+        for target in ("/victim/directory", "/victim/file"):
+            job = engine.dind("forky", volumes=volumes, **where)
+            job.wait_ready()
+            job.exec("sh", "-euc", PLANT, "sh", planted, target)
+            job.kill()
+            job.remove()
+            # What the engine makes of links is its own business: it does not come to that.
+            env = {"CACHEDIND_KILL_AT": "hide.unmounted"} if place == "pool" else {"PATH": "/sbin:/nowhere"}
+            start = engine.dind("forky", volumes=volumes, env=env, **where)
+            start.wait_exit()
+            assert "Traceback" not in start.log(), f"{planted} -> {target}: {start.log()}"
+            start.remove()
+            assert engine.in_volume(victim, LOOK) == before, f"{planted} -> {target}: {start.describe()}"
+            for dind in (job, start):
+                engine.dinds.remove(dind)
+
+
+SECRET = "hunter2-in-no-log"
+
+
+def test_no_secret_is_in_a_log(engine: Engine) -> None:
+    pool = BTRFS.volume(engine)
+    env = {
+        "HTTP_PROXY": f"http://user:{SECRET}@127.0.0.1:9",
+        "https_proxy": f"http://user:{SECRET}@127.0.0.1:9",
+        "NO_PROXY": "*",
+        "REGISTRY_PASSWORD": SECRET,
+        "CACHEDIND_LOG_LEVEL": "debug",
+    }
+    arguments = [f"--registry-mirror=https://user:{SECRET}@127.0.0.1:9", "--label", "x=1"]
+    first = engine.dind("forky", pool=pool, env=env, args=arguments)
+    first.wait_ready()
+    first.load_base()
+    # Left over: the next start has a private daemon remove it.
+    first.docker("run", "--network=none", "base:latest", "true")
+    first.kill()
+    second = engine.dind("forky", pool=pool, env=env, args=arguments)
+    second.wait_ready()
+    assert second.exec("cachedind", "doctor").status == 0
+    for dind in (first, second):
+        assert dind.messages
+        assert not [line for line in dind.messages if SECRET in line]
+    assert SECRET not in second.exec("cachedind", "doctor", "--json").output
+    assert SECRET not in second.sh("cat /run/cachedind/* 2>/dev/null || true")
