@@ -36,6 +36,9 @@ _BRANCH = struct.Struct("=IIQ")
 _BUCKET = struct.Struct("=QQ")
 _BRANCH_PAGE = 0x01
 _LEAF_PAGE = 0x02
+_FREE_LIST_PAGE = 0x10
+_NO_FREE_LIST = 0xFFFFFFFFFFFFFFFF
+"""Of a file that was opened with NoFreelistSync: the list is made anew each time."""
 _BUCKET_ELEMENT = 0x01
 _MAX_DEPTH = 32
 _PAGE_SIZES = tuple(1 << power for power in range(10, 17))
@@ -46,13 +49,15 @@ class Meta(NamedTuple):
     """What the meta page in force says.
 
     `number` is the page it stands on (0 or 1), `pages` the high-water mark: pages from there on are not in use.
-    `size_bytes` is the file's real size.
+    `free_list` is the page with the list of those that are free, None where the file has no such list. `size_bytes` is
+    the file's real size.
     """
 
     number: int
     txid: int
     page_size: int
     root: int
+    free_list: int | None
     pages: int
     size_bytes: int
     other_valid: bool
@@ -86,11 +91,31 @@ def parse(raw: bytes, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
 
 
 def check_meta(fd: int) -> Meta:
-    """Which meta page is in force, and whether the file is as long as it says (`Meta.is_complete`). Reads two pages.
+    """Which meta page is in force, and whether the file is as long as it says (`Meta.is_complete`). If it is, the two
+    pages that bbolt reads of it when it opens it are what they should be: it panics of others.
 
-    Raises ValueError when neither can be read, OSError when the file cannot be.
+    Reads the heads of four pages. Raises ValueError, and OSError when the file cannot be read.
     """
-    return find_meta(lambda size, offset: os.pread(fd, size, offset), os.fstat(fd).st_size)
+
+    def read(size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    meta = find_meta(read, os.fstat(fd).st_size)
+    if meta.is_complete:
+        _check_head(read, meta, meta.root, (_BRANCH_PAGE, _LEAF_PAGE))
+        if meta.free_list is not None:
+            _check_head(read, meta, meta.free_list, (_FREE_LIST_PAGE,))
+    return meta
+
+
+def _check_head(read: Read, meta: Meta, number: int, kinds: tuple[int, ...]) -> None:
+    if not 2 <= number < meta.pages:
+        raise ValueError(f"page {number} is not among the {meta.pages} pages")
+    own_number, kind, _, overflow = _PAGE.unpack(read(_PAGE.size, number * meta.page_size))
+    if own_number != number or kind not in kinds:
+        raise ValueError(f"page {number} calls itself {own_number} (flags {kind:#x})")
+    if number + overflow >= meta.pages:
+        raise ValueError(f"page {number} overflows the file")
 
 
 def find_meta(read: Read, size_bytes: int) -> Meta:
@@ -105,21 +130,23 @@ def find_meta(read: Read, size_bytes: int) -> Meta:
     valid = [meta for meta in (first, second) if meta is not None]
     if not valid:
         raise ValueError("neither meta page is valid")
-    number, txid, page_size, root, pages = max(valid, key=lambda meta: meta[1])
-    return Meta(number, txid, page_size, root, pages, size_bytes, len(valid) == 2)
+    number, txid, page_size, root, free_list, pages = max(valid, key=lambda meta: meta[1])
+    known = None if free_list == _NO_FREE_LIST else free_list
+    return Meta(number, txid, page_size, root, known, pages, size_bytes, len(valid) == 2)
 
 
-def _read_meta(read: Read, number: int, page_size: int) -> tuple[int, int, int, int, int] | None:
-    """Page number, transaction id, page size, root page and high-water mark of a meta page; None for an invalid one."""
+def _read_meta(read: Read, number: int, page_size: int) -> tuple[int, int, int, int, int, int] | None:
+    """Page number, transaction id, page size, root page, page of the free ones and high-water mark of a meta page; None
+    for an invalid one."""
     raw = read(_META.size, number * page_size + _PAGE.size)
     if len(raw) < _META.size:
         return None
-    magic, version, found_size, _, root, _, _, pages, txid, checksum = _META.unpack(raw)
+    magic, version, found_size, _, root, _, free_list, pages, txid, checksum = _META.unpack(raw)
     if (magic, version, checksum) != (_MAGIC, _VERSION, _fnv64a(raw[:-8])):
         return None
     if found_size not in _PAGE_SIZES or (number and found_size != page_size):
         return None
-    return number, txid, found_size, root, pages
+    return number, txid, found_size, root, free_list, pages
 
 
 def _fnv64a(raw: bytes) -> int:

@@ -80,7 +80,8 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
     from cachedind import build_cache
 
     pool_bytes = None if home.tenancy is None else home.place.total_bytes
-    limit = build_cache.plan_limit(settings.cache_max_bytes, pool_bytes, facts.read_engine_version(settings.path))
+    wanted_bytes = settings.cache_max_bytes if home.cache_max_bytes is None else home.cache_max_bytes
+    limit = build_cache.plan_limit(wanted_bytes, pool_bytes, facts.read_engine_version(settings.path))
     final = daemon_config.plan_daemon(daemon, home.storage, plan, MERGED_CONFIG, cache_limit=limit)
     for degradation in final.degradations:
         log.degraded(degradation)

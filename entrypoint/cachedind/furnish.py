@@ -45,7 +45,7 @@ class Site(NamedTuple):
 
 class Home(NamedTuple):
     """A leased data-root and what was decided for it. `seeded` counts the images that this start put in, `bad` are the
-    seeds that are not there."""
+    seeds that are not there, `cache_max_bytes` is what the build cache has to be kept to in any case."""
 
     lease: Lease
     tenancy: Tenancy | None
@@ -53,6 +53,7 @@ class Home(NamedTuple):
     storage: StoragePlan
     seeded: int = 0
     bad: tuple[BadSeed, ...] = ()
+    cache_max_bytes: int | None = None
 
 
 class Seeds(NamedTuple):
@@ -239,10 +240,11 @@ def clean(site: Site, home: Home) -> Home:
 
     for moves in range(1, _MAX_MOVES + 2):
         tenancy = home.tenancy
-        if tenancy is None or pool_start.clean(
-            site.settings, site.environ, home.storage, home.lease, tenancy, site.log
-        ):
+        if tenancy is None:
             break
+        cleaned = pool_start.clean(site.settings, site.environ, home.storage, home.lease, tenancy, site.log)
+        if cleaned is not None:
+            return home._replace(cache_max_bytes=cleaned.cache_limit_bytes)
         home = _move_elsewhere(site, home, "the last job's leftovers could not be removed from it", moves)
     return home
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import docker
 
     from cachedind.log import Log
-    from cachedind.model import StoragePlan
+    from cachedind.model import ImageStore, StoragePlan
     from cachedind.trace import Trace
 
 CONTAINERS, NETWORKS, VOLUMES = "containers", "networks", "volumes"
@@ -74,11 +74,15 @@ class Pruning(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """What was removed, what the daemon did not know, and sentences about what did not go as it should."""
+    """What was removed, what the daemon did not know, and sentences about what did not go as it should.
+
+    `cache_limit_bytes` is what the job's own daemon shall keep the build cache to this time, None for the usual.
+    """
 
     removed: Leftovers
     unknown: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
+    cache_limit_bytes: int | None = None
 
 
 # ---- looking, without a daemon --------------------------------------------------------------------------------------
@@ -226,7 +230,8 @@ def maintain(
         cleaned = clean(client, leftovers, keep, deadline=deadline)
         trace.reach("maintain.cleaned")
         if wanted is not None:
-            _prune(client, data_root, wanted, deadline, log)
+            limit = _prune(client, data_root, storage.store, wanted, deadline, log)
+            cleaned = cleaned._replace(cache_limit_bytes=limit)
             trace.reach("maintain.pruned")
     told += cleaned.problems
     still_there = find_leftovers(data_root, keep).containers
@@ -251,7 +256,10 @@ def _note_uses(data_root: str, containers: Iterable[str]) -> None:
             pruning.note_uses(root_fd, used, time.time())
 
 
-def _prune(client: docker.DockerClient, data_root: str, wanted: Pruning, deadline: float, log: Log) -> None:
+def _prune(
+    client: docker.DockerClient, data_root: str, store: ImageStore, wanted: Pruning, deadline: float, log: Log
+) -> int | None:
+    """Returns what is left to the job's own daemon to keep the build cache to."""
     from docker.errors import DockerException
     from requests import RequestException
 
@@ -260,17 +268,24 @@ def _prune(client: docker.DockerClient, data_root: str, wanted: Pruning, deadlin
         uses = pruning.read_uses(root_fd)
     try:
         pruned = pruning.prune(
-            client, wanted.wanted_bytes, wanted.cache_limit_bytes, uses=uses, seeded=wanted.seeded, deadline=deadline
+            client,
+            wanted.wanted_bytes,
+            wanted.cache_limit_bytes,
+            store=store,
+            uses=uses,
+            seeded=wanted.seeded,
+            deadline=deadline,
         )
     except (DockerException, RequestException) as error:
         log.warn(f"the pool is over its budget, and this slot could not be pruned: {error}")
-        return
+        return None
     log.warn(
         f"the pool was {wanted.wanted_bytes / 1e6:.0f} MB over its budget with nothing left to evict: removed "
         f"{pruned}; give it more room (CACHEDIND_POOL_MAX_SIZE), or limit the build cache (CACHEDIND_CACHE_MAX_SIZE)"
     )
     for problem in pruned.problems:
         log.warn(f"pruning: {problem}")
+    return pruned.cache_limit_bytes
 
 
 def clean(client: docker.DockerClient, leftovers: Leftovers, keep: frozenset[str], *, deadline: float) -> Cleaned:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
     from cachedind.log import Log
-    from cachedind.maintenance import Pruning
+    from cachedind.maintenance import Cleaned, Pruning
     from cachedind.model import StoragePlan
     from cachedind.pool import Pool
     from cachedind.seed_plan import Plan
@@ -143,20 +143,20 @@ def _leave(home: Pool | None) -> None:
 
 def clean(
     settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, tenancy: Tenancy, log: Log
-) -> bool:
+) -> Cleaned | None:
     """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
     pool is over its budget with nothing left to evict, the slot is pruned too.
 
-    False when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
+    None when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind import maintenance
 
     leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
     wanted = None if settings.read_only else _wanted_pruning(settings, lease, tenancy)
     if not leftovers and wanted is None:
-        return True
+        return maintenance.Cleaned(leftovers)
     try:
-        maintenance.maintain(
+        cleaned = maintenance.maintain(
             lease.data_root,
             storage,
             leftovers,
@@ -169,12 +169,12 @@ def clean(
         )
     except MaintenanceError as error:
         log.warn(f"{error.cause}; {error.hint}")
-        return False
+        return None
     try:
         pool_lease.promote_cleaned(tenancy)
     except (OSError, PoolUnusableError) as error:
         log.warn(f"the golden keeps the last job's leftovers ({error}); each clone of it is cleaned by itself")
-    return True
+    return cleaned
 
 
 def _wanted_pruning(settings: Config, lease: Lease, tenancy: Tenancy) -> Pruning | None:

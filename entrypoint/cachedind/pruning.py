@@ -4,7 +4,8 @@ The upkeep notes down in the pool how much is too much; the next start that find
 pruned by a private daemon, before its state becomes the golden:
 
     first    build cache above the limit that builder.gc keeps it to
-    then     images, those first that were used longest ago; none that seeds brought, nor one that a container has
+    then     images, those first that were used longest ago, and those last that others are built on, which free little;
+             none that seeds brought, nor one that a container has
     last     more of the build cache, the least recently used first: what those images had shared with it comes there
 
 An image's last use is the last time that it got a tag, which pulling, loading and building do, or that maintenance
@@ -20,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import beneath, state
+from cachedind.model import ImageStore
 from cachedind.private_daemon import whole_seconds_left
 
 if TYPE_CHECKING:
@@ -33,14 +35,17 @@ USES_NAME = "image-uses.json"
 """In <data-root>/.cachedind, so that clones have it too."""
 MAX_USES = 500
 _MAX_USES_BYTES = 1 << 20
+_LEAST_CACHE_BYTES = 1 << 20
+"""A limit of nothing would be none to some engines."""
 
 
 class StoredImage(NamedTuple):
-    """An image of a data-root. `unique_bytes` is what its removal frees, as the engine counts; `last_used` in seconds
-    since the epoch, 0 where nobody knows; `spared`: it is not to go."""
+    """An image of a data-root. `unique_bytes` is what its removal frees of its `size_bytes`, as the engine counts;
+    `last_used` in seconds since the epoch, 0 where nobody knows; `spared`: it is not to go."""
 
     id: str
     name: str
+    size_bytes: int
     unique_bytes: int
     last_used: float
     spared: bool
@@ -60,16 +65,22 @@ class Inventory(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What was removed: images by name, bytes of build cache; and sentences about what did not go as it should."""
+    """What was removed: images by name, bytes of build cache; and sentences about what did not go as it should.
+
+    `cache_limit_bytes` is what the build cache shall be kept to by the job's own daemon, where this one left it alone.
+    """
 
     images: tuple[str, ...]
     cache_bytes: int
     problems: tuple[str, ...]
+    cache_limit_bytes: int | None = None
 
     def __str__(self) -> str:
         count = len(self.images)
         shown = ", ".join(self.images[:3]) + ", …" * (count > 3)
         images = f"{count} image{'s' if count > 1 else ''} ({shown})" if count else "no image"
+        if self.cache_limit_bytes is not None:
+            return f"{images}; the build cache is kept to {self.cache_limit_bytes / 1e6:.0f} MB this time"
         return f"{images} and {self.cache_bytes / 1e6:.0f} MB of build cache"
 
 
@@ -77,13 +88,17 @@ def plan_images(found: Inventory, wanted_bytes: int, limit_bytes: int | None) ->
     """Which images to remove so that `wanted_bytes` are free, when the build cache keeps to its limit. Pure."""
     lacking = wanted_bytes - (found.cache_bytes - _kept_cache_bytes(found, limit_bytes))
     going = []
-    for image in sorted(found.images, key=lambda image: (image.last_used, image.name, image.id)):
+    for image in sorted(found.images, key=_order):
         if lacking <= 0:
             break
         if not image.spared and image.unique_bytes > 0:
             going.append(image)
             lacking -= image.unique_bytes
     return tuple(going)
+
+
+def _order(image: StoredImage) -> tuple[bool, float, str, str]:
+    return image.unique_bytes * 2 < image.size_bytes, image.last_used, image.name, image.id
 
 
 def plan_cache(before: Inventory, now: Inventory, wanted_bytes: int, limit_bytes: int | None) -> int | None:
@@ -159,11 +174,15 @@ def prune(
     wanted_bytes: int,
     limit_bytes: int | None,
     *,
+    store: ImageStore,
     uses: Mapping[str, float],
     seeded: Iterable[str],
     deadline: float,
 ) -> Pruned:
     """Free `wanted_bytes`, or what can be freed of that until `deadline` (of time.monotonic()).
+
+    With the containerd store the build cache is left to the engine's own collector: `docker builder prune` drops all
+    its keys there, also of what it keeps, so that nothing is CACHED any longer (seen with 28.5).
 
     `limit_bytes` is the build cache's own limit. `uses` tells last uses by image id, `seeded` the names that seeds
     brought. Raises DockerException, requests.RequestException.
@@ -173,6 +192,8 @@ def prune(
     names, problems = _remove_images(client, plan_images(before, wanted_bytes, limit_bytes), deadline)
     now = look(client, uses, spared)
     keep = plan_cache(before, now, wanted_bytes, limit_bytes)
+    if store is ImageStore.CONTAINERD:
+        return Pruned(tuple(names), 0, tuple(problems), None if keep is None else max(keep, _LEAST_CACHE_BYTES))
     freed = 0
     if keep is not None and time.monotonic() < deadline:
         client.api.timeout = whole_seconds_left(deadline)
@@ -189,11 +210,13 @@ def look(client: docker.DockerClient, uses: Mapping[str, float], seeded: frozens
     for entry in usage.get("Images") or ():
         identity, names = str(entry["Id"]), list(entry.get("RepoTags") or ())
         metadata = client.images.get(identity).attrs.get("Metadata") or {}
+        size = int(entry.get("Size") or 0)
         images.append(
             StoredImage(
                 identity,
                 names[0] if names else identity[:19],
-                max(0, int(entry.get("Size") or 0) - max(0, int(entry.get("SharedSize") or 0))),
+                size,
+                max(0, size - max(0, int(entry.get("SharedSize") or 0))),
                 max(parse_time(str(metadata.get("LastTagTime"))), uses.get(identity, 0.0)),
                 identity in busy or not seeded.isdisjoint(names),
             )

@@ -205,7 +205,8 @@ def read_usage(home: Pool, entries: list[Entry]) -> Usage:
 def survey(home: Pool, *, sizes: bool, now: float) -> list[Entry]:
     """Everything that could be evicted, in all keys. `sizes` measures, which takes a system call or two for each file.
 
-    Data that goldens and slots share is counted once, with the first of them: it is what the removal of all would free.
+    Data that a key's goldens and slots share is counted once: with the one that goes last, which is a slot in use where
+    there is one, and else the golden.
     """
     found: list[Entry] = []
     for key_name in sorted(pool.names_in(home.keys_fd)):
@@ -215,17 +216,20 @@ def survey(home: Pool, *, sizes: bool, now: float) -> list[Entry]:
         try:
             candidates, _ = slots.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-            shared_counted = False
-            for candidate in candidates:
-                size = 0
-                if sizes:
-                    measured = measure(key_fd, candidate.name)
-                    size = measured.unique_bytes + (0 if shared_counted else measured.shared_bytes)
-                    shared_counted = True
-                found.append(_entry(key_fd, key_name, candidate, goldens, size, now))
+            entries = [_entry(key_fd, key_name, candidate, goldens, now) for candidate in candidates]
+            found += _with_sizes(key_fd, entries) if sizes else entries
         finally:
             os.close(key_fd)
     return found
+
+
+def _with_sizes(key_fd: int, entries: list[Entry]) -> list[Entry]:
+    measured = [measure(key_fd, entry.name) for entry in entries]
+    last = next((number for number, entry in enumerate(entries) if entry.held), 0)
+    return [
+        entry._replace(unique_bytes=size.unique_bytes + (size.shared_bytes if number == last else 0))
+        for number, (entry, size) in enumerate(zip(entries, measured, strict=True))
+    ]
 
 
 def measure(key_fd: int, name: str) -> clone.Sizes:
@@ -249,7 +253,7 @@ def measure(key_fd: int, name: str) -> clone.Sizes:
 _KINDS = {"golden": EntryKind.GOLDEN, "golden.previous": EntryKind.PREVIOUS}
 
 
-def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candidate], size: int, now: float) -> Entry:
+def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candidate], now: float) -> Entry:
     found = candidate.state
     is_slot = candidate.kind is Kind.SLOT
     held, holder = slots.look(key_fd, candidate.name) if is_slot else (False, None)
@@ -262,7 +266,7 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
         superseded=is_slot and not held and slots.superseded(found, goldens),
         trusted=found.is_trusted(procfs.read_boot_id()),
         last_used=used,
-        unique_bytes=size,
+        unique_bytes=0,
     )
 
 

@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from helpers.builds import Project
-from helpers.pools import Home, big_project, used_bytes
+from helpers.pools import Home, big_project
 from helpers.seeds import Shelf, docker_archive, images, small_image
 from helpers.waiting import wait_until
 
@@ -26,6 +26,13 @@ def build(dind: Dind, tag: str) -> Project:
     return project
 
 
+def slot_bytes(dind: Dind) -> int:
+    """How large the data of the only slot is."""
+    dind.sh("sync -f /var/lib/docker")
+    rows = json.loads(dind.exec("cachedind", "ls", "--json").stdout)["entries"]
+    return sum(int(row["unique_bytes"]) + int(row["shared_bytes"]) for row in rows if row["here"])
+
+
 def noted_bytes(dind: Dind) -> int:
     """What the upkeep says that the pool has too much; it runs when the daemon has answered."""
     script = "nsenter --mount=/run/cachedind/pool.mnt cat /cachedind/over-budget.json 2>/dev/null || true"
@@ -41,7 +48,7 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     first = home.start(engine, pool, volumes=shelf.mount)
     first.load_base()
     used, _, recent = (build(first, tag) for tag in ("used", "unused", "recent"))
-    before = used_bytes(first)
+    before = slot_bytes(first)
     # Left over, and so seen by the next start's maintenance: its image was used.
     first.docker("run", "--network=none", used.tag, "true")
     first.kill()
@@ -53,18 +60,22 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     second.kill()
 
     third = home.start(engine, pool, volumes=shelf.mount, env=limits)
-    assert images(third) == {"base:latest", "seed:1", used.tag, recent.tag}
+    kept = {"base:latest", "seed:1", used.tag, recent.tag}
+    assert images(third) == kept
     [warning] = [line for line in third.warnings if "over its budget" in line]
     assert "unused:latest" in warning
     assert third.build(used).uncached == []
     assert third.build(recent).uncached == []
-    wait_until(lambda: used_bytes(third) < before - IMAGE_MB * 10**6 * 9 // 10, what="the pool to be smaller")
+    # With containerd it is up to the engine's collector.
+    wait_until(
+        lambda: slot_bytes(third) < before - IMAGE_MB * 10**6 * 9 // 10, what="the slot to be smaller", timeout_s=75
+    )
     wait_until(lambda: noted_bytes(third) == 0, what="the note to be gone")
     third.kill()
 
     fourth = home.start(engine, pool, volumes=shelf.mount, env=limits)
     assert not [line for line in fourth.warnings if "over its budget" in line]
-    assert images(fourth) == {"base:latest", "seed:1", used.tag, recent.tag}
+    assert images(fourth) == kept
     assert fourth.build(recent).uncached == []
 
 
@@ -74,13 +85,19 @@ def test_a_start_that_is_killed_amid_pruning_costs_nothing_more(engine: Engine, 
     first = home.start(engine, pool)
     for tag in ("one", "two", "three"):
         project = build(first, tag)
-    limits = {"CACHEDIND_POOL_MAX_SIZE": f"{used_bytes(first) - IMAGE_MB * 10**6 // 2}"}
+    limits = {"CACHEDIND_POOL_MAX_SIZE": f"{slot_bytes(first) - IMAGE_MB * 10**6 // 2}"}
     first.kill()
     second = home.start(engine, pool, env=limits)
     wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
     second.kill()
     killed = home.start(engine, pool, ready=False, env={**limits, "CACHEDIND_KILL_AT": "maintain.pruned"})
     assert killed.wait_exit() == 137
+    # It is not known to have come up, so the golden of before is cloned.
+    clone = home.start(engine, pool, env=limits)
+    assert clone.build(project).uncached == []
+    assert "one:latest" in images(clone)
+    wait_until(lambda: noted_bytes(clone) > 0, what="the upkeep to tell of too much again", timeout_s=60)
+    clone.kill()
     last = home.start(engine, pool, env=limits)
     assert last.build(project).uncached == []
     assert "one:latest" not in images(last)

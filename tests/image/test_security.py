@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.estates import Visitor
 from helpers.flavours import Flavour
 from helpers.pools import Home
 from helpers.seeds import Shelf, docker_archive, small_image
@@ -44,11 +45,24 @@ PLANTED = (
     "volumes",
     "volumes/planted",
 )
+# A start that does not come up leaves more than one slot.
 PLANT = """
-cd /var/lib/docker
-mkdir -p "$(dirname "$1")"
-rm -rf "./$1"
-ln -s "$2" "./$1"
+for data in DATA; do
+  cd "$data"
+  if [ -L "$(dirname NAME)" ] || [ -f "$(dirname NAME)" ]; then continue; fi
+  mkdir -p "$(dirname NAME)"
+  if [ -e NAME ]; then mv NAME "/volume/moved-$(echo "$data" | tr / _)"; fi
+  ln -s TARGET NAME
+done
+"""
+REMOVE = """
+for data in DATA; do
+  cd "$data"
+  if [ -L NAME ]; then rm NAME; fi
+  moved="/volume/moved-$(echo "$data" | tr / _)"
+  if [ -e "$moved" ] && [ ! -e NAME ]; then mv "$moved" NAME; fi
+  rm -rf "$moved"
+done
 """
 VICTIM = {"bind": "/victim", "mode": "rw"}
 MAKE_VICTIM = """
@@ -68,22 +82,35 @@ def test_no_link_leads_a_start_outside(engine: Engine, place: str) -> None:
     shelf.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
     volumes = {victim.name: VICTIM, **shelf.mount}
     where = {"pool" if place == "pool" else "volume": volume}
-    for planted in PLANTED:
+    visitor = Visitor(engine, volume)
+    first = engine.dind("forky", volumes=volumes, **where)
+    first.wait_ready()
+    first.load_base()
+    first.kill()
+
+    def run(script: str, name: str, target: str = "") -> None:
+        data = "/volume/keys/default/slots/*/data" if place == "pool" else "/volume"
+        visitor.sh(script.replace("DATA", data).replace("NAME", name).replace("TARGET", target))
+
+    # A start that never comes to a daemon makes the next one prove a data-root by one, which follows links: a pool has
+    # other slots for that.
+    names = PLANTED if place == "pool" else [name for name in PLANTED if name.startswith(".cachedind")]
+    for name in names:
         for target in ("/victim/directory", "/victim/file"):
-            job = engine.dind("forky", volumes=volumes, **where)
-            job.wait_ready()
-            job.exec("sh", "-euc", PLANT, "sh", planted, target)
-            job.kill()
-            job.remove()
-            # What the engine makes of links is its own business: it does not come to that.
-            env = {"CACHEDIND_KILL_AT": "hide.unmounted"} if place == "pool" else {"PATH": "/sbin:/nowhere"}
-            start = engine.dind("forky", volumes=volumes, env=env, **where)
-            start.wait_exit()
-            assert "Traceback" not in start.log(), f"{planted} -> {target}: {start.log()}"
+            run(PLANT, name, target)
+            # What the engine makes of links is its own business: this one ends when it has looked at its arguments.
+            start = engine.dind("forky", volumes=volumes, args=["--log-level=none-such"], **where)
+            status = start.wait_exit()
+            log = start.log()
+            assert "Traceback" not in log, f"{name} -> {target}: {log}"
+            if place == "data-root" and name in (".cachedind", ".cachedind/lock"):
+                assert status == 65, f"{name} -> {target}: without its lock nobody may touch a data-root\n{log}"
+            else:
+                assert start.summary is not None, f"{name} -> {target}: {log}"
+            assert engine.in_volume(victim, LOOK) == before, f"{name} -> {target}: {log}"
             start.remove()
-            assert engine.in_volume(victim, LOOK) == before, f"{planted} -> {target}: {start.describe()}"
-            for dind in (job, start):
-                engine.dinds.remove(dind)
+            engine.dinds.remove(start)
+            run(REMOVE, name)
 
 
 SECRET = "hunter2-in-no-log"
@@ -98,7 +125,7 @@ def test_no_secret_is_in_a_log(engine: Engine) -> None:
         "REGISTRY_PASSWORD": SECRET,
         "CACHEDIND_LOG_LEVEL": "debug",
     }
-    arguments = [f"--registry-mirror=https://user:{SECRET}@127.0.0.1:9", "--label", "x=1"]
+    arguments = [f"--http-proxy=http://user:{SECRET}@127.0.0.1:9", "--no-proxy=*"]
     first = engine.dind("forky", pool=pool, env=env, args=arguments)
     first.wait_ready()
     first.load_base()

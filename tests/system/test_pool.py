@@ -164,6 +164,23 @@ def test_throw_aways_are_evicted_and_held_slots_never(open_home: Opener) -> None
     held.slot.close()
 
 
+def test_what_a_slot_in_use_shares_with_its_golden_is_not_freed_with_that(open_home: Opener) -> None:
+    home = open_home("btrfs")
+    tenants.job(home, tenants.order(), "one")
+    first = tenants.take(home, tenants.order())
+    tenants.write(first, "large", "x" * (4 << 20))
+    linux.syncfs(first.slot.data_fd)
+    tenants.begin(first)
+    tenants.come_up(first)
+    first.slot.close()
+    held = tenants.take(home, tenants.order())
+    linux.syncfs(held.slot.data_fd)
+    evicted = upkeep.evict(home, tenants.settings(Path(home.path), POOL_MAX_SIZE="1MB"), time.time())
+    assert "golden" in {eviction.entry.name for eviction in evicted.evictions}
+    assert 2 << 20 < evicted.own_lacking_bytes < 5 << 20
+    held.slot.close()
+
+
 def test_the_newest_state_survives_upkeep(open_home: Opener) -> None:
     home = open_home("btrfs")
     for number in range(4):

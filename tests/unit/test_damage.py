@@ -120,7 +120,8 @@ def test_a_page_deep_in_a_database_is_seen_when_there_is_doubt(root: int, tmp_pa
     build(tmp_path, GRAPH)
     path = tmp_path / "buildkit" / "snapshots.db"
     raw = bytearray(path.read_bytes())
-    raw[2 * 4096 :] = b"\xff" * (len(raw) - 2 * 4096)
+    # The last page but those that are looked at each time: the list of free ones and the root.
+    raw[4 * 4096 :] = b"\xff" * (len(raw) - 4 * 4096)
     path.write_bytes(raw)
     assert damage.find(root, GRAPH, thorough=False) == []
     [found] = damage.find(root, GRAPH, thorough=True)

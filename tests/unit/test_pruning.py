@@ -29,8 +29,8 @@ from cachedind.pruning import (
 MB = 10**6
 
 
-def image(name: str, size_mb: int, used: float, *, spared: bool = False) -> StoredImage:
-    return StoredImage(f"sha256:{name}", name, size_mb * MB, used, spared)
+def image(name: str, unique_mb: int, used: float, *, size_mb: int = 0, spared: bool = False) -> StoredImage:
+    return StoredImage(f"sha256:{name}", name, (size_mb or unique_mb) * MB, unique_mb * MB, used, spared)
 
 
 THREE = (image("new", 100, 30), image("old", 100, 10), image("middle", 100, 20))
@@ -62,6 +62,13 @@ def test_an_image_that_is_spared_or_frees_nothing_stays() -> None:
     assert names(Inventory(images, 200 * MB, 0), 10_000) == ["own"]
 
 
+def test_an_image_that_others_are_built_on_goes_after_those() -> None:
+    base = image("base", 5, 1, size_mb=80)
+    found = Inventory((base, *THREE), 300 * MB, 0)
+    assert names(found, 101) == ["old", "middle"]
+    assert names(found, 301) == ["old", "middle", "new", "base"]
+
+
 def test_build_cache_above_its_limit_goes_before_any_image() -> None:
     found = Inventory(THREE, 300 * MB, 500 * MB)
     assert names(found, 100, limit_mb=400) == []
@@ -83,6 +90,7 @@ stored = st.builds(
     StoredImage,
     st.uuids().map(str),
     st.text(max_size=5),
+    st.just(0),
     st.integers(0, 1000),
     st.floats(0, 1e10),
     st.booleans(),
