@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from cachedind.damage import Loss
 from cachedind.errors import MaintenanceError
 from cachedind.model import ImageStore
 from cachedind.private_daemon import private_daemon
+from cachedind.pruning import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -267,8 +267,8 @@ def forget_recent(api: docker.APIClient, active_at: float) -> int:
     usage = untyped._result(untyped._get(untyped._url("/system/df"), params={"type": "build-cache"}), json=True)
     records = [record for record in usage.get("BuildCache") or () if isinstance(record, dict)]
     images = [(image["Id"], _tagged_at(api, image["Id"])) for image in api.images(all=True)]
-    made = {str(record.get("ID")): _seconds(record.get("CreatedAt")) for record in records}
-    used = [_seconds(record.get("LastUsedAt")) for record in records]
+    made = {str(record.get("ID")): parse_time(record.get("CreatedAt")) for record in records}
+    used = [parse_time(record.get("LastUsedAt")) for record in records]
     newest = max([active_at, *made.values(), *used, *(at for _, at in images)])
     gone = 0
     for image_id, at in images:
@@ -299,21 +299,8 @@ def _forget_records(api: docker.APIClient, names: set[str]) -> int:
 def _tagged_at(api: docker.APIClient, image_id: str) -> float:
     """When it came, or got its last name."""
     with contextlib.suppress(*_docker_errors()):
-        return _seconds((api.inspect_image(image_id).get("Metadata") or {}).get("LastTagTime"))  # type: ignore[no-untyped-call]
+        return parse_time((api.inspect_image(image_id).get("Metadata") or {}).get("LastTagTime"))  # type: ignore[no-untyped-call]
     return 0.0
-
-
-def _seconds(moment: object) -> float:
-    """Since the epoch, of a time of RFC 3339 with nanoseconds; 0 for anything else."""
-    if not isinstance(moment, str):
-        return 0.0
-    from datetime import datetime
-
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", moment)
-    try:
-        return max(0.0, datetime.fromisoformat(match[1] + match[2]).timestamp()) if match else 0.0
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 def _docker_errors() -> tuple[type[Exception], ...]:

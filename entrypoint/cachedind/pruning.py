@@ -217,7 +217,7 @@ def look(client: docker.DockerClient, uses: Mapping[str, float], seeded: frozens
                 names[0] if names else identity[:19],
                 size,
                 max(0, size - max(0, int(entry.get("SharedSize") or 0))),
-                max(parse_time(str(metadata.get("LastTagTime"))), uses.get(identity, 0.0)),
+                max(parse_time(metadata.get("LastTagTime")), uses.get(identity, 0.0)),
                 identity in busy or not seeded.isdisjoint(names),
             )
         )
@@ -247,8 +247,11 @@ def _remove_images(
     return gone, problems
 
 
-def parse_time(text: str) -> float:
-    """RFC 3339 as the engine writes it, with nanoseconds; 0 for what is none, and for Go's zero time."""
+def parse_time(text: object) -> float:
+    """Seconds since the epoch of RFC 3339 as the engine writes it, with nanoseconds; 0 for what is none, and for Go's
+    zero time."""
+    if not isinstance(text, str):
+        return 0.0
     whole, _, rest = text.partition(".")
     zone = rest.lstrip("0123456789") if rest else ""
     try:

@@ -229,14 +229,3 @@ def test_where_a_pool_has_better_nothing_more_is_tried(patient: Patient, monkeyp
     assert not result.fit
     assert result.why == "no daemon came up; it dies"
     assert result.moved == ()
-
-
-@given(st.text() | st.none() | st.integers())
-def test_any_moment_is_a_number(moment: object) -> None:
-    assert mending._seconds(moment) >= 0
-
-
-def test_moments() -> None:
-    assert mending._seconds("2026-01-01T00:00:00Z") == 1767225600
-    assert mending._seconds("2026-01-01T01:00:00.123456789+01:00") == 1767225600
-    assert mending._seconds("0001-01-01T00:00:00Z") == 0

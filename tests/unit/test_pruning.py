@@ -169,6 +169,11 @@ def test_times_are_read_as_engines_write_them() -> None:
     assert [parse_time(text) for text in ("0001-01-01T00:00:00Z", "", "None", "soon")] == [0, 0, 0, 0]
 
 
+@given(st.text() | st.none() | st.integers())
+def test_any_moment_is_a_number(moment: object) -> None:
+    assert parse_time(moment) >= 0
+
+
 def test_what_went_is_told() -> None:
     assert str(Pruned((), 0, ())) == "no image and 0 MB of build cache"
     assert str(Pruned(("a:1",), 5 * MB, ())) == "1 image (a:1) and 5 MB of build cache"
