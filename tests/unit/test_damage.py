@@ -163,6 +163,14 @@ def test_layers_are_looked_at_when_there_is_doubt(root: int, tmp_path: Path, pat
     assert (found.path, found.loss) == (f"image/overlay2/layerdb/sha256/{CHAIN}", Loss.IMAGES)
 
 
+def test_a_layer_that_is_no_directory(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    (tmp_path / "overlay2" / "layer1" / "diff").rmdir()
+    (tmp_path / "overlay2" / "layer1" / "diff").write_text("")
+    [found] = damage.find(root, GRAPH, thorough=True)
+    assert (found.why, found.loss) == ("its diff is no directory", Loss.IMAGES)
+
+
 def test_a_configuration_with_other_bytes(root: int, tmp_path: Path) -> None:
     build(tmp_path, GRAPH)
     [config] = (tmp_path / "image" / "overlay2" / "imagedb" / "content" / "sha256").iterdir()
