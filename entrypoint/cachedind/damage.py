@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import beneath, bolt
 from cachedind.model import ImageStore
+from cachedind.state import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,12 +165,7 @@ def _walk_database(fd: int) -> None:
 
 def _check_names(fd: int) -> None:
     """Raises ValueError."""
-    raw = _read(fd, _MAX_JSON_BYTES)
-    try:
-        value = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict) or not isinstance(value.get("Repositories", {}), dict):
+    if not isinstance(parse_object(_read(fd, _MAX_JSON_BYTES)).get("Repositories", {}), dict):
         raise ValueError("no list of names")
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import re
 import stat
@@ -36,6 +35,7 @@ from cachedind import beneath, bolt
 from cachedind.beneath import directory
 from cachedind.image_names import canonical, is_name
 from cachedind.model import ImageStore
+from cachedind.state import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -198,7 +198,7 @@ class _GraphdriverStore(_Files):
         found: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):
             raw = _read(self._root_fd, f"{self._home}/repositories.json")
-            for repository in _mapping(_parse_object(raw).get("Repositories")).values():
+            for repository in _mapping(parse_object(raw).get("Repositories")).values():
                 for name, config in _mapping(repository).items():
                     if isinstance(config, str) and _DIGEST.fullmatch(config):
                         found[canonical(name)] = config
@@ -360,7 +360,7 @@ class _ContainerdStore(_Files):
         return self._config_of(self._target(name))
 
     def _config_of(self, digest: str, depth: int = 0) -> str | None:
-        document = _parse_object(_read_verified(self._root_fd, self._blobs, digest))
+        document = parse_object(_read_verified(self._root_fd, self._blobs, digest))
         if "manifests" in document:
             if depth == _MAX_NESTED:
                 raise ValueError("indexes in indexes")
@@ -523,16 +523,6 @@ def _hex(digest: str) -> str:
     if match is None:
         raise ValueError(f"no digest: {digest[:80]!r}")
     return match[1]
-
-
-def _parse_object(raw: bytes) -> Mapping[str, object]:
-    try:
-        value = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
 
 
 def _mapping(value: object) -> Mapping[str, object]:
