@@ -50,18 +50,3 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
 def ten(session_engine: Engine) -> Ten:
     """Ten images as seeds, about 1 GB. Nobody changes them."""
     return make_ten(session_engine)
-
-
-_SHARED = ("estates", "ward", "bench", "running", "served")
-"""Fixtures of a module that take long to make, and are there once for each worker that has one of its tests."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, what shares something that takes long to make runs on one of them."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        if "ten" in names:
-            item.add_marker(pytest.mark.xdist_group("ten"))
-        elif any(name in names for name in _SHARED):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -134,6 +134,7 @@ def first_bind(engine: Engine, suite: str, volumes: Mapping[str, Any]) -> Bind:
     return Bind(taken, (before + pace_s()) / 2)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["unix", "plain"])
 def test_clients_wait_while_another_holds_the_lock(engine: Engine, suite: str, kind: str) -> None:
     volume, shared = engine.volume(), engine.volume()
@@ -203,6 +204,7 @@ def test_more_hosts_of_the_user(engine: Engine, suite: str) -> None:
         assert dind.docker_status("version") == 0, host
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "words",
     [
@@ -227,6 +229,7 @@ def test_hosts_that_are_bound_already_are_harmless(engine: Engine, words: list[s
     assert companion.accepts("127.0.0.1", 2376)
 
 
+@pytest.mark.alone
 def test_ipv6_on(engine: Engine, suite: str) -> None:
     companion = Companion(engine, suite, sysctls={"net.ipv6.conf.all.disable_ipv6": "0"})
     probe = companion.probe(host="::1", port=2376)
@@ -237,6 +240,7 @@ def test_ipv6_on(engine: Engine, suite: str) -> None:
     assert companion.accepts("127.0.0.1", 2376)
 
 
+@pytest.mark.alone
 def test_ipv6_off(engine: Engine, suite: str) -> None:
     companion = Companion(engine, suite, sysctls={"net.ipv6.conf.all.disable_ipv6": "1"})
     probe = companion.probe(port=2376)

@@ -70,6 +70,12 @@ def with_leftovers(estate: Estate) -> None:
     estate.vacate()
 
 
+def over_budget(estate: Estate) -> None:
+    """The upkeep has noted that the pool is too large, and nothing is left to evict."""
+    estate.vacate()
+    estate.visitor.sh("""echo '{"version": 1, "min_reader": 1, "lacking_bytes": 1000000}' >over-budget.json""")
+
+
 def with_garbage(estate: Estate) -> None:
     """The newest slot has a state file that means nothing."""
     slot = slot_of(estate.occupied())
@@ -126,6 +132,7 @@ SCENARIOS = (
     Scenario(BTRFS, "aside.renamed", with_garbage),
     Scenario(BTRFS, "maintain.started", with_leftovers),
     Scenario(BTRFS, "maintain.cleaned", with_leftovers),
+    Scenario(BTRFS, "maintain.pruned", over_budget),
     Scenario(BTRFS, "maintain.stopped", with_leftovers),
     *(Scenario(BTRFS, point, idle) for point in PROMOTE),
     *(Scenario(BTRFS, point, beside) for point in CLONE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,7 @@ for data in DATA; do
   rm -rf "$moved"
 done
 """
+TARGETS = ("/victim/directory", "/victim/file", "/victim")
 VICTIM = {"bind": "/victim", "mode": "rw"}
 MAKE_VICTIM = """
 cd /volume
@@ -95,22 +97,21 @@ def test_no_link_leads_a_start_outside(engine: Engine, place: str) -> None:
     # A start that never comes to a daemon makes the next one prove a data-root by one, which follows links: a pool has
     # other slots for that.
     names = PLANTED if place == "pool" else [name for name in PLANTED if name.startswith(".cachedind")]
-    for name in names:
-        for target in ("/victim/directory", "/victim/file"):
-            run(PLANT, name, target)
-            # What the engine makes of links is its own business: this one ends when it has looked at its arguments.
-            start = engine.dind("forky", volumes=volumes, args=["--log-level=none-such"], **where)
-            status = start.wait_exit()
-            log = start.log()
-            assert "Traceback" not in log, f"{name} -> {target}: {log}"
-            if place == "data-root" and name in (".cachedind", ".cachedind/lock"):
-                assert status == 65, f"{name} -> {target}: without its lock nobody may touch a data-root\n{log}"
-            else:
-                assert start.summary is not None, f"{name} -> {target}: {log}"
-            assert engine.in_volume(victim, LOOK) == before, f"{name} -> {target}: {log}"
-            start.remove()
-            engine.dinds.remove(start)
-            run(REMOVE, name)
+    for name, target in zip(names, itertools.cycle(TARGETS), strict=False):
+        run(PLANT, name, target)
+        # What the engine makes of links is its own business: this one ends when it has looked at its arguments.
+        start = engine.dind("forky", volumes=volumes, args=["--log-level=none-such"], **where)
+        status = start.wait_exit()
+        log = start.log()
+        assert "Traceback" not in log, f"{name} -> {target}: {log}"
+        if place == "data-root" and name in (".cachedind", ".cachedind/lock"):
+            assert status == 65, f"{name} -> {target}: without its lock nobody may touch a data-root\n{log}"
+        else:
+            assert start.summary is not None, f"{name} -> {target}: {log}"
+        assert engine.in_volume(victim, LOOK) == before, f"{name} -> {target}: {log}"
+        start.remove()
+        engine.dinds.remove(start)
+        run(REMOVE, name)
 
 
 SECRET = "hunter2-in-no-log"
