@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.engine import exec_in
+from helpers.seeds import PYTHON
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class Registry:
         self._dind.put("/registry", {"config.yml": _CONFIG})
         self._dind.put("/registry", {"serve": program.read_bytes()}, mode=0o755)
         self._dind.start()
-        ask = "curl -fsS http://127.0.0.1:5000/v2/"
+        ask = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/v2/')"
         wait_until(
-            lambda: exec_in(self._dind.container, ["sh", "-c", ask], check=False).status == 0,
+            lambda: exec_in(self._dind.container, [PYTHON, "-I", "-c", ask], check=False).status == 0,
             what="the registry to answer",
             diagnose=self._dind.describe,
         )
