@@ -177,6 +177,15 @@ class Database:
         """
         return ((element.key, element.value) for element in self._elements(path) if not element.is_bucket)
 
+    def sequence(self, path: Sequence[bytes]) -> int:
+        """The number that the bucket at `path` has given out last. Raises ValueError, also for no such bucket."""
+        *above, name = path
+        for element in self._elements(above):
+            if element.is_bucket and element.key == name and len(element.value) >= _BUCKET.size:
+                number: int = _BUCKET.unpack_from(element.value)[1]
+                return number
+        raise ValueError(f"no bucket {name!r}")
+
     def _elements(self, path: Sequence[bytes]) -> Iterator[Element]:
         # The budget is one for the whole way to the bucket, so that no path costs more than another.
         walk = _Walk(self._read, self.meta, self._limit_bytes)

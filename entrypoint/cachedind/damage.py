@@ -117,6 +117,8 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
+    if storage.store is ImageStore.CONTAINERD:
+        yield from _check_snapshots(root_fd, storage.driver)
     if thorough:
         yield from _check_layers(root_fd, storage)
 
@@ -175,6 +177,24 @@ def _check_word(fd: int) -> None:
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
+    """Directories with numbers that the snapshotter has not given out yet. A kill between the renaming of such a
+    directory and the end of the transaction leaves one, and the engine that draws its number next fails: "failed to
+    rename: … file exists" (containerd, plugins/snapshots/overlay/overlay.go, createSnapshot). Nobody knows of what is
+    in it."""
+    home = f"containerd/daemon/io.containerd.snapshotter.v1.{driver}"
+    with contextlib.suppress(OSError, ValueError):  # a database that cannot be read is a damage of its own
+        fd, _ = beneath.open_file(root_fd, f"{home}/metadata.db")
+        try:
+            last = bolt.open(fd, _MAX_DATABASE_BYTES).sequence([b"v1", b"snapshots"])
+        finally:
+            os.close(fd)
+        for name in beneath.names(root_fd, f"{home}/snapshots"):
+            if name.isascii() and name.isdigit() and len(name) < 19 and int(name) > last:
+                why = f"no record of it, as the last number that was given out is {last}"
+                yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
 
 
 def _check_layers(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:

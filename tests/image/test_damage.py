@@ -56,6 +56,8 @@ DIRECTORY = 'rm -f "$f"; mkdir "$f"'
 LINK = 'rm -f "$f"; ln -s /etc/passwd "$f"'
 NOISE = 'head -c 9999 /dev/urandom >"$f"'
 GONE = 'rm -rf "$f"'
+# Of which the records do not know yet: a kill amid the making of the next one.
+AHEAD = 'last=$(ls "$f" | sort -n | tail -n 1); for n in 1 2 3; do mkdir -p "$f/$((last + n))/fs/x"; done'
 
 
 def on(path: str, how: str) -> str:
@@ -87,6 +89,7 @@ def _table() -> list[Damage]:
     add("containerd's meta.db", META, Loss.NOTHING, GRAPH, cut=CUT)
     add("containerd's meta.db", META, Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE, flipped=META_PAGES)
     add("snapshotter's db", f"{SNAPSHOTS}/metadata.db", Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE)
+    add("snapshots", f"{SNAPSHOTS}/snapshots", Loss.NOTHING, (FORKY_C8D,), ahead=AHEAD)
     names = "image/overlay2/repositories.json"
     add("names", names, Loss.NAMES, (TRIXIE,), empty=EMPTY, cut=CUT, directory=DIRECTORY)
     add("names", names, Loss.NAMES, (FORKY,), noise=NOISE)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cachedind import damage
 from cachedind.damage import Loss
+from cachedind.mending import plan_mending
 from cachedind.model import ImageStore, StoragePlan
 from helpers.boltfiles import bucket, leaf_page, whole_file
 
@@ -161,6 +162,28 @@ def test_layers_are_looked_at_when_there_is_doubt(root: int, tmp_path: Path, pat
     assert damage.find(root, GRAPH, thorough=False) == []
     [found] = damage.find(root, GRAPH, thorough=True)
     assert (found.path, found.loss) == (f"image/overlay2/layerdb/sha256/{CHAIN}", Loss.IMAGES)
+
+
+SNAPSHOTTER = "containerd/daemon/io.containerd.snapshotter.v1.overlayfs"
+LAST_NUMBER = 7
+"""What helpers.boltfiles.bucket says."""
+
+
+def test_a_snapshot_that_is_not_in_the_records_yet_is_in_the_way_of_the_next(root: int, tmp_path: Path) -> None:
+    build(tmp_path, CONTAINERD)
+    pages = [
+        leaf_page(3, [(1, b"v1", bucket(4))]),
+        leaf_page(4, [(1, b"snapshots", bucket(5))]),
+        leaf_page(5, []),
+    ]
+    (tmp_path / SNAPSHOTTER / "metadata.db").write_bytes(whole_file(pages))
+    for name in (LAST_NUMBER, LAST_NUMBER + 1, 70, "new-123", "x9"):
+        (tmp_path / SNAPSHOTTER / "snapshots" / str(name)).mkdir(parents=True)
+    found = damage.find(root, CONTAINERD, thorough=False)
+    assert [os.path.basename(one.path) for one in found] == ["70", str(LAST_NUMBER + 1)]
+    assert {one.loss for one in found} == {Loss.NOTHING}
+    plan = plan_mending(found, CONTAINERD, frozenset(), doubted=False, has_better=True)
+    assert plan.move == tuple(one.path for one in found)
 
 
 def test_a_layer_that_is_no_directory(root: int, tmp_path: Path) -> None:
