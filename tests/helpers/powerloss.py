@@ -126,6 +126,7 @@ class Ordeal:
         self._disk.close()
 
     def _check(self, dind: Dind, project: Project, what: str) -> None:
+        dind.keep_image(project)
         build = dind.build(project)
         dind.run_image(project)
         self.counts[f"{what}: {'CACHED' if not build.uncached else 'built again'}"] += 1

@@ -51,4 +51,5 @@ def test_least_recently_used_cache_goes_and_recent_stays(engine: Engine, flavour
     wait_until(lambda: cache_bytes(second) < limit, what=f"the build cache to fit into {LIMIT}", timeout_s=75)
     assert cache_bytes(second) > 40 * 10**6, "more went than had to"
     assert second.build(recent).uncached == []
+    second.keep_image(old)
     assert second.build(old).uncached != []

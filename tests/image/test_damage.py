@@ -189,6 +189,7 @@ def test_a_damaged_data_root_has_a_working_daemon_in_the_same_start(
             assert len(told) == 1, dind.log()
         if loss < Loss.NAMES:
             assert dind.run_image(good.project) == good.build_id
+        dind.keep_image(good.project)
         build = dind.build(good.project)
         assert (build.uncached == []) is (loss < Loss.CACHE), build.output
         build_id = dind.run_image(good.project)

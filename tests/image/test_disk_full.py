@@ -68,6 +68,7 @@ def test_a_disk_that_fills_up_at_any_moment(engine: Engine, place: str, home: Ho
         visitor.sh("rm ballast; sync")
         again = begin()
         again.wait_ready()
+        again.keep_image(project)
         warm += not again.build(project).uncached
         again.run_image(project)
         new = content_project(secrets.token_hex(8), tag="new:latest")
