@@ -105,3 +105,30 @@ def names(root_fd: int, path: str) -> list[str]:
         finally:
             os.close(fd)
     return []
+
+
+def strangers(root_fd: int, path: str, depth: int) -> Iterator[str]:
+    """What is neither a file nor a directory, so many levels below a directory; nothing where there is no directory."""
+    with contextlib.suppress(OSError):
+        fd = open_path(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield from _strangers(fd, path, depth)
+        finally:
+            os.close(fd)
+
+
+def _strangers(fd: int, path: str, depth: int) -> Iterator[str]:
+    directories: list[str] = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            elif not entry.is_file(follow_symlinks=False):
+                yield f"{path}/{entry.name}"
+    for name in directories if depth > 1 else ():
+        with contextlib.suppress(OSError):
+            below = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=fd)
+            try:
+                yield from _strangers(below, f"{path}/{name}", depth - 1)
+            finally:
+                os.close(below)

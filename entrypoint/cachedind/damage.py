@@ -1,7 +1,8 @@
 """Damage in a data-root, found without a daemon: what is no longer as an engine left it, and what that costs.
 
     quick       at each start: the meta pages of every database, the lists that must parse, the words that make the
-                build cache this engine's own. A dozen small reads
+                build cache this engine's own, a dozen small reads; and pipes and the like among what a daemon reads at
+                its start, for which it would wait for ever
     thorough    when a start has reason to doubt: whole databases, and every layer's record with its directory
 
 Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
@@ -43,7 +44,7 @@ class Loss(IntEnum):
     NOTHING = 0
     """The engine makes it anew out of what else there is."""
     RECORDS = 1
-    """Build history, labels of volumes, networks: what no build and no image needs."""
+    """Build history, labels of volumes, networks, a container: what no build and no image needs."""
     NAMES = 2
     """Images lose their names."""
     RECENT = 3
@@ -117,6 +118,7 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
+    yield from _check_kinds(root_fd, storage)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_snapshots(root_fd, storage.driver)
     if thorough:
@@ -174,6 +176,59 @@ def _check_names(fd: int) -> None:
 def _check_word(fd: int) -> None:
     if not _WORD.fullmatch(_read(fd, 256)):
         raise ValueError("no name in it")
+
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------
+
+
+class _Shelf(NamedTuple):
+    """A directory of which an engine reads files when it starts: how deep, which (None: whatever is there), how much of
+    a path goes together when one is none, and what with it."""
+
+    path: str
+    depth: int
+    names: frozenset[str] | None
+    together: int
+    loss: Loss
+
+
+def _shelves(storage: StoragePlan) -> list[_Shelf]:
+    image = f"image/{storage.driver}"
+    content = "containerd/daemon/io.containerd.content.v1.content"
+    of_store = (
+        [_Shelf(f"{content}/ingest", 2, None, 1, Loss.NOTHING)]
+        if storage.store is ImageStore.CONTAINERD
+        else [
+            _Shelf(f"{image}/layerdb/sha256", 2, None, 1, Loss.IMAGES),
+            _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
+            _Shelf(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
+            _Shelf(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),
+            _Shelf(f"{image}/distribution", 4, None, 4, Loss.NOTHING),
+        ]
+    )
+    return [
+        _Shelf("containers", 2, frozenset({"config.v2.json", "hostconfig.json"}), 1, Loss.RECORDS),
+        _Shelf("volumes", 2, frozenset({"opts.json"}), 2, Loss.RECORDS),
+        _Shelf("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
+        _Shelf("swarm", 2, None, 2, Loss.RECORDS),
+        *of_store,
+    ]
+
+
+def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
+    """A pipe where an engine keeps a file is waited for without end, and a link leads it anywhere: "Loading containers:
+    start." is the last line of an engine with a pipe for a container's configuration. Directories may be links: people
+    put them on other disks."""
+    for shelf in _shelves(storage):
+        with contextlib.suppress(OSError):
+            kind = beneath.look(root_fd, shelf.path).st_mode
+            if not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
+                yield Damage(shelf.path, "it is no directory", shelf.loss)
+        for path in beneath.strangers(root_fd, shelf.path, shelf.depth):
+            name = path.rpartition("/")[2]
+            if shelf.names is None or name in shelf.names:
+                parts = path.split("/")[: shelf.path.count("/") + 1 + shelf.together]
+                yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------

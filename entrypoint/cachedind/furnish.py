@@ -63,14 +63,15 @@ class Seeds(NamedTuple):
     plan: Plan
 
 
-def settle(site: Site, lease: Lease, tenancy: Tenancy | None, moves: int = 0) -> Home:
+def settle(site: Site, lease: Lease, tenancy: Tenancy | None, moves: int = 0, deadline: float | None = None) -> Home:
     """Look at what was leased, choose store and driver for it, and mend it if it needs that.
 
-    `moves` counts the slots of the pool that were given up before this one.
+    `moves` counts the slots of the pool that were given up before this one, whose mending took of the time until
+    `deadline` (of time.monotonic()).
     """
     place, existing, noted = observe(lease, tenancy, site.log)
     storage = decide(site.settings, site.daemon, lease, tenancy, place, existing, site.log)
-    return mend(site, Home(lease, tenancy, place, storage), noted, moves)
+    return mend(site, Home(lease, tenancy, place, storage), noted, moves, deadline)
 
 
 def observe(lease: Lease, tenancy: Tenancy | None, log: Log) -> tuple[Place, ExistingData, DataRootState | None]:
@@ -140,7 +141,7 @@ def decide(
 # ---- mending ---------------------------------------------------------------------------------------------------------
 
 
-def mend(site: Site, home: Home, noted: DataRootState | None, moves: int) -> Home:
+def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadline: float | None) -> Home:
     """Make what was leased fit for a daemon, or move on to something that is. Costs a millisecond where all is well."""
     from cachedind import mending
 
@@ -148,6 +149,7 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int) -> Hom
     if decision.build_request(site.settings, site.daemon).userns_remap:
         return home  # the engine keeps everything in a directory below
     doubt = _doubt(tenancy, noted)
+    deadline = time.monotonic() + mending.MENDING_S if deadline is None else deadline
     root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         result = mending.mend(
@@ -157,6 +159,7 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int) -> Hom
             in_pool=tenancy is not None,
             environ=site.environ,
             trace=Trace(site.settings.kill_at),
+            deadline=deadline,
         )
         if result.fit:
             mending.keep_copies(root_fd, home.storage)
@@ -168,7 +171,7 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int) -> Hom
     finally:
         os.close(root_fd)
     if not result.fit and tenancy is not None:
-        return _move_elsewhere(site, home, result.why, moves)
+        return _move_elsewhere(site, home, result.why, moves, deadline)
     _tell(result, doubt, in_pool=tenancy is not None, log=log)
     return home
 
@@ -201,22 +204,21 @@ def _has_other(site: Site, tenancy: Tenancy) -> bool:
     return pool_lease.has_other(tenancy, pool_start.make_order(site.settings, site.daemon))
 
 
-def _move_elsewhere(site: Site, home: Home, why: str, moves: int) -> Home:
-    """Set the slot aside, with the golden of the same state, and take what is next best; at last an empty one."""
+def _move_elsewhere(site: Site, home: Home, why: str, moves: int, deadline: float | None = None) -> Home:
+    """Set the slot aside, with the golden of the same state, and take what is next best; an empty one after several, or
+    when the time is over."""
     from cachedind import pool_start
 
     assert home.tenancy is not None
-    order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=moves >= _MAX_MOVES)
+    fresh = moves >= _MAX_MOVES or (deadline is not None and time.monotonic() >= deadline)
+    order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=fresh)
     lease, tenancy = pool_start.move_elsewhere(home.tenancy, order, home.lease.data_root, why, site.log)
-    return settle(site, lease, tenancy, moves + 1)
+    return settle(site, lease, tenancy, moves + 1, deadline)
 
 
 def _tell(result: MendingResult, doubt: Doubt | None, *, in_pool: bool, log: Log) -> None:
     if result.unproven:
-        log.warn(
-            f"no private daemon comes up here, not even on an empty directory, so the data could not be proven: "
-            f"{result.unproven}"
-        )
+        log.warn(f"the data could not be proven: {result.unproven}")
     if result.loss is None:
         if doubt is not None and result.fit and not result.unproven:
             log.info(f"{doubt.why}: it was looked at closely, and a private daemon came up on it")

@@ -1,6 +1,6 @@
 """Mending: a data-root that its engine could not use is made fit in the same start, or found to be beyond it.
 
-From cheap to expensive, each rung once:
+From cheap to expensive, each rung once, and all within a time:
 
     restore     a small file of which a good copy was kept when it was last seen to be good
     move        what is damaged out of the engine's sight; it makes it anew
@@ -45,12 +45,15 @@ RECORD = "why.json"
 WRITTEN_S = 120.0
 PROOF_S = 45.0
 """How long a private daemon may take to come up. A healthy one takes 0.1 s; one that replays a journal, more."""
+MENDING_S = 100.0
+"""How long all of it may take in one start, on however many slots of a pool: two daemons that hang, and what can be
+done without proof after them."""
 MAX_KEPT_BYTES = 4 << 20
 MAX_IN_POOL = 3
 
 _COSTS = {
     Loss.NOTHING: "nothing is lost",
-    Loss.RECORDS: "build history, networks and labels of volumes may be gone",
+    Loss.RECORDS: "build history, networks, labels of volumes or a container may be gone",
     Loss.NAMES: "images may have lost their names",
     Loss.RECENT: "what came in the last minutes before that is removed",
     Loss.CACHE: "the build cache starts anew, images stay",
@@ -169,9 +172,9 @@ def mend(
     in_pool: bool,
     environ: Mapping[str, str],
     trace: Trace,
-    timeout_s: float = PROOF_S,
+    deadline: float,
 ) -> Result:
-    """Make a data-root fit, if there is anything wrong with it.
+    """Make a data-root fit, if there is anything wrong with it, by `deadline` (of time.monotonic()).
 
     Raises OSError when nothing can be moved (a full or read-only disk). Needs --privileged, and a single thread.
     """
@@ -189,28 +192,38 @@ def mend(
         _put_back(patient.root_fd, path)
     trace.reach("mend.moved")
     loss = max((Loss.NOTHING if one.path in plan.restore else one.loss for one in found), default=None)
-    problem, forgotten = _prove(patient, doubt, environ, timeout_s)
+    problem, forgotten = _prove(patient, doubt, environ, deadline)
     trace.reach("mend.proven")
     if problem is None:
         worst = Loss.RECENT if forgotten and (loss is None or loss < Loss.RECENT) else loss
         return Result(True, worst, why if worst is not None else "", tuple(moved))
-    if not _is_to_blame(patient, environ, timeout_s):
-        return Result(True, loss, why if loss is not None else "", tuple(moved), problem)
+    if in_pool and time.monotonic() >= deadline:
+        return Result(False, loss, f"{why}; {problem}", tuple(moved))
+    if not _is_to_blame(patient, environ, deadline):
+        unproven = f"no private daemon comes up here, not even on an empty directory: {problem}"
+        return Result(True, loss, why if loss is not None else "", tuple(moved), unproven)
     if has_better:
         return Result(False, loss, f"{why}; {problem}", tuple(moved))
-    return _empty_by_and_by(patient, moved, f"{why}; {problem}", environ, timeout_s, in_pool=in_pool)
+    return _empty_by_and_by(patient, moved, f"{why}; {problem}", environ, deadline, in_pool=in_pool)
 
 
 def _empty_by_and_by(
-    patient: Patient, moved: list[Moved], why: str, environ: Mapping[str, str], timeout_s: float, *, in_pool: bool
+    patient: Patient, moved: list[Moved], why: str, environ: Mapping[str, str], deadline: float, *, in_pool: bool
 ) -> Result:
-    """The last rungs: nothing was found, or what was found was not all."""
+    """The last rungs: nothing was found, or what was found was not all. The time may be over before the last, which is
+    then done without proof: a daemon without images is better than none."""
     rungs = ((Loss.CACHE, everything_remakeable), (Loss.IMAGES, everything_but_volumes))
+    in_time = True
     for loss, paths in rungs:
         moved += _move(patient.root_fd, paths(patient.storage), why, in_pool=in_pool)
-        problem, _ = _prove(patient, None, environ, timeout_s)
+        in_time = time.monotonic() < deadline
+        if not in_time:
+            continue
+        problem, _ = _prove(patient, None, environ, deadline)
         if problem is None:
             return Result(True, loss, why, tuple(moved))
+    if not in_time:
+        return Result(True, Loss.IMAGES, why, tuple(moved), f"there was no time left for it after {MENDING_S:g} s")
     return Result(False, Loss.IMAGES, f"{why}; {problem}", tuple(moved))
 
 
@@ -222,21 +235,21 @@ def _describe(found: Sequence[Damage], doubt: Doubt | None) -> str:
 
 
 def _prove(
-    patient: Patient, doubt: Doubt | None, environ: Mapping[str, str], timeout_s: float
+    patient: Patient, doubt: Doubt | None, environ: Mapping[str, str], deadline: float
 ) -> tuple[str | None, int]:
     """What a private daemon says against the data-root, None when it comes up on it; and how many images and records
     of the build cache were removed because a crash of the host may have emptied them."""
-    deadline = time.monotonic() + timeout_s
+    until = min(deadline, time.monotonic() + PROOF_S)
     try:
         with private_daemon(
-            patient.data_root, patient.storage, lock_fd=patient.lock_fd, environ=environ, deadline=deadline
+            patient.data_root, patient.storage, lock_fd=patient.lock_fd, environ=environ, deadline=until
         ) as client:
             return None, (forget_recent(client.api, doubt.active_at) if doubt is not None and doubt.crashed else 0)
     except MaintenanceError as error:
         return error.cause, 0
 
 
-def _is_to_blame(patient: Patient, environ: Mapping[str, str], timeout_s: float) -> bool:
+def _is_to_blame(patient: Patient, environ: Mapping[str, str], deadline: float) -> bool:
     """Whether a private daemon comes up on an empty directory beside the data. Where it does not, something else is
     wrong, and no data must go for that. Raises OSError."""
     from cachedind import clone
@@ -246,7 +259,7 @@ def _is_to_blame(patient: Patient, environ: Mapping[str, str], timeout_s: float)
         os.mkdir(CONTROL, 0o710, dir_fd=home_fd)
         try:
             empty = patient._replace(data_root=f"{patient.data_root}/{HOME}/{CONTROL}")
-            return _prove(empty, None, environ, timeout_s)[0] is None
+            return _prove(empty, None, environ, deadline)[0] is None
         finally:
             clone.remove(home_fd, CONTROL)
 

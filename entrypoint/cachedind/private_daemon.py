@@ -35,6 +35,7 @@ DIRECTORY = "/run/cachedind/maintenance"
 DEADLINE_S = 60.0
 
 _STOP_S = 15.0
+_STOP_UNANSWERED_S = 5.0
 _POLL_S = 0.002
 _QUOTED_LINES = 3
 _PASSED_ON = frozenset(
@@ -73,6 +74,7 @@ def private_daemon(
     os.mkdir(directory, 0o700)
     env = {name: value for name, value in environ.items() if name in _PASSED_ON} | {"container": "docker"}
     programs: list[Program] = []
+    stop_s = _STOP_UNANSWERED_S
 
     def start(*argv: str) -> None:
         log_path = f"{directory}/log"
@@ -93,12 +95,14 @@ def private_daemon(
             client = docker.DockerClient(f"unix://{directory}/docker.sock", timeout=whole_seconds_left(deadline))
         except docker.errors.DockerException as error:
             raise _failure(f"does not tell its version ({error})", directory) from error
+        stop_s = _STOP_S
         with contextlib.closing(client):
             yield client
     finally:
-        # containerd last. Each gets its time even when the deadline is over: a kill could cost the build cache.
+        # containerd last. Each gets its time even when the deadline is over: a kill could cost the build cache; less
+        # time where it hangs.
         for program in reversed(programs):
-            program.stop(_STOP_S)
+            program.stop(stop_s)
         _remove(directory)
 
 

@@ -53,6 +53,7 @@ ZEROS = 'head -c "$(stat -c %s "$f")" /dev/zero >"$f.x"; mv "$f.x" "$f"'
 FLIP = "printf '\\377\\377\\377\\377' | dd of=\"$f\" bs=1 seek=20 conv=notrunc status=none"
 META_PAGES = 'dd if=/dev/zero of="$f" bs=4096 count=2 conv=notrunc status=none'
 DIRECTORY = 'rm -f "$f"; mkdir "$f"'
+PIPE = 'rm -f "$f"; mkfifo "$f"'
 LINK = 'rm -f "$f"; ln -s /etc/passwd "$f"'
 NOISE = 'head -c 9999 /dev/urandom >"$f"'
 GONE = 'rm -rf "$f"'
@@ -61,7 +62,7 @@ AHEAD = 'last=$(ls "$f" | sort -n | tail -n 1); for n in 1 2 3; do mkdir -p "$f/
 
 
 def on(path: str, how: str) -> str:
-    return f'f={path}; [ -e "$f" ]; {how}'
+    return f'f="{path}"; [ -e "$f" ]; {how}'
 
 
 def _table() -> list[Damage]:
@@ -96,6 +97,14 @@ def _table() -> list[Damage]:
     add("engine-id", "engine-id", Loss.NOTHING, (FORKY,), empty=EMPTY, gone=GONE, noise=NOISE)
     add("engine-id", "engine-id", Loss.NOTHING, (TRIXIE,), swapped='echo other >"$f"')
     add("workerid", "buildkit/containerd-overlayfs/workerid", Loss.NOTHING, (FORKY_C8D,), empty=EMPTY, gone=GONE)
+    record = "$(ls -d image/overlay2/layerdb/sha256/* | head -n 1)"
+    add("a layer's size", f"{record}/size", Loss.IMAGES, (TRIXIE,), pipe=PIPE)
+    add("an image", "$(ls image/overlay2/imagedb/content/sha256/* | head -n 1)", Loss.IMAGES, (FORKY,), pipe=PIPE)
+    # An engine waits for it at "Loading containers: start."
+    planted = "containers/one/config.v2.json"
+    for flavour in (TRIXIE, FORKY_C8D):
+        script = f"mkdir -p containers/one; mkfifo {planted}"
+        cases.append(Damage("a container planted", script, Loss.RECORDS, (flavour,)))
     return cases
 
 

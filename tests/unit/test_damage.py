@@ -64,6 +64,62 @@ def root(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
+CONTAINER = f"containers/{CHAIN}"
+IMAGE = "image/overlay2"
+INGEST = "containerd/daemon/io.containerd.content.v1.content/ingest/one"
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "link"])
+@pytest.mark.parametrize(
+    ("storage", "path", "found", "loss"),
+    [
+        (GRAPH, f"{CONTAINER}/config.v2.json", CONTAINER, Loss.RECORDS),
+        (CONTAINERD, f"{CONTAINER}/hostconfig.json", CONTAINER, Loss.RECORDS),
+        (GRAPH, "volumes/data/opts.json", "volumes/data/opts.json", Loss.RECORDS),
+        (GRAPH, "plugins/one/config.json", "plugins/one", Loss.RECORDS),
+        (GRAPH, "swarm/docker-state.json", "swarm/docker-state.json", Loss.RECORDS),
+        (GRAPH, f"{IMAGE}/layerdb/sha256/{CHAIN}/size", f"{IMAGE}/layerdb/sha256/{CHAIN}", Loss.IMAGES),
+        (GRAPH, f"{IMAGE}/layerdb/mounts/one/parent", f"{IMAGE}/layerdb/mounts/one", Loss.RECORDS),
+        (GRAPH, f"{IMAGE}/imagedb/content/sha256/one", f"{IMAGE}/imagedb/content/sha256/one", Loss.NAMES),
+        (GRAPH, f"{IMAGE}/imagedb/metadata/sha256/one/parent", f"{IMAGE}/imagedb/metadata/sha256/one", Loss.NOTHING),
+        (CONTAINERD, f"{INGEST}/ref", INGEST, Loss.NOTHING),
+    ],
+)
+def test_what_an_engine_would_wait_for(
+    root: int,
+    tmp_path: Path,
+    storage: StoragePlan,
+    path: str,
+    found: str,
+    loss: Loss,
+    plant: Callable[[Path], None],
+) -> None:
+    build(tmp_path, storage)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    plant(tmp_path / path)
+    [one] = damage.find(root, storage, thorough=False)
+    assert (one.path, one.loss) == (found, loss)
+    assert "neither a file nor a directory" in one.why
+
+
+def test_what_people_put_on_another_disk_is_no_damage(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "one").mkdir(parents=True)
+    (tmp_path / "containers").symlink_to(elsewhere)
+    (tmp_path / "volumes" / "linked").symlink_to(elsewhere)
+    (tmp_path / "volumes" / "data").mkdir()
+    (tmp_path / "volumes" / "data" / "_data").symlink_to(elsewhere)
+    assert damage.find(root, GRAPH, thorough=False) == []
+
+
+def test_a_pipe_in_a_directorys_place(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    os.mkfifo(tmp_path / "containers")
+    [one] = damage.find(root, GRAPH, thorough=False)
+    assert (one.path, one.why) == ("containers", "it is no directory")
+
+
 @pytest.mark.parametrize("thorough", [False, True])
 def test_what_is_whole_is_no_damage(root: int, tmp_path: Path, storage: StoragePlan, thorough: bool) -> None:
     assert damage.find(root, storage, thorough=thorough) == []

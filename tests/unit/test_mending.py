@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,9 +114,11 @@ def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Patient
     os.close(fd)
 
 
-def mend(patient: Patient, doubt: Doubt | None = None, **more: bool) -> mending.Result:
+def mend(
+    patient: Patient, doubt: Doubt | None = None, *, deadline_s: float = mending.MENDING_S, **more: bool
+) -> mending.Result:
     options = {"has_better": False, "in_pool": False, **more}
-    return mending.mend(patient, doubt, environ={}, trace=Trace(), **options)
+    return mending.mend(patient, doubt, environ={}, trace=Trace(), deadline=time.monotonic() + deadline_s, **options)
 
 
 def test_damage_lies_aside_under_its_path_with_the_reason(patient: Patient, tmp_path: Path) -> None:
@@ -218,7 +222,9 @@ def test_where_no_daemon_comes_up_anywhere_the_data_is_not_to_blame(
     (tmp_path / "image").mkdir()
     monkeypatch.setattr(mending, "_prove", lambda *args: ("no memory", 0))
     result = mend(patient, Doubt("no daemon came up"), has_better=has_better)
-    assert result == mending.Result(True, unproven="no memory")
+    assert result.fit
+    assert result.loss is None
+    assert result.unproven.endswith("no memory")
     assert sorted(os.listdir(tmp_path)) == [".cachedind", "buildkit", "image"]
     assert os.listdir(tmp_path / ".cachedind") == []
 
@@ -229,3 +235,49 @@ def test_where_a_pool_has_better_nothing_more_is_tried(patient: Patient, monkeyp
     assert not result.fit
     assert result.why == "no daemon came up; it dies"
     assert result.moved == ()
+
+
+@pytest.mark.parametrize("in_pool", [False, True])
+def test_when_the_time_is_over_there_is_a_daemon_without_images_or_another_slot(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pool: bool
+) -> None:
+    """A daemon that hangs uses up the time of a proof, and no start may do so again and again."""
+    (tmp_path / "image").mkdir()
+    (tmp_path / "volumes").mkdir()
+    proofs: list[str] = []
+
+    def hang(who: Patient, *args: object) -> tuple[str | None, int]:
+        proofs.append(who.data_root)
+        if who.data_root != patient.data_root:
+            return None, 0
+        time.sleep(0.06)
+        return "it did not answer in time", 0
+
+    monkeypatch.setattr(mending, "_prove", hang)
+    result = mend(patient, Doubt("no daemon came up"), deadline_s=0.05 if in_pool else 0.1, in_pool=in_pool)
+    assert result.fit is not in_pool
+    if in_pool:
+        assert result.moved == ()
+        assert len(proofs) == 1
+    else:
+        assert len(proofs) == 3  # as it was, beside it, and without what can be made anew
+        assert "no time left" in result.unproven
+        assert sorted(os.listdir(tmp_path)) == [".cachedind", "volumes"]
+
+
+def test_a_proof_ends_with_the_time(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[float] = []
+
+    @contextlib.contextmanager
+    def private_daemon(*args: object, deadline: float, **more: object) -> Iterator[None]:
+        ends.append(deadline)
+        yield
+
+    monkeypatch.undo()
+    monkeypatch.setattr(mending, "private_daemon", private_daemon)
+    began = time.monotonic()
+    for deadline_s in (7, 1000):
+        mend(patient, Doubt("no daemon came up"), deadline_s=deadline_s)
+    first, second = (until - began for until in ends)
+    assert first < 8
+    assert second < mending.PROOF_S + 1
