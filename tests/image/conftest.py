@@ -8,6 +8,7 @@ import pytest
 
 from helpers import capabilities
 from helpers.engine import Engine
+from helpers.estates import Estates
 from helpers.flavours import FLAVOURS, SUITES, Flavour
 from helpers.seeds import Ten, make_ten
 
@@ -31,6 +32,22 @@ def engine(session_engine: Engine) -> Iterator[Engine]:
     scope = session_engine.scope()
     yield scope
     scope.close()
+
+
+@pytest.fixture(scope="module")
+def module_engine(session_engine: Engine) -> Iterator[Engine]:
+    """The same, for what the tests of a module share."""
+    scope = session_engine.scope()
+    yield scope
+    scope.close()
+
+
+@pytest.fixture(scope="module")
+def estates(module_engine: Engine) -> Iterator[Estates]:
+    """Pools that the tests of a module share."""
+    found = Estates(module_engine)
+    yield found
+    found.close()
 
 
 @pytest.fixture(params=SUITES)

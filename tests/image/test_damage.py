@@ -20,8 +20,6 @@ from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import HOMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
@@ -173,10 +171,8 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def ward(session_engine: Engine) -> Iterator[Ward]:
-    scope = session_engine.scope()
-    yield Ward(scope)
-    scope.close()
+def ward(module_engine: Engine) -> Ward:
+    return Ward(module_engine)
 
 
 def test_there_are_enough_of_them() -> None:

@@ -21,8 +21,6 @@ from helpers.pools import Home, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
@@ -36,17 +34,8 @@ SLOT = "SLOT"
 
 
 @pytest.fixture(scope="module")
-def engine(session_engine: Engine) -> Iterator[Engine]:
-    scope = session_engine.scope()
-    yield scope
-    scope.close()
-
-
-@pytest.fixture(scope="module")
-def estates(engine: Engine) -> Iterator[Estates]:
-    found = Estates(engine)
-    yield found
-    found.close()
+def engine(module_engine: Engine) -> Engine:
+    return module_engine
 
 
 def check_refusal(dind: Dind, pattern: str) -> None:

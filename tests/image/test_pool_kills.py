@@ -17,7 +17,7 @@ from helpers.pools import Home, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from helpers.dind import Dind
     from helpers.engine import Engine
@@ -29,17 +29,8 @@ EXT4 = Home("ext4", Flavour("forky", "graphdriver"))
 
 
 @pytest.fixture(scope="module")
-def engine(session_engine: Engine) -> Iterator[Engine]:
-    scope = session_engine.scope()
-    yield scope
-    scope.close()
-
-
-@pytest.fixture(scope="module")
-def estates(engine: Engine) -> Iterator[Estates]:
-    found = Estates(engine)
-    yield found
-    found.close()
+def engine(module_engine: Engine) -> Engine:
+    return module_engine
 
 
 # ---- how a start comes to a step -----------------------------------------------------------------------------------
