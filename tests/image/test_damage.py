@@ -97,7 +97,8 @@ def _table() -> list[Damage]:
     add("workerid", "buildkit/containerd-overlayfs/workerid", Loss.NOTHING, (FORKY_C8D,), empty=EMPTY, gone=GONE)
     record = "$(ls -d image/overlay2/layerdb/sha256/* | head -n 1)"
     add("a layer's size", f"{record}/size", Loss.IMAGES, (TRIXIE,), pipe=PIPE)
-    add("an image", "$(ls image/overlay2/imagedb/content/sha256/* | head -n 1)", Loss.IMAGES, (FORKY,), pipe=PIPE)
+    image = "$(grep -l build-id image/overlay2/imagedb/content/sha256/*)"
+    add("an image", image, Loss.NAMES, (FORKY,), pipe=PIPE)
     # An engine waits for it at "Loading containers: start."
     planted = "containers/one/config.v2.json"
     for flavour in (TRIXIE, FORKY_C8D):
