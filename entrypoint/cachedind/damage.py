@@ -1,9 +1,9 @@
 """Damage in a data-root, found without a daemon: what is no longer as an engine left it, and what that costs.
 
     quick       at each start: the meta pages of every database, the lists that must parse, the words that make the
-                build cache this engine's own, a dozen small reads; and pipes and the like among what a daemon reads at
-                its start, for which it would wait for ever
-    thorough    when a start has reason to doubt: whole databases, and every layer's record with its directory
+                build cache this engine's own; pipes and the like among what a daemon reads at its start, for which it
+                would wait for ever; the records of a graph driver's layers, with their directories
+    thorough    when a start has reason to doubt: whole databases, and every image's configuration
 
 Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
 table); where they lie is moby's daemon/, layer/ and volume/, BuildKit's and containerd's own affair. The last job was
@@ -20,7 +20,7 @@ import stat
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt
+from cachedind import beneath, bolt, graph_layers
 from cachedind.model import ImageStore
 from cachedind.state import parse_object
 
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 
 _MAX_JSON_BYTES = 16 << 20
 _MAX_DATABASE_BYTES = 256 << 20
-_MAX_FOUND = 50
+_MAX_FOUND = 10_000
 _WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9:_-]{3,127}\n?")
 _HEX = re.compile(r"[0-9a-f]{64}")
-_CACHE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
 
 
 class Loss(IntEnum):
@@ -121,8 +119,12 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     yield from _check_kinds(root_fd, storage)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_snapshots(root_fd, storage.driver)
+        return
+    home = graph_layers.home(storage.driver)
+    for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
+        yield Damage(f"{home}/{name}", why, Loss.IMAGES)
     if thorough:
-        yield from _check_layers(root_fd, storage)
+        yield from _check_configurations(root_fd, storage.driver)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: object) -> Damage | None:
@@ -199,7 +201,6 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
         [_Shelf(f"{content}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
-            _Shelf(f"{image}/layerdb/sha256", 2, None, 1, Loss.IMAGES),
             _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
             _Shelf(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
             _Shelf(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),
@@ -211,6 +212,7 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
         _Shelf("volumes", 2, frozenset({"opts.json"}), 2, Loss.RECORDS),
         _Shelf("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
         _Shelf("swarm", 2, None, 2, Loss.RECORDS),
+        _Shelf("containerd/daemon/io.containerd.grpc.v1.introspection", 1, None, 1, Loss.NOTHING),
         *of_store,
     ]
 
@@ -219,6 +221,10 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
     """A pipe where an engine keeps a file is waited for without end, and a link leads it anywhere: "Loading containers:
     start." is the last line of an engine with a pipe for a container's configuration. Directories may be links: people
     put them on other disks."""
+    if storage.store is ImageStore.CONTAINERD:  # to the other one it is more than a file
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(beneath.look(root_fd, "engine-id").st_mode):
+                yield Damage("engine-id", "it is no file", Loss.NOTHING)
     for shelf in _shelves(storage):
         with contextlib.suppress(OSError):
             kind = beneath.look(root_fd, shelf.path).st_mode
@@ -231,7 +237,7 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
                 yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss)
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
+# ---- images and layers -----------------------------------------------------------------------------------------------
 
 
 def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
@@ -252,44 +258,6 @@ def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
                 yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
 
 
-def _check_layers(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
-    if storage.store is ImageStore.GRAPHDRIVER:
-        yield from _check_graph_layers(root_fd, storage.driver)
-        yield from _check_configurations(root_fd, storage.driver)
-
-
-def _check_graph_layers(root_fd: int, driver: str) -> Iterator[Damage]:
-    home = f"image/{driver}/layerdb/sha256"
-    for name in beneath.names(root_fd, home):
-        path = f"{home}/{name}"
-        if not _HEX.fullmatch(name):
-            continue  # what a killed engine was about to remove is called so, too
-        try:
-            cache_id = beneath.read(root_fd, f"{path}/cache-id", 256).decode("ascii", "replace").strip()
-            if not _CACHE_ID.fullmatch(cache_id):
-                raise ValueError("its cache-id is none")
-            _check_digest(beneath.read(root_fd, f"{path}/diff", 256))
-            if driver in _OVERLAYS:
-                _check_overlay(root_fd, f"{driver}/{cache_id}", has_parent=beneath.exists(root_fd, f"{path}/parent"))
-        except ValueError as error:
-            yield Damage(path, str(error), Loss.IMAGES)
-        except OSError as error:
-            yield Damage(path, f"{os.path.basename(error.filename or 'its record')}: {error.strerror}", Loss.IMAGES)
-
-
-def _check_overlay(root_fd: int, path: str, *, has_parent: bool) -> None:
-    """Raises ValueError, OSError."""
-    if not stat.S_ISDIR(beneath.look(root_fd, f"{path}/diff").st_mode):
-        raise ValueError("its diff is no directory")
-    link = beneath.read(root_fd, f"{path}/link", 256).decode("ascii", "replace").strip()
-    if not _CACHE_ID.fullmatch(link):
-        raise ValueError("its link is none")
-    if not stat.S_ISLNK(beneath.look(root_fd, f"{path.partition('/')[0]}/l/{link}").st_mode):
-        raise ValueError("its short name is no link")
-    if has_parent and not beneath.read(root_fd, f"{path}/lower", 1 << 16):
-        raise ValueError("its lower is empty")
-
-
 def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
     home = f"image/{driver}/imagedb/content/sha256"
     for name in beneath.names(root_fd, home):
@@ -301,11 +269,6 @@ def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
                     yield Damage(f"{home}/{name}", "its bytes are others than its digest says", Loss.NAMES)
             except ValueError as error:
                 yield Damage(f"{home}/{name}", str(error), Loss.NAMES)
-
-
-def _check_digest(raw: bytes) -> None:
-    if not re.fullmatch(rb"sha256:[0-9a-f]{64}\n?", raw):
-        raise ValueError("its diff ID is none")
 
 
 def _read(fd: int, limit_bytes: int) -> bytes:

@@ -95,12 +95,16 @@ def _table() -> list[Damage]:
     add("engine-id", "engine-id", Loss.NOTHING, (FORKY,), empty=EMPTY, gone=GONE, noise=NOISE)
     add("engine-id", "engine-id", Loss.NOTHING, (TRIXIE,), swapped='echo other >"$f"')
     add("workerid", "buildkit/containerd-overlayfs/workerid", Loss.NOTHING, (FORKY_C8D,), empty=EMPTY, gone=GONE)
-    record = "$(ls -d image/overlay2/layerdb/sha256/* | head -n 1)"
+    # The lowest layer, so that others lie on it.
+    record = "$(for d in image/overlay2/layerdb/sha256/*; do [ -e $d/parent ] || echo $d; done)"
     add("a layer's size", f"{record}/size", Loss.IMAGES, (TRIXIE,), pipe=PIPE)
     image = "$(grep -l build-id image/overlay2/imagedb/content/sha256/*)"
     add("an image", image, Loss.NAMES, (FORKY,), pipe=PIPE)
     # An engine waits for it at "Loading containers: start."
     planted = "containers/one/config.v2.json"
+    uuid = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
+    add("containerd's uuid", uuid, Loss.NOTHING, (FORKY_C8D,), pipe=PIPE)
+    add("engine-id", "engine-id", Loss.NOTHING, (FORKY_C8D,), pipe=PIPE)
     for flavour in (TRIXIE, FORKY_C8D):
         script = f"mkdir -p containers/one; mkfifo {planted}"
         cases.append(Damage("a container planted", script, Loss.RECORDS, (flavour,)))

@@ -17,7 +17,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "trace", "seeds", "image_names"}),
     frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath"}),
     frozenset(
-        {"config", "arguments", "listeners", "probes", "certificates", "clone", "loops", "build_cache", "seed_spool"}
+        {
+            "config",
+            "arguments",
+            "listeners",
+            "probes",
+            "certificates",
+            "clone",
+            "loops",
+            "build_cache",
+            "seed_spool",
+            "graph_layers",
+        }
     ),
     frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
     frozenset({"seed_members", "seed_load"}),
