@@ -116,10 +116,15 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
+    # Engines make these anew when they are empty or gone, and do not come up with anything else in them.
+    for path in ("engine-id", "containerd/daemon/io.containerd.grpc.v1.introspection/uuid"):
+        if path != identity_file(storage):
+            yield _check(root_fd, path, Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_snapshots(root_fd, storage.driver)
         return
+    yield from _check_builders_snapshots(root_fd)
     home = graph_layers.home(storage.driver)
     for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
         yield Damage(f"{home}/{name}", why, Loss.IMAGES)
@@ -180,6 +185,12 @@ def _check_word(fd: int) -> None:
         raise ValueError("no name in it")
 
 
+def _check_word_or_none(fd: int) -> None:
+    """Raises ValueError."""
+    if os.fstat(fd).st_size:
+        _check_word(fd)
+
+
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +223,6 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
         _Shelf("volumes", 2, frozenset({"opts.json"}), 2, Loss.RECORDS),
         _Shelf("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
         _Shelf("swarm", 2, None, 2, Loss.RECORDS),
-        _Shelf("containerd/daemon/io.containerd.grpc.v1.introspection", 1, None, 1, Loss.NOTHING),
         *of_store,
     ]
 
@@ -221,10 +231,6 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
     """A pipe where an engine keeps a file is waited for without end, and a link leads it anywhere: "Loading containers:
     start." is the last line of an engine with a pipe for a container's configuration. Directories may be links: people
     put them on other disks."""
-    if storage.store is ImageStore.CONTAINERD:  # to the other one it is more than a file
-        with contextlib.suppress(OSError):
-            if not stat.S_ISREG(beneath.look(root_fd, "engine-id").st_mode):
-                yield Damage("engine-id", "it is no file", Loss.NOTHING)
     for shelf in _shelves(storage):
         with contextlib.suppress(OSError):
             kind = beneath.look(root_fd, shelf.path).st_mode
@@ -246,16 +252,51 @@ def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
     rename: … file exists" (containerd, plugins/snapshots/overlay/overlay.go, createSnapshot). Nobody knows of what is
     in it."""
     home = f"containerd/daemon/io.containerd.snapshotter.v1.{driver}"
-    with contextlib.suppress(OSError, ValueError):  # a database that cannot be read is a damage of its own
-        fd, _ = beneath.open_file(root_fd, f"{home}/metadata.db")
+    numbers = [
+        name
+        for name in beneath.names(root_fd, f"{home}/snapshots")
+        if name.isascii() and name.isdigit() and len(name) < 19
+    ]
+    try:
+        fd, size = beneath.open_file(root_fd, f"{home}/metadata.db")
+    except FileNotFoundError:
+        size = 0
+    except (OSError, ValueError):
+        return  # a damage of its own
+    else:
         try:
-            last = bolt.open(fd, _MAX_DATABASE_BYTES).sequence([b"v1", b"snapshots"])
+            last = bolt.open(fd, _MAX_DATABASE_BYTES).sequence([b"v1", b"snapshots"]) if size else 0
+        except (OSError, ValueError):
+            return
         finally:
             os.close(fd)
-        for name in beneath.names(root_fd, f"{home}/snapshots"):
-            if name.isascii() and name.isdigit() and len(name) < 19 and int(name) > last:
-                why = f"no record of it, as the last number that was given out is {last}"
-                yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
+    if not size:
+        if numbers:
+            yield Damage(f"{home}/metadata.db", f"it is empty, and there are {len(numbers)} snapshots", Loss.IMAGES)
+        return
+    for name in numbers:
+        if int(name) > last:
+            why = f"no record of it, as the last number that was given out is {last}"
+            yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
+
+
+def _check_builders_snapshots(root_fd: int) -> Iterator[Damage]:
+    """BuildKit with a graph driver makes this one before cache.db. Without it every build is CACHED, and fails when it
+    comes to be an image: "can not convert active … to layer"."""
+    path = "buildkit/snapshots.db"
+    if _size(root_fd, path) == 0 and _size(root_fd, "buildkit/cache.db"):
+        yield Damage(path, "it is empty, and there is a build cache", Loss.CACHE)
+
+
+def _size(root_fd: int, path: str) -> int | None:
+    """Bytes of a file, 0 where there is none, None for anything else."""
+    try:
+        found = beneath.look(root_fd, path)
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:

@@ -10,6 +10,7 @@ write a record when the layer is whole, and rename it before they remove the lay
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from cachedind import beneath
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CACHE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\n?")
+_NUMBER = re.compile(r"-?[0-9]{1,19}\n?")
 _OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -101,16 +103,26 @@ def _check(records_fd: int, name: str, directories: _Directories | None) -> str:
         cache_id = _read(fd, "cache-id").strip()
         if not _CACHE_ID.fullmatch(cache_id):
             raise ValueError("its cache-id is none")
-        if not _DIGEST.fullmatch(_read(fd, "diff")):
+        diff = _DIGEST.fullmatch(_read(fd, "diff"))
+        if diff is None:
             raise ValueError("its diff ID is none")
+        if not _NUMBER.fullmatch(_read(fd, "size")):
+            raise ValueError("its size is none")
         parent = _DIGEST.fullmatch(_read(fd, "parent")) if "parent" in names else None
         if parent is None and "parent" in names:
             raise ValueError("its parent is none")
+        if _chain_id(diff[1], parent[1] if parent else "") != name:
+            raise ValueError("its diff ID and its parent make another layer")
     finally:
         os.close(fd)
     if directories is not None:
         _check_overlay(directories, cache_id, has_parent=parent is not None)
     return parent[1] if parent else ""
+
+
+def _chain_id(diff: str, parent: str) -> str:
+    """OCI image specification, config.md, "Layer ChainID"."""
+    return hashlib.sha256(f"sha256:{parent} sha256:{diff}".encode()).hexdigest() if parent else diff
 
 
 def _check_overlay(directories: _Directories, cache_id: str, *, has_parent: bool) -> None:

@@ -100,11 +100,17 @@ def _table() -> list[Damage]:
     add("a layer's size", f"{record}/size", Loss.IMAGES, (TRIXIE,), pipe=PIPE)
     image = "$(grep -l build-id image/overlay2/imagedb/content/sha256/*)"
     add("an image", image, Loss.NAMES, (FORKY,), pipe=PIPE)
+    # What the engine finds in the way when it makes the same anew: each build fails.
+    add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, (TRIXIE,), empty=EMPTY)
+    add("snapshotter's db", f"{SNAPSHOTS}/metadata.db", Loss.IMAGES, (FORKY_C8D,), empty=EMPTY)
+    layer = "$(ls -d image/overlay2/layerdb/sha256/*/parent | head -n 1)"
+    add("a layer's parent", layer, Loss.IMAGES, (FORKY,), swapped='rm "$f"')
+    add("a layer's size", f"{record}/size", Loss.IMAGES, (FORKY,), empty=EMPTY)
     # An engine waits for it at "Loading containers: start."
     planted = "containers/one/config.v2.json"
     uuid = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
-    add("containerd's uuid", uuid, Loss.NOTHING, (FORKY_C8D,), pipe=PIPE)
-    add("engine-id", "engine-id", Loss.NOTHING, (FORKY_C8D,), pipe=PIPE)
+    add("containerd's uuid", uuid, Loss.NOTHING, (FORKY_C8D,), pipe=PIPE, noise=NOISE)
+    add("engine-id", "engine-id", Loss.NOTHING, (FORKY_C8D,), noise=NOISE)
     for flavour in (TRIXIE, FORKY_C8D):
         script = f"mkdir -p containers/one; mkfifo {planted}"
         cases.append(Damage("a container planted", script, Loss.RECORDS, (flavour,)))
