@@ -2,7 +2,7 @@
 
     quick       at each start: the meta pages of every database, the lists that must parse, the words that make the
                 build cache this engine's own; pipes and the like among what a daemon reads at its start, for which it
-                would wait for ever; the records of a graph driver's layers, with their directories
+                would wait for ever; the records of layers, with their directories, or of blobs
     thorough    when a start has reason to doubt: whole databases, and every image's configuration
 
 Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
@@ -20,7 +20,7 @@ import stat
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, graph_layers
+from cachedind import beneath, bolt, containerd_blobs, graph_layers
 from cachedind.model import ImageStore
 from cachedind.state import parse_object
 
@@ -123,6 +123,8 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     yield from _check_kinds(root_fd, storage)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_snapshots(root_fd, storage.driver)
+        for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
+            yield Damage(f"{containerd_blobs.CONTENT}/{name}", why, Loss.IMAGES)
         return
     yield from _check_builders_snapshots(root_fd)
     home = graph_layers.home(storage.driver)

@@ -106,6 +106,9 @@ def _table() -> list[Damage]:
     layer = "$(ls -d image/overlay2/layerdb/sha256/*/parent | head -n 1)"
     add("a layer's parent", layer, Loss.IMAGES, (FORKY,), swapped='rm "$f"')
     add("a layer's size", f"{record}/size", Loss.IMAGES, (FORKY,), empty=EMPTY)
+    # A configuration, which two images have or one: building it anew finds it there.
+    blob = f"$(grep -l '\"rootfs\"' {CONTAINERD}/io.containerd.content.v1.content/blobs/sha256/* | head -n 1)"
+    add("a blob", blob, Loss.IMAGES, (FORKY_C8D,), zeros=ZEROS, lost='rm "$f"')
     # An engine waits for it at "Loading containers: start."
     planted = "containers/one/config.v2.json"
     uuid = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"

@@ -249,6 +249,35 @@ def test_snapshots_without_records(root: int, tmp_path: Path, how: str) -> None:
     assert (found.path, found.loss) == (f"{SNAPSHOTTER}/metadata.db", Loss.IMAGES)
 
 
+BLOBS = "containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
+
+
+@pytest.mark.parametrize(
+    ("content", "damaged"),
+    [(b"{}", False), (None, True), (b"", True), (bytes(2), True), (b"{", True), (b"{}" + bytes(1 << 16), False)],
+    ids=["whole", "gone", "empty", "zeros", "cut", "large"],
+)
+def test_a_blob_that_is_recorded(root: int, tmp_path: Path, content: bytes | None, damaged: bool) -> None:
+    """Large ones are layers: they have been unpacked, and reading them would take its time."""
+    build(tmp_path, CONTAINERD)
+    digest = hashlib.sha256(b"{}").hexdigest()
+    pages = [
+        leaf_page(3, [(1, b"v1", bucket(4))]),
+        leaf_page(4, [(1, b"moby", bucket(5))]),
+        leaf_page(5, [(1, b"content", bucket(6))]),
+        leaf_page(6, [(1, b"blob", bucket(7))]),
+        leaf_page(7, [(1, f"sha256:{digest}".encode(), bucket(8))]),
+        leaf_page(8, []),
+    ]
+    (tmp_path / "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db").write_bytes(whole_file(pages))
+    (tmp_path / BLOBS).mkdir(parents=True)
+    (tmp_path / BLOBS / ("ee" * 32)).write_text("nobody has recorded this one")
+    if content is not None:
+        (tmp_path / BLOBS / digest).write_bytes(content)
+    found = damage.find(root, CONTAINERD, thorough=False)
+    assert [(one.path, one.loss) for one in found] == [(f"{BLOBS}/{digest}", Loss.IMAGES)] * damaged
+
+
 @pytest.mark.parametrize("how", ["empty", "gone"])
 def test_a_build_cache_without_its_layers(root: int, tmp_path: Path, how: str) -> None:
     build(tmp_path, GRAPH)

@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "build_cache",
             "seed_spool",
             "graph_layers",
+            "containerd_blobs",
         }
     ),
     frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
