@@ -386,6 +386,14 @@ def test_a_layer_that_has_lost_its_parent_or_has_anothers_is_no_layer(root: int,
     assert {one.path for one in damage.find(root, GRAPH, thorough=False)} == {middle, top}
 
 
+def test_a_layer_on_another_knows_which(root: int, tmp_path: Path) -> None:
+    build(tmp_path, GRAPH)
+    [lowest] = add_layers(tmp_path, "11")
+    (tmp_path / "overlay2" / "layer1" / "lower").write_bytes(bytes(3))
+    [found] = damage.find(root, GRAPH, thorough=False)
+    assert (found.path, found.why) == (lowest, "its lower is empty")
+
+
 def test_a_layer_that_is_no_directory(root: int, tmp_path: Path) -> None:
     build(tmp_path, GRAPH)
     (tmp_path / "overlay2" / "layer1" / "diff").rmdir()

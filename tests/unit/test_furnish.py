@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cachedind import config, daemon_config, dataroot, facts, furnish
+from cachedind import config, daemon_config, dataroot, facts, furnish, pool_lease, pool_start
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import StrictError
 from cachedind.facts import Place
@@ -121,3 +123,34 @@ def test_a_full_disk_costs_the_note_not_the_start(
         return
     assert decide(lease, Log()).driver == "overlay2"
     assert "the storage decision cannot be noted down" in capfd.readouterr().err
+
+
+# ---- moving on ----
+
+
+@pytest.mark.parametrize(("moves", "left_s", "fresh"), [(0, 10, False), (0, -1, True), (3, 10, True)])
+def test_an_empty_slot_is_taken_after_several_or_when_the_time_is_over(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch, moves: int, left_s: float, fresh: bool
+) -> None:
+    orders: list[pool_lease.Order] = []
+    deadline = time.monotonic() + left_s
+
+    def move(tenancy: object, order: pool_lease.Order, *rest: object) -> tuple[Lease, None]:
+        orders.append(order)
+        return lease, None
+
+    def settle(*args: object) -> furnish.Home:
+        assert args[-2:] == (moves + 1, deadline)
+        return home
+
+    monkeypatch.setattr(pool_start, "move_elsewhere", move)
+    monkeypatch.setattr(furnish, "settle", settle)
+    monkeypatch.setattr(facts, "read_engine_version", lambda path: EngineVersion(28, 5, 2))
+    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
+    site = furnish.Site(config.load({}), daemon, {}, Log())
+    tenancy: Any = object()
+    plan = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+    place = Place(lease.data_root, Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset()), 1, 1, 1, 1)
+    home = furnish.Home(lease, tenancy, place, plan)
+    assert furnish._move_elsewhere(site, home, "bad", moves, deadline) is home
+    assert [order.fresh for order in orders] == [fresh]
