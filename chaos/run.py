@@ -8,7 +8,8 @@ CACHED, or cold, and its image prints what it should in either case; nobody has 
 no loop device, no mount, nothing in stage and trash.
 
 With --power-loss the host loses its power amid builds instead (helpers/powerloss.py), so many times for each of the
-host filesystems, with a pool and with a data-root of its own.
+host filesystems, with a pool and with a data-root of its own. With --each-file a file is damaged before a start, each
+kind of file in each way (files.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.trace import POINTS
+from files import damage_each_file
 from helpers.builds import content_project, overlay_project
 from helpers.dind import Dind
 from helpers.engine import CommandFailedError, Engine
@@ -287,6 +289,7 @@ def main() -> None:
     parser.add_argument("--home", action="append", choices=[home.fstype for home in HOMES], help="only on these")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
+    parser.add_argument("--each-file", action="store_true", help="damage each kind of file instead")
     parser.add_argument("--registry", type=Path, required=True, help="Debian's docker-registry, the program")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
@@ -297,9 +300,11 @@ def main() -> None:
     total: Counter[str] = Counter()
     session = Engine.connect()
     try:
-        registry = None if options.power_loss else Registry(session, arguments.registry)
+        for flavour in FLAVOURS if arguments.each_file else ():
+            total += damage_each_file(session, flavour, deadline, say)
+        registry = None if options.power_loss or arguments.each_file else Registry(session, arguments.registry)
         for home in HOMES:
-            if arguments.home and home.fstype not in arguments.home:
+            if arguments.each_file or (arguments.home and home.fstype not in arguments.home):
                 continue
             scope = session.scope()
             try:

@@ -14,16 +14,28 @@ import pytest
 
 from cachedind.damage import Loss
 from cachedind.trace import POINTS
-from helpers.builds import Project
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import HOMES
+from helpers.ward import (
+    CUT,
+    DIRECTORY,
+    EMPTY,
+    GONE,
+    LINK,
+    META_PAGES,
+    NOISE,
+    PIPE,
+    PLACE,
+    ZEROS,
+    Ward,
+    marked_project,
+    on,
+)
 
 if TYPE_CHECKING:
-    from helpers.dind import Dind
-    from helpers.engine import Engine, Volume
+    from helpers.engine import Engine
 
-PLACE = "/damage"
 CONTAINERD = "containerd/daemon"
 META = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
 SNAPSHOTS = f"{CONTAINERD}/io.containerd.snapshotter.v1.overlayfs"
@@ -45,22 +57,8 @@ TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
 ALL = FLAVOURS
 
-CUT = 'truncate -s 12288 "$f"'
-EMPTY = 'truncate -s 0 "$f"'
-ZEROS = 'head -c "$(stat -c %s "$f")" /dev/zero >"$f.x"; mv "$f.x" "$f"'
-FLIP = "printf '\\377\\377\\377\\377' | dd of=\"$f\" bs=1 seek=20 conv=notrunc status=none"
-META_PAGES = 'dd if=/dev/zero of="$f" bs=4096 count=2 conv=notrunc status=none'
-DIRECTORY = 'rm -f "$f"; mkdir "$f"'
-PIPE = 'rm -f "$f"; mkfifo "$f"'
-LINK = 'rm -f "$f"; ln -s /etc/passwd "$f"'
-NOISE = 'head -c 9999 /dev/urandom >"$f"'
-GONE = 'rm -rf "$f"'
 # Of which the records do not know yet: a kill amid the making of the next one.
 AHEAD = 'last=$(ls "$f" | sort -n | tail -n 1); for n in 1 2 3; do mkdir -p "$f/$((last + n))/fs/x"; done'
-
-
-def on(path: str, how: str) -> str:
-    return f'f="{path}"; [ -e "$f" ]; {how}'
 
 
 def _table() -> list[Damage]:
@@ -124,66 +122,6 @@ TABLE = _table()
 CASES = [(damage, flavour) for damage in TABLE for flavour in damage.flavours]
 
 
-def project(nonce: str) -> Project:
-    dockerfile = (
-        "FROM base:latest\nCOPY nonce /nonce\n"
-        "RUN cat /proc/sys/kernel/random/uuid >/build-id\nRUN sha256sum /nonce >/sum\n"
-        'CMD ["/bin/sh", "-c", "cat /build-id /nonce"]\n'
-    )
-    return Project("small:latest", {"Dockerfile": dockerfile, "nonce": nonce}, (nonce,), 3)
-
-
-class Good(NamedTuple):
-    """A volume with a data-root in it at `good`, of which copies are made and damaged."""
-
-    volume: Volume
-    visitor: Visitor
-    project: Project
-    build_id: str
-
-
-class Ward:
-    """Good data-roots by flavour, made when the first test wants one."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._good: dict[Flavour, Good] = {}
-
-    def good(self, flavour: Flavour) -> Good:
-        if flavour not in self._good:
-            volume = self.engine.volume("xfs", size_mib=4096)
-            what = project(secrets.token_hex(8))
-            dind = self.start(flavour, volume, "good")
-            dind.build(what)
-            build_id = dind.run_image(what)
-            dind.kill()
-            dind.remove()
-            # A second start keeps copies of what a third one may have to put back.
-            again = self.start(flavour, volume, "good")
-            assert again.build(what).uncached == []
-            again.kill()
-            again.remove()
-            self._good[flavour] = Good(volume, Visitor(self.engine, volume), what, build_id)
-        return self._good[flavour]
-
-    def create(self, flavour: Flavour, volume: Volume, name: str, **env: str) -> Dind:
-        """An instance on one of the data-roots that is not started yet."""
-        return self.engine.dind(
-            flavour.suite,
-            volume=volume,
-            data_root=PLACE,
-            args=[f"--data-root={PLACE}/{name}"],
-            env={**flavour.env, **env},
-            start=False,
-        )
-
-    def start(self, flavour: Flavour, volume: Volume, name: str) -> Dind:
-        dind = self.create(flavour, volume, name)
-        dind.start()
-        dind.wait_ready()
-        return dind
-
-
 @pytest.fixture(scope="module")
 def ward(module_engine: Engine) -> Ward:
     return Ward(module_engine)
@@ -199,7 +137,7 @@ def test_a_damaged_data_root_has_a_working_daemon_in_the_same_start(
     ward: Ward, damage: Damage, flavour: Flavour
 ) -> None:
     good = ward.good(flavour)
-    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {damage.script}")
+    good.damage(damage.script)
     dind = ward.start(flavour, good.volume, "case")
     try:
         loss = Loss.NOTHING if damage.loss is None else damage.loss
@@ -233,7 +171,7 @@ def test_a_damaged_data_root_has_a_working_daemon_in_the_same_start(
 @pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("mend.")])
 def test_a_start_is_killed_amid_mending_and_the_next_mends(ward: Ward, point: str) -> None:
     good = ward.good(TRIXIE)
-    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {on('network/files/local-kv.db', NOISE)}")
+    good.damage(on("network/files/local-kv.db", NOISE))
     victim = ward.create(TRIXIE, good.volume, "case", CACHEDIND_KILL_AT=point)
     victim.start()
     assert victim.wait_exit() == 137
@@ -246,7 +184,7 @@ def test_a_start_is_killed_amid_mending_and_the_next_mends(ward: Ward, point: st
 
 def test_what_lies_aside_is_told_by_the_doctor(ward: Ward) -> None:
     good = ward.good(TRIXIE)
-    good.visitor.sh(f"rm -rf case; cp -a --reflink=always good case; cd case; {on('volumes/metadata.db', NOISE)}")
+    good.damage(on("volumes/metadata.db", NOISE))
     dind = ward.start(TRIXIE, good.volume, "case")
     report = json.loads(dind.exec("cachedind", "doctor", "--json", "--", f"--data-root={PLACE}/case").stdout)
     [one] = report["aside"]
@@ -263,7 +201,7 @@ HURT = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
 def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
     home = HOMES[1]
     pool = home.volume(engine)
-    what = project(secrets.token_hex(8))
+    what = marked_project(secrets.token_hex(8))
     first = home.start(engine, pool)
     first.build(what)
     build_id = first.run_image(what)
@@ -284,12 +222,12 @@ def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
 def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Engine) -> None:
     home = HOMES[1]
     pool = home.volume(engine)
-    what = project(secrets.token_hex(8))
+    what = marked_project(secrets.token_hex(8))
     for _ in range(3):  # a golden, a golden before it, and a slot
         dind = home.start(engine, pool)
         dind.build(what)
         build_id = dind.run_image(what)
-        dind.build(project(secrets.token_hex(8)))
+        dind.build(marked_project(secrets.token_hex(8)))
         dind.kill()
         dind.remove()
     visitor = Visitor(engine, pool)
@@ -308,7 +246,7 @@ def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Eng
 def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine: Engine) -> None:
     home = HOMES[1]
     pool = home.volume(engine)
-    what = project(secrets.token_hex(8))
+    what = marked_project(secrets.token_hex(8))
     first = home.start(engine, pool)
     first.build(what)
     first.kill()
@@ -327,10 +265,7 @@ def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine
 def test_after_a_crash_of_the_host_what_was_last_written_is_not_believed(ward: Ward) -> None:
     """The boot's number in the state file is another one, as after a reboot; old records stay, young ones go."""
     good = ward.good(TRIXIE)
-    good.visitor.sh(
-        "rm -rf case; cp -a --reflink=always good case; cd case/.cachedind; "
-        """sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' state.json"""
-    )
+    good.damage("""sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' .cachedind/state.json""")
     dind = ward.start(TRIXIE, good.volume, "case")
     assert any("the host went down" in line for line in dind.warnings), dind.log()
     assert dind.build(good.project).uncached != []
