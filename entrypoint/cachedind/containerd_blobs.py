@@ -19,7 +19,6 @@ _META = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
 _RECORDS = (b"v1", b"moby", b"content", b"blob")
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
 _SMALL_BYTES = 1 << 16
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def find_damaged(root_fd: int, limit_bytes: int) -> dict[str, str]:
@@ -59,11 +58,7 @@ def _check(content_fd: int, digest: str, size_bytes: int | None) -> str:
     if size_bytes > _SMALL_BYTES:
         return ""
     try:
-        fd = os.open(digest, _FILE, dir_fd=content_fd)
-        try:
-            found = hashlib.sha256(os.read(fd, _SMALL_BYTES + 1)).hexdigest()
-        finally:
-            os.close(fd)
+        raw = beneath.read(content_fd, digest, _SMALL_BYTES)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    return "" if found == digest else "its bytes are others than its digest says"
+    return "" if hashlib.sha256(raw).hexdigest() == digest else "its bytes are others than its digest says"

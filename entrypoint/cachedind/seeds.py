@@ -134,6 +134,10 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
 def _chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for diff_id in diff_ids:
-        text = f"{found[-1]} {diff_id}" if found else diff_id
-        found.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if found else text)
+        found.append(chain_id(diff_id, found[-1] if found else ""))
     return found
+
+
+def chain_id(diff_id: str, below: str) -> str:
+    """The chain ID of a layer on the one with the chain ID `below`, or on nothing; all with their algorithm."""
+    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}" if below else diff_id

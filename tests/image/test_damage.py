@@ -69,12 +69,12 @@ def _table() -> list[Damage]:
             cases.append(Damage(f"{what} {way}", on(path, how), loss, flavours))
 
     add("cache.db", "buildkit/cache.db", Loss.CACHE, ALL, cut=CUT)
-    add("cache.db", "buildkit/cache.db", Loss.CACHE, (TRIXIE,), zeros=ZEROS, flipped=META_PAGES, link=LINK)
+    add("cache.db", "buildkit/cache.db", Loss.CACHE, (TRIXIE,), zeros=ZEROS, headless=META_PAGES, link=LINK)
     add("cache.db", "buildkit/cache.db", Loss.CACHE, (FORKY_C8D,), directory=DIRECTORY, gone=GONE)
     add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, GRAPH, cut=CUT)
     add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, (FORKY,), noise=NOISE)
     add("metadata_v2.db", "buildkit/metadata_v2.db", Loss.CACHE, (TRIXIE,), cut=CUT, zeros=ZEROS)
-    add("containerdmeta.db", "buildkit/containerdmeta.db", Loss.CACHE, (FORKY,), cut=CUT, flipped=META_PAGES)
+    add("containerdmeta.db", "buildkit/containerdmeta.db", Loss.CACHE, (FORKY,), cut=CUT, headless=META_PAGES)
     add("history.db", "buildkit/history.db", Loss.RECORDS, (TRIXIE,), cut=CUT, noise=NOISE)
     add("history_c8d.db", "buildkit/history_c8d.db", Loss.RECORDS, (FORKY_C8D,), zeros=ZEROS)
     add("worker's metadata", "buildkit/containerd-overlayfs/metadata_v2.db", Loss.CACHE, (FORKY_C8D,), cut=CUT)
@@ -84,7 +84,7 @@ def _table() -> list[Damage]:
     add("volumes", "volumes/metadata.db", Loss.RECORDS, (TRIXIE, FORKY_C8D), noise=NOISE)
     add("volumes", "volumes/metadata.db", Loss.RECORDS, (FORKY,), zeros=ZEROS, link=LINK)
     add("containerd's meta.db", META, Loss.NOTHING, GRAPH, cut=CUT)
-    add("containerd's meta.db", META, Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE, flipped=META_PAGES)
+    add("containerd's meta.db", META, Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE, headless=META_PAGES)
     add("snapshotter's db", f"{SNAPSHOTS}/metadata.db", Loss.IMAGES, (FORKY_C8D,), cut=CUT, noise=NOISE)
     add("snapshots", f"{SNAPSHOTS}/snapshots", Loss.NOTHING, (FORKY_C8D,), ahead=AHEAD)
     names = "image/overlay2/repositories.json"
@@ -102,7 +102,7 @@ def _table() -> list[Damage]:
     add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, (TRIXIE,), empty=EMPTY)
     add("snapshotter's db", f"{SNAPSHOTS}/metadata.db", Loss.IMAGES, (FORKY_C8D,), empty=EMPTY)
     layer = "$(ls -d image/overlay2/layerdb/sha256/*/parent | head -n 1)"
-    add("a layer's parent", layer, Loss.IMAGES, (FORKY,), swapped='rm "$f"')
+    add("a layer's parent", layer, Loss.IMAGES, (FORKY,), lost='rm "$f"')
     add("a layer's size", f"{record}/size", Loss.IMAGES, (FORKY,), empty=EMPTY)
     # Configurations. Building the same anew finds one there. Some belong to nothing any more, and do not matter.
     blobs = f"{CONTAINERD}/io.containerd.content.v1.content/blobs/sha256"
