@@ -29,18 +29,18 @@ DEFAULT_LIMIT_BYTES = 64 << 20
 
 _MAGIC = 0xED0CDAED
 _VERSION = 2
-_PAGE = struct.Struct("=QHHI")
+PAGE = struct.Struct("=QHHI")
 _META = struct.Struct("=IIIIQQQQQQ")
-_LEAF = struct.Struct("=IIII")
-_BRANCH = struct.Struct("=IIQ")
-_BUCKET = struct.Struct("=QQ")
-_BRANCH_PAGE = 0x01
-_LEAF_PAGE = 0x02
+LEAF = struct.Struct("=IIII")
+BRANCH = struct.Struct("=IIQ")
+BUCKET = struct.Struct("=QQ")
+BRANCH_PAGE = 0x01
+LEAF_PAGE = 0x02
 _FREE_LIST_PAGE = 0x10
 _NO_FREE_LIST = 0xFFFFFFFFFFFFFFFF
 """Of a file that was opened with NoFreelistSync: the list is made anew each time."""
-_BUCKET_ELEMENT = 0x01
-_MAX_DEPTH = 32
+BUCKET_ELEMENT = 0x01
+MAX_DEPTH = 32
 _PAGE_SIZES = tuple(1 << power for power in range(10, 17))
 """From 1 KiB, which bbolt itself starts guessing at, to the 64 KiB of large-page kernels."""
 
@@ -102,7 +102,7 @@ def check_meta(fd: int) -> Meta:
 
     meta = find_meta(read, os.fstat(fd).st_size)
     if meta.is_complete:
-        _check_head(read, meta, meta.root, (_BRANCH_PAGE, _LEAF_PAGE))
+        _check_head(read, meta, meta.root, (BRANCH_PAGE, LEAF_PAGE))
         if meta.free_list is not None:
             _check_head(read, meta, meta.free_list, (_FREE_LIST_PAGE,))
     return meta
@@ -111,7 +111,7 @@ def check_meta(fd: int) -> Meta:
 def _check_head(read: Read, meta: Meta, number: int, kinds: tuple[int, ...]) -> None:
     if not 2 <= number < meta.pages:
         raise ValueError(f"page {number} is not among the {meta.pages} pages")
-    own_number, kind, _, overflow = _PAGE.unpack(read(_PAGE.size, number * meta.page_size))
+    own_number, kind, _, overflow = PAGE.unpack(read(PAGE.size, number * meta.page_size))
     if own_number != number or kind not in kinds:
         raise ValueError(f"page {number} calls itself {own_number} (flags {kind:#x})")
     if number + overflow >= meta.pages:
@@ -138,7 +138,7 @@ def find_meta(read: Read, size_bytes: int) -> Meta:
 def _read_meta(read: Read, number: int, page_size: int) -> tuple[int, int, int, int, int, int] | None:
     """Page number, transaction id, page size, root page, page of the free ones and high-water mark of a meta page; None
     for an invalid one."""
-    raw = read(_META.size, number * page_size + _PAGE.size)
+    raw = read(_META.size, number * page_size + PAGE.size)
     if len(raw) < _META.size:
         return None
     magic, version, found_size, _, root, _, free_list, pages, txid, checksum = _META.unpack(raw)
@@ -181,8 +181,8 @@ class Database:
         """The number that the bucket at `path` has given out last. Raises ValueError, also for no such bucket."""
         *above, name = path
         for element in self._elements(above):
-            if element.is_bucket and element.key == name and len(element.value) >= _BUCKET.size:
-                number: int = _BUCKET.unpack_from(element.value)[1]
+            if element.is_bucket and element.key == name and len(element.value) >= BUCKET.size:
+                number: int = BUCKET.unpack_from(element.value)[1]
                 return number
         raise ValueError(f"no bucket {name!r}")
 
@@ -209,13 +209,13 @@ class _Walk:
 
     def bucket(self, header: bytes) -> Iterator[Element]:
         """The elements of the bucket whose header that is."""
-        if len(header) < _BUCKET.size:
+        if len(header) < BUCKET.size:
             raise ValueError("a bucket without a header")
-        root, _ = _BUCKET.unpack_from(header)
+        root, _ = BUCKET.unpack_from(header)
         if root:
             return self.tree(root)
-        page = header[_BUCKET.size :]
-        if len(page) < _PAGE.size or _PAGE.unpack_from(page)[1] != _LEAF_PAGE:
+        page = header[BUCKET.size :]
+        if len(page) < PAGE.size or PAGE.unpack_from(page)[1] != LEAF_PAGE:
             raise ValueError("an inline bucket without its page")
         return _leaf_elements(page)
 
@@ -224,13 +224,13 @@ class _Walk:
         waiting = [(root, 1)]
         while waiting:
             number, depth = waiting.pop()
-            if depth > _MAX_DEPTH:
-                raise ValueError(f"page {number} lies deeper than {_MAX_DEPTH} levels")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"page {number} lies deeper than {MAX_DEPTH} levels")
             page = self._page(number)
-            kind = _PAGE.unpack_from(page)[1]
-            if kind == _LEAF_PAGE:
+            kind = PAGE.unpack_from(page)[1]
+            if kind == LEAF_PAGE:
                 yield from _leaf_elements(page)
-            elif kind == _BRANCH_PAGE:
+            elif kind == BRANCH_PAGE:
                 waiting.extend((child, depth + 1) for child in reversed(_branch_children(page)))
             else:
                 raise ValueError(f"page {number} is neither branch nor leaf (flags {kind:#x})")
@@ -244,7 +244,7 @@ class _Walk:
         self._seen.add(number)
         offset = number * self._meta.page_size
         page = self._take(self._meta.page_size, offset)
-        own_number, _, _, overflow = _PAGE.unpack_from(page)
+        own_number, _, _, overflow = PAGE.unpack_from(page)
         if own_number != number:
             raise ValueError(f"page {number} calls itself {own_number}")
         if overflow:
@@ -265,9 +265,9 @@ class _Walk:
 
 def _leaf_elements(page: bytes) -> Iterator[Element]:
     room = len(page)
-    for index in range(_count(page, _LEAF)):
-        at = _PAGE.size + index * _LEAF.size
-        flags, position, key_size, value_size = _LEAF.unpack_from(page, at)
+    for index in range(_count(page, LEAF)):
+        at = PAGE.size + index * LEAF.size
+        flags, position, key_size, value_size = LEAF.unpack_from(page, at)
         start = at + position
         middle, end = start + key_size, start + key_size + value_size
         if end > len(page):
@@ -276,15 +276,15 @@ def _leaf_elements(page: bytes) -> Iterator[Element]:
         room -= key_size + value_size
         if room < 0:
             raise ValueError("elements that overlap")
-        yield Element(page[start:middle], page[middle:end], bool(flags & _BUCKET_ELEMENT))
+        yield Element(page[start:middle], page[middle:end], bool(flags & BUCKET_ELEMENT))
 
 
 def _branch_children(page: bytes) -> list[int]:
-    return [_BRANCH.unpack_from(page, _PAGE.size + index * _BRANCH.size)[2] for index in range(_count(page, _BRANCH))]
+    return [BRANCH.unpack_from(page, PAGE.size + index * BRANCH.size)[2] for index in range(_count(page, BRANCH))]
 
 
 def _count(page: bytes, element: struct.Struct) -> int:
-    count: int = _PAGE.unpack_from(page)[2]
-    if _PAGE.size + count * element.size > len(page):
+    count: int = PAGE.unpack_from(page)[2]
+    if PAGE.size + count * element.size > len(page):
         raise ValueError("a page with more elements than it has room for")
     return count

@@ -1,9 +1,10 @@
 """Damage in a data-root, found without a daemon: what is no longer as an engine left it, and what that costs.
 
-    quick       at each start: the meta pages of every database, the lists that must parse, the words that make the
-                build cache this engine's own; pipes and the like among what a daemon reads at its start, for which it
-                would wait for ever; the records of layers, with their directories, or of blobs
-    thorough    when a start has reason to doubt: whole databases, and every image's configuration
+    quick       at each start: the databases, all of whose pages have to be as bbolt writes them, with what engines must
+                be able to read in them; the lists that must parse, the words that make the build cache this engine's
+                own; pipes and the like among what a daemon reads at its start, for which it would wait for ever; the
+                records of layers, with their directories, or of blobs
+    thorough    when a start has reason to doubt: databases of any size, and every image's configuration
 
 Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
 table); where they lie is moby's daemon/, layer/ and volume/, BuildKit's and containerd's own affair. The last job was
@@ -13,44 +14,30 @@ root here: no link is followed, nothing is waited for, and no file is read beyon
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import stat
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, containerd_blobs, graph_layers
-from cachedind.model import ImageStore
+from cachedind import beneath, builder_snapshots, containerd_blobs, containerd_snapshots, databases, graph_layers
+from cachedind.model import ImageStore, Loss
 from cachedind.state import parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cachedind.model import StoragePlan
 
 _MAX_JSON_BYTES = 16 << 20
 _MAX_DATABASE_BYTES = 256 << 20
+_QUICK_DATABASE_BYTES = 2 << 20
+"""Of each database, what is looked at in each start: some milliseconds. Few have more pages in use."""
 _MAX_FOUND = 10_000
 _WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9:_-]{3,127}\n?")
+_UUID = re.compile(rb"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\n?")
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-class Loss(IntEnum):
-    """What goes with something that is damaged, from little to all."""
-
-    NOTHING = 0
-    """The engine makes it anew out of what else there is."""
-    RECORDS = 1
-    """Build history, labels of volumes, networks, a container: what no build and no image needs."""
-    NAMES = 2
-    """Images lose their names."""
-    RECENT = 3
-    """Images and build cache of the last minutes."""
-    CACHE = 4
-    """The build cache."""
-    IMAGES = 5
-    """Images and build cache."""
 
 
 class Damage(NamedTuple):
@@ -62,28 +49,6 @@ class Damage(NamedTuple):
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------
-
-
-def databases(storage: StoragePlan) -> dict[str, Loss]:
-    """Every bolt file that an engine with this store opens, and what goes with it."""
-    of_containerd = storage.store is ImageStore.CONTAINERD
-    root = "containerd/daemon"
-    found = {
-        "buildkit/cache.db": Loss.CACHE,
-        "buildkit/history.db": Loss.RECORDS,
-        "buildkit/history_c8d.db": Loss.RECORDS,
-        "volumes/metadata.db": Loss.RECORDS,
-        "network/files/local-kv.db": Loss.RECORDS,
-        "content/metadata.db": Loss.NOTHING,
-        # Graph drivers keep neither images nor build cache in containerd.
-        f"{root}/io.containerd.metadata.v1.bolt/meta.db": Loss.IMAGES if of_containerd else Loss.NOTHING,
-    }
-    if of_containerd:
-        found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = Loss.CACHE
-        found[f"{root}/io.containerd.snapshotter.v1.{storage.driver}/metadata.db"] = Loss.IMAGES
-    else:
-        found |= {f"buildkit/{name}": Loss.CACHE for name in ("metadata_v2.db", "snapshots.db", "containerdmeta.db")}
-    return found
 
 
 def identity_file(storage: StoragePlan) -> str:
@@ -110,23 +75,26 @@ def find(root_fd: int, storage: StoragePlan, *, thorough: bool) -> list[Damage]:
 
 
 def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[Damage | None]:
-    for path, loss in databases(storage).items():
-        yield _check(root_fd, path, loss, _walk_database if thorough else _check_database)
+    limit_bytes = _MAX_DATABASE_BYTES if thorough else _QUICK_DATABASE_BYTES
+    for path, database in databases.known(storage).items():
+        look = functools.partial(databases.check, database=database, limit_bytes=limit_bytes)
+        yield _check(root_fd, path, database.loss, look)
     names = names_file(storage)
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
     # Engines make these anew when they are empty or gone, and do not come up with anything else in them.
-    for path in ("engine-id", "containerd/daemon/io.containerd.grpc.v1.introspection/uuid"):
-        if path != identity_file(storage):
-            yield _check(root_fd, path, Loss.NOTHING, _check_word_or_none)
+    yield _check(root_fd, f"{databases.CONTAINERD}/io.containerd.grpc.v1.introspection/uuid", Loss.NOTHING, _check_uuid)
+    if identity_file(storage) != "engine-id":
+        yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
+    yield from _check_volumes(root_fd)
     if storage.store is ImageStore.CONTAINERD:
-        yield from _check_snapshots(root_fd, storage.driver)
-        for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
-            yield Damage(f"{containerd_blobs.CONTENT}/{name}", why, Loss.IMAGES)
+        yield from _check_containerds(root_fd, storage.driver, limit_bytes)
         return
-    yield from _check_builders_snapshots(root_fd)
+    broken = builder_snapshots.find_broken(root_fd, limit_bytes)
+    if broken:
+        yield Damage(databases.BUILDERS_SNAPSHOTS, broken, Loss.CACHE)
     home = graph_layers.home(storage.driver)
     for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
         yield Damage(f"{home}/{name}", why, Loss.IMAGES)
@@ -134,8 +102,17 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
         yield from _check_configurations(root_fd, storage.driver)
 
 
-def _check(root_fd: int, path: str, loss: Loss, look: object) -> Damage | None:
-    assert callable(look)
+def _check_containerds(root_fd: int, driver: str, limit_bytes: int) -> Iterator[Damage]:
+    snapshots = containerd_snapshots.look(root_fd, driver, limit_bytes)
+    for name, why in snapshots.ahead.items():
+        yield Damage(f"{containerd_snapshots.home(driver)}/{name}", why, Loss.NOTHING)
+    if snapshots.broken:
+        yield Damage(databases.snapshotters(driver), snapshots.broken, Loss.IMAGES)
+    for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
+        yield Damage(f"{containerd_blobs.CONTENT}/{name}", why, Loss.IMAGES)
+
+
+def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:
     try:
         fd, _ = beneath.open_file(root_fd, path)
     except FileNotFoundError:
@@ -155,27 +132,6 @@ def _check(root_fd: int, path: str, loss: Loss, look: object) -> Damage | None:
     return None
 
 
-def _check_database(fd: int) -> None:
-    """Raises ValueError. An empty file is one that an engine was about to make, and makes then."""
-    if os.fstat(fd).st_size == 0:
-        return
-    meta = bolt.check_meta(fd)
-    if not meta.is_complete:
-        raise ValueError(f"cut short: {meta.size_bytes} bytes of {meta.pages * meta.page_size}")
-
-
-def _walk_database(fd: int) -> None:
-    """Every page that is in use. Raises ValueError."""
-    _check_database(fd)
-    if os.fstat(fd).st_size == 0:
-        return
-    database = bolt.open(fd, _MAX_DATABASE_BYTES)
-    waiting: list[tuple[bytes, ...]] = [()]
-    while waiting:
-        path = waiting.pop()
-        waiting += [(*path, name) for name in database.buckets(path)] if len(path) < 8 else []
-
-
 def _check_names(fd: int) -> None:
     """Raises ValueError."""
     if not isinstance(parse_object(_read(fd, _MAX_JSON_BYTES)).get("Repositories", {}), dict):
@@ -191,6 +147,12 @@ def _check_word_or_none(fd: int) -> None:
     """Raises ValueError."""
     if os.fstat(fd).st_size:
         _check_word(fd)
+
+
+def _check_uuid(fd: int) -> None:
+    """Raises ValueError."""
+    if os.fstat(fd).st_size and not _UUID.fullmatch(_read(fd, 256)):
+        raise ValueError("no UUID in it")
 
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
@@ -222,7 +184,7 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
     )
     return [
         _Shelf("containers", 2, frozenset({"config.v2.json", "hostconfig.json"}), 1, Loss.RECORDS),
-        _Shelf("volumes", 2, frozenset({"opts.json"}), 2, Loss.RECORDS),
+        _Shelf("volumes", 1, frozenset(), 1, Loss.RECORDS),
         _Shelf("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
         _Shelf("swarm", 2, None, 2, Loss.RECORDS),
         *of_store,
@@ -245,60 +207,21 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
                 yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss)
 
 
-# ---- images and layers -----------------------------------------------------------------------------------------------
-
-
-def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
-    """Directories with numbers that the snapshotter has not given out yet. A kill between the renaming of such a
-    directory and the end of the transaction leaves one, and the engine that draws its number next fails: "failed to
-    rename: … file exists" (containerd, plugins/snapshots/overlay/overlay.go, createSnapshot). Nobody knows of what is
-    in it."""
-    home = f"containerd/daemon/io.containerd.snapshotter.v1.{driver}"
-    numbers = [
-        name
-        for name in beneath.names(root_fd, f"{home}/snapshots")
-        if name.isascii() and name.isdigit() and len(name) < 19
-    ]
-    try:
-        fd, size = beneath.open_file(root_fd, f"{home}/metadata.db")
-    except FileNotFoundError:
-        size = 0
-    except (OSError, ValueError):
-        return  # a damage of its own
-    else:
+def _check_volumes(root_fd: int) -> Iterator[Damage]:
+    """Options of volumes: "error while unmarshaling volume options" is the end of an engine."""
+    for name in beneath.names(root_fd, "volumes"):
+        path = f"volumes/{name}/opts.json"
         try:
-            last = bolt.open(fd, _MAX_DATABASE_BYTES).sequence([b"v1", b"snapshots"]) if size else 0
-        except (OSError, ValueError):
-            return
-        finally:
-            os.close(fd)
-    if not size:
-        if numbers:
-            yield Damage(f"{home}/metadata.db", f"it is empty, and there are {len(numbers)} snapshots", Loss.IMAGES)
-        return
-    for name in numbers:
-        if int(name) > last:
-            why = f"no record of it, as the last number that was given out is {last}"
-            yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
+            parse_object(beneath.read(root_fd, path, _MAX_JSON_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError as error:
+            yield Damage(path, str(error), Loss.RECORDS)
+        except OSError as error:
+            yield Damage(path, f"it is not as an engine made it: {error.strerror}", Loss.RECORDS)
 
 
-def _check_builders_snapshots(root_fd: int) -> Iterator[Damage]:
-    """BuildKit with a graph driver makes this one before cache.db. Without it every build is CACHED, and fails when it
-    comes to be an image: "can not convert active … to layer"."""
-    path = "buildkit/snapshots.db"
-    if _size(root_fd, path) == 0 and _size(root_fd, "buildkit/cache.db"):
-        yield Damage(path, "it is empty, and there is a build cache", Loss.CACHE)
-
-
-def _size(root_fd: int, path: str) -> int | None:
-    """Bytes of a file, 0 where there is none, None for anything else."""
-    try:
-        found = beneath.look(root_fd, path)
-    except FileNotFoundError:
-        return 0
-    except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:

@@ -21,10 +21,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cachedind import beneath, damage, state
-from cachedind.damage import Loss
+from cachedind import beneath, damage, databases, state
 from cachedind.errors import MaintenanceError
-from cachedind.model import ImageStore
+from cachedind.model import ImageStore, Loss
 from cachedind.private_daemon import private_daemon
 from cachedind.pruning import parse_time
 
@@ -145,13 +144,13 @@ def _goes_with(one: Damage, storage: StoragePlan) -> list[str]:
 def _build_cache(storage: StoragePlan) -> list[str]:
     """Everything in which BuildKit refers to results and to each other. One of them alone would speak of what the
     others do not have. The worker's name stays: it is what makes the next build cache this one's."""
-    names = [path for path, loss in damage.databases(storage).items() if loss is Loss.CACHE]
+    names = [path for path, one in databases.known(storage).items() if one.loss is Loss.CACHE]
     return [*names, "buildkit/content"] if storage.store is ImageStore.GRAPHDRIVER else names
 
 
 def everything_remakeable(storage: StoragePlan) -> tuple[str, ...]:
     """What an engine makes anew while images and layers stay: all databases but those that list them."""
-    names = [path for path, loss in damage.databases(storage).items() if loss < Loss.IMAGES]
+    names = [path for path, one in databases.known(storage).items() if one.loss < Loss.IMAGES]
     return (*names, "buildkit", "network/files", "swarm", "runtimes", "plugins", "content")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 
@@ -148,3 +148,20 @@ class Degradation(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}; {self.cost}; {self.mend}"
+
+
+class Loss(IntEnum):
+    """What goes with something in a data-root that is damaged, from little to all."""
+
+    NOTHING = 0
+    """The engine makes it anew out of what else there is."""
+    RECORDS = 1
+    """Build history, labels of volumes, networks, a container: what no build and no image needs."""
+    NAMES = 2
+    """Images lose their names."""
+    RECENT = 3
+    """Images and build cache of the last minutes."""
+    CACHE = 4
+    """The build cache."""
+    IMAGES = 5
+    """Images and build cache."""

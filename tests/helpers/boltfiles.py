@@ -42,15 +42,20 @@ def leaf_page(number: int, elements: Elements) -> bytes:
     return page.ljust(pages * PAGE_SIZE, b"\0")
 
 
-def branch_page(number: int, children: list[int]) -> bytes:
-    heads = b"".join(
-        struct.pack("=IIQ", 16 * (len(children) - index), 0, child) for index, child in enumerate(children)
-    )
-    return (struct.pack("=QHHI", number, BRANCH, len(children), 0) + heads).ljust(PAGE_SIZE, b"\0")
+def branch_page(number: int, children: list[int], keys: list[bytes] | None = None) -> bytes:
+    """Without keys all have the same, which bbolt itself would never write."""
+    names = keys or [b""] * len(children)
+    heads, data = b"", b""
+    for index, (key, child) in enumerate(zip(names, children, strict=True)):
+        heads += struct.pack("=IIQ", 16 * (len(children) - index) + len(data), len(key), child)
+        data += key
+    return (struct.pack("=QHHI", number, BRANCH, len(children), 0) + heads + data).ljust(PAGE_SIZE, b"\0")
 
 
-def freelist_page(number: int) -> bytes:
-    return struct.pack("=QHHI", number, FREELIST, 0, 0).ljust(PAGE_SIZE, b"\0")
+def freelist_page(number: int, free: Iterable[int] = ()) -> bytes:
+    pages = list(free)
+    head = struct.pack("=QHHI", number, FREELIST, len(pages), 0)
+    return (head + struct.pack(f"={len(pages)}Q", *pages)).ljust(PAGE_SIZE, b"\0")
 
 
 def bucket(root: int) -> bytes:
@@ -64,11 +69,32 @@ def inline_bucket(elements: Elements) -> bytes:
     return struct.pack("=QQ", 0, 0) + leaf_page(0, elements)[:used]
 
 
-def whole_file(pages: list[bytes], root: int = 3) -> bytes:
-    """Two meta pages, an empty list of free pages, and these from page 3 on."""
+def whole_file(pages: list[bytes], root: int = 3, free: Iterable[int] = ()) -> bytes:
+    """Two meta pages, a list of free pages, and these from page 3 on."""
     count = 3 + sum(map(len, pages)) // PAGE_SIZE
     metas = meta_page(8, root=root, pages=count) + meta_page(7, root=99, pages=count, index=1)
-    return metas + freelist_page(2) + b"".join(pages)
+    return metas + freelist_page(2, free) + b"".join(pages)
+
+
+Tree = dict[bytes, "bytes | Tree"]
+
+
+def tree_file(tree: Tree) -> bytes:
+    """A file with these buckets (dictionaries) in each other and what is in them, each on a page of its own."""
+    pages: list[bytes] = []
+
+    def add(branch: Tree) -> int:
+        number = 3 + len(pages)
+        pages.append(b"")
+        elements: Elements = []
+        for key, value in sorted(branch.items()):
+            elements.append((1, key, bucket(add(value))) if isinstance(value, dict) else (0, key, value))
+        pages[number - 3] = leaf_page(number, elements)
+        assert len(pages[number - 3]) == PAGE_SIZE
+        return number
+
+    add(tree)
+    return whole_file(pages)
 
 
 def local_kv(networks: Iterable[tuple[str, str]]) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cachedind.damage import Loss
+from cachedind.model import Loss
 from cachedind.trace import POINTS
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour

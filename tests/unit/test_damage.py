@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachedind import damage
-from cachedind.damage import Loss
+from cachedind import damage, databases
 from cachedind.mending import plan_mending
-from cachedind.model import ImageStore, StoragePlan
+from cachedind.model import ImageStore, Loss, StoragePlan
 from helpers.boltfiles import bucket, leaf_page, whole_file
 
 if TYPE_CHECKING:
@@ -25,14 +24,20 @@ if TYPE_CHECKING:
 GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
 CHAIN = "ab" * 32
-DATABASE = whole_file([leaf_page(3, [(1, b"bucket", bucket(4))]), leaf_page(4, [(0, b"key", b"value")])])
+
+
+def whole(path: str, storage: StoragePlan) -> bytes:
+    """A database that could be the one there, with something in it."""
+    name = min(databases.known(storage)[path].buckets or [b"bucket"])
+    value = bytes(8) + b"{}" if "network" in path else b"{}"
+    return whole_file([leaf_page(3, [(1, name, bucket(4))]), leaf_page(4, [(0, b"key", value)])])
 
 
 def build(root: Path, storage: StoragePlan) -> None:
     """A data-root with everything in it that is looked at."""
-    for path in damage.databases(storage):
+    for path in databases.known(storage):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(DATABASE)
+        (root / path).write_bytes(whole(path, storage))
     identity = root / damage.identity_file(storage)
     identity.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text("00000000-0000-4000-8000-000000000000\n")
@@ -163,11 +168,11 @@ def test_every_database_is_looked_at(
     root: int, tmp_path: Path, storage: StoragePlan, how: Callable[[Path], None]
 ) -> None:
     build(tmp_path, storage)
-    for path, loss in damage.databases(storage).items():
+    for path, database in databases.known(storage).items():
         before = (tmp_path / path).read_bytes()
         how(tmp_path / path)
         [found] = damage.find(root, storage, thorough=False)
-        assert (found.path, found.loss) == (path, loss)
+        assert (found.path, found.loss) == (path, database.loss)
         if how is directory:
             (tmp_path / path).rmdir()
         else:
@@ -181,15 +186,21 @@ def test_an_empty_database_is_one_that_an_engine_was_about_to_make(root: int, tm
     assert damage.find(root, GRAPH, thorough=True) == []
 
 
-def test_a_page_deep_in_a_database_is_seen_when_there_is_doubt(root: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_a_page_deep_in_a_database_is_seen(
+    root: int, tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large one only when there is doubt: it would take its time."""
     build(tmp_path, GRAPH)
     path = tmp_path / "buildkit" / "snapshots.db"
     raw = bytearray(path.read_bytes())
-    # The last page but those that are looked at each time: the list of free ones and the root.
+    # The last page but those that an engine reads when it opens the file: the list of free ones and the root.
     raw[4 * 4096 :] = b"\xff" * (len(raw) - 4 * 4096)
     path.write_bytes(raw)
-    assert damage.find(root, GRAPH, thorough=False) == []
-    [found] = damage.find(root, GRAPH, thorough=True)
+    if large:
+        monkeypatch.setattr(damage, "_QUICK_DATABASE_BYTES", 2 * 4096)
+        assert damage.find(root, GRAPH, thorough=False) == []
+    [found] = damage.find(root, GRAPH, thorough=large)
     assert (found.path, found.loss) == ("buildkit/snapshots.db", Loss.CACHE)
 
 

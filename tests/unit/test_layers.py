@@ -16,6 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "trace", "seeds", "image_names"}),
     frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath"}),
+    frozenset({"bolt_check"}),
+    frozenset({"databases"}),
     frozenset(
         {
             "config",
@@ -29,6 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "seed_spool",
             "graph_layers",
             "containerd_blobs",
+            "containerd_snapshots",
+            "builder_snapshots",
         }
     ),
     frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind import damage, mending
-from cachedind.damage import Damage, Loss
+from cachedind import damage, databases, mending
+from cachedind.damage import Damage
 from cachedind.mending import Doubt, Patient, plan_mending
-from cachedind.model import ImageStore, StoragePlan
+from cachedind.model import ImageStore, Loss, StoragePlan
 from cachedind.trace import Trace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ META = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
 
 
 def of(path: str, storage: StoragePlan = GRAPH) -> Damage:
-    return Damage(path, "bad", damage.databases(storage).get(path, Loss.NAMES))
+    return Damage(path, "bad", known.loss if (known := databases.known(storage).get(path)) else Loss.NAMES)
 
 
 def plan(
@@ -84,7 +84,7 @@ STORAGES = st.sampled_from([GRAPH, CONTAINERD])
 def test_no_plan_touches_volumes_or_images_that_are_whole(
     data: st.DataObject, storage: StoragePlan, doubted: bool, has_better: bool
 ) -> None:
-    paths = [*damage.databases(storage), damage.identity_file(storage)]
+    paths = [*databases.known(storage), damage.identity_file(storage)]
     found = [of(path, storage) for path in data.draw(st.lists(st.sampled_from(paths), unique=True))]
     kept = frozenset(data.draw(st.sets(st.sampled_from([damage.identity_file(storage)]))))
     made = plan(*found, storage=storage, kept=kept, doubted=doubted, has_better=has_better)

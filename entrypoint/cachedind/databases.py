@@ -1,0 +1,115 @@
+"""The bolt files that an engine opens: what goes with each, and what an engine wants to find in it.
+
+    BuildKit     metadata_v2.db  _main/<record>/<field>: JSON, or nothing (cache/metadata/metadata.go)
+                 cache.db        _result/<key>/<result>: JSON (solver/bboltcachestorage/storage.go)
+    dockerd      volumes/metadata.db  volumes/<name>: JSON (moby, volume/service/db.go)
+                 local-kv.db     libnetwork/<path>: a number of eight bytes, and JSON (moby, libnetwork's boltdb.go)
+    containerd   createdat and updatedat, wherever they are: Go's time.Time.MarshalBinary (core/metadata/boltutil)
+
+One such value with one other bit, and dockerd ends: "error creating buildkit instance: invalid character 'e' looking
+for beginning of value".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind import bolt_check, state
+from cachedind.model import ImageStore, Loss
+
+if TYPE_CHECKING:
+    from cachedind.bolt_check import Judge
+    from cachedind.model import StoragePlan
+
+CONTAINERD = "containerd/daemon"
+CONTAINERD_META = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
+BUILDERS_SNAPSHOTS = "buildkit/snapshots.db"
+"""Which layer a record of the build cache is, with graph drivers."""
+
+_TIMES = (b"createdat", b"updatedat")
+_TIME_BYTES = {1: 15, 2: 16}
+"""By the first byte, the version (Go, time/time.go)."""
+
+
+class Database(NamedTuple):
+    """What goes with a database, the buckets of which it has one at least if it has any, and who knows its values."""
+
+    loss: Loss
+    buckets: frozenset[bytes] = frozenset()
+    judge: Judge | None = None
+
+
+def known(storage: StoragePlan) -> dict[str, Database]:
+    """Every database that an engine with this store opens, by its path in the data-root."""
+    of_containerd = storage.store is ImageStore.CONTAINERD
+    history = Database(Loss.RECORDS, frozenset({b"_records", b"_version"}))
+    metadata = Database(Loss.CACHE, frozenset({b"_main", b"_index", b"_external"}), _judge_metadata)
+    found = {
+        "buildkit/cache.db": Database(
+            Loss.CACHE, frozenset({b"_result", b"_links", b"_byresult", b"_backlinks"}), _judge_results
+        ),
+        "buildkit/history.db": history,
+        "buildkit/history_c8d.db": history,
+        "volumes/metadata.db": Database(Loss.RECORDS, frozenset({b"volumes"}), _judge_volumes),
+        "network/files/local-kv.db": Database(Loss.RECORDS, frozenset({b"libnetwork"}), _judge_networks),
+        "content/metadata.db": _of_containerd(Loss.NOTHING),
+        # Graph drivers keep neither images nor build cache in containerd.
+        CONTAINERD_META: _of_containerd(Loss.IMAGES if of_containerd else Loss.NOTHING),
+    }
+    if of_containerd:
+        found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = metadata
+        found[snapshotters(storage.driver)] = _of_containerd(Loss.IMAGES)
+    else:
+        found["buildkit/metadata_v2.db"] = metadata
+        found[BUILDERS_SNAPSHOTS] = Database(Loss.CACHE)
+        found["buildkit/containerdmeta.db"] = _of_containerd(Loss.CACHE)
+    return found
+
+
+def snapshotters(driver: str) -> str:
+    """The database of a snapshotter of containerd."""
+    return f"{CONTAINERD}/io.containerd.snapshotter.v1.{driver}/metadata.db"
+
+
+def check(fd: int, database: Database, limit_bytes: int) -> None:
+    """Whether the database in an open file could be used by its engine, as far as it has no more than so many bytes.
+
+    Raises ValueError, and OSError when it cannot be read.
+    """
+    buckets = bolt_check.check(fd, limit_bytes, database.judge).buckets
+    if buckets and database.buckets and buckets.isdisjoint(database.buckets):
+        raise ValueError(f"it is another database, with a bucket {min(buckets).decode('ascii', 'replace')!r}")
+
+
+def _of_containerd(loss: Loss) -> Database:
+    return Database(loss, frozenset({b"v1"}), _judge_times)
+
+
+def _judge_metadata(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    if value and path[:1] == (b"_main",):
+        _parse(key, value)
+
+
+def _judge_results(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    if path[:1] == (b"_result",):
+        _parse(key, value)
+
+
+def _judge_volumes(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    _parse(key, value)
+
+
+def _judge_networks(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    _parse(key, value[8:])
+
+
+def _judge_times(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    if key in _TIMES and path[-1:] != (b"labels",) and (not value or _TIME_BYTES.get(value[0]) != len(value)):
+        raise ValueError(f"{key.decode()} is no time")
+
+
+def _parse(key: bytes, value: bytes) -> None:
+    try:
+        state.parse_object(value)
+    except ValueError as error:
+        raise ValueError(f"what {key.decode('ascii', 'replace')!r} has is no JSON: {error}") from None

@@ -1,0 +1,115 @@
+"""Values without which no engine comes up, in each of its databases; and databases in each other's places."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cachedind import databases
+from cachedind.model import ImageStore, Loss, StoragePlan
+from helpers.boltfiles import leaf_page, tree_file, whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from helpers.boltfiles import Tree
+
+GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+LIMIT = 1 << 20
+META = databases.CONTAINERD_META
+SNAPSHOTTER = databases.snapshotters("overlayfs")
+TIME = bytes([1]) + bytes(14)
+FINER_TIME = bytes([2]) + bytes(15)
+
+WHOLE: list[tuple[StoragePlan, str, Tree]] = [
+    (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b'{"ID":"1"}'}}, b"_links": {b"key": {b"link": b""}}}),
+    (GRAPH, "buildkit/metadata_v2.db", {b"_main": {b"one": {b"a": b'{"value":1}', b"b": b""}}, b"_index": {b"i": b""}}),
+    (GRAPH, "buildkit/metadata_v2.db", {b"_external": {b"one": {b"buildkit.contenthash.v0": b"\n\x04"}}}),
+    (GRAPH, "buildkit/snapshots.db", {b"any": {b"parent": b""}}),
+    (GRAPH, "buildkit/containerdmeta.db", {b"v1": {b"buildkit": {b"createdat": TIME}}}),
+    (GRAPH, "buildkit/history.db", {b"_records": {b"one": b"\n\x19"}, b"_version": {b"version": b"2"}}),
+    (GRAPH, "volumes/metadata.db", {b"volumes": {b"data": b'{"Name":"data"}'}}),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"docker/network": bytes(8) + b'{"Count":0}'}}),
+    (CONTAINERD, "buildkit/containerd-overlayfs/metadata_v2.db", {b"_main": {b"one": {b"a": b'{"value":1}'}}}),
+    (CONTAINERD, META, {b"v1": {b"moby": {b"a": {b"createdat": TIME, b"updatedat": FINER_TIME}}}}),
+    (CONTAINERD, META, {b"v1": {b"moby": {b"labels": {b"createdat": b"by a person"}}}}),
+    (CONTAINERD, SNAPSHOTTER, {b"v1": {b"snapshots": {b"a": {b"createdat": TIME, b"id": b"\1"}}}}),
+]
+BAD: list[tuple[StoragePlan, str, Tree, str]] = [
+    (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b'{"ID":"1"'}}}, "what 'id' has is no JSON"),
+    (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b""}}}, "what 'id' has is no JSON"),
+    (
+        GRAPH,
+        "buildkit/metadata_v2.db",
+        {b"_main": {b"one": {b"cache.size": b'{"v":1]'}}},
+        "'cache.size' has is no JSON",
+    ),
+    (CONTAINERD, "buildkit/containerd-overlayfs/metadata_v2.db", {b"_main": {b"1": {b"a": b'e"v":1}'}}}, "no JSON"),
+    (GRAPH, "volumes/metadata.db", {b"volumes": {b"data": b'{"Name":"da\x02ta"}'}}, "what 'data' has is no JSON"),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"one": bytes(8) + b"{&}"}}, "what 'one' has is no JSON"),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"one": bytes(3)}}, "what 'one' has is no JSON"),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"x": bytes(8) + b"[" * 3000}}, "nested too deeply"),
+    (CONTAINERD, META, {b"v1": {b"moby": {b"createdat": bytes(15)}}}, "createdat is no time"),
+    (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": TIME[:-1]}}}, "updatedat is no time"),
+    (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": b""}}}, "updatedat is no time"),
+    (CONTAINERD, SNAPSHOTTER, {b"v1": {b"snapshots": {b"a": {b"createdat": b"\x03"}}}}, "createdat is no time"),
+    (GRAPH, "buildkit/containerdmeta.db", {b"v1": {b"createdat": bytes(15)}}, "createdat is no time"),
+]
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Callable[[StoragePlan, str, bytes], None]:
+    def check(storage: StoragePlan, path: str, raw: bytes) -> None:
+        file = tmp_path / "a.db"
+        file.write_bytes(raw)
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            databases.check(fd, databases.known(storage)[path], LIMIT)
+        finally:
+            os.close(fd)
+
+    return check
+
+
+@pytest.mark.parametrize(("storage", "path", "tree"), WHOLE)
+def test_what_engines_write(check: Callable[..., None], storage: StoragePlan, path: str, tree: Tree) -> None:
+    check(storage, path, tree_file(tree))
+
+
+@pytest.mark.parametrize(("storage", "path", "tree", "why"), BAD)
+def test_what_no_engine_comes_up_with(
+    check: Callable[..., None], storage: StoragePlan, path: str, tree: Tree, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        check(storage, path, tree_file(tree))
+
+
+@pytest.mark.parametrize("storage", [GRAPH, CONTAINERD])
+def test_a_database_that_has_just_been_made(check: Callable[..., None], storage: StoragePlan) -> None:
+    for path in databases.known(storage):
+        check(storage, path, b"")
+        check(storage, path, whole_file([leaf_page(3, [])]))
+
+
+@pytest.mark.parametrize("storage", [GRAPH, CONTAINERD])
+def test_a_database_in_anothers_place(check: Callable[..., None], storage: StoragePlan) -> None:
+    known = databases.known(storage)
+    for path, database in known.items():
+        for other in known.values():
+            if database.buckets and other.buckets and database.buckets != other.buckets:
+                name = min(other.buckets)
+                with pytest.raises(ValueError, match=f"it is another database, with a bucket '{name.decode()}'"):
+                    check(storage, path, tree_file({name: {}}))
+
+
+def test_a_newer_engine_may_have_more_in_it(check: Callable[..., None]) -> None:
+    check(GRAPH, "buildkit/cache.db", tree_file({b"_links": {}, b"_newer": {b"one": b"?"}}))
+
+
+def test_graph_drivers_keep_nothing_in_containerd() -> None:
+    assert databases.known(GRAPH)[META].loss is Loss.NOTHING
+    assert databases.known(CONTAINERD)[META].loss is Loss.IMAGES
