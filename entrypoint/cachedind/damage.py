@@ -20,7 +20,7 @@ import stat
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, containerd_blobs, graph_layers
+from cachedind import beneath, bolt, containerd_blobs, engine_paths, graph_layers
 from cachedind.model import ImageStore
 from cachedind.state import parse_object
 
@@ -67,7 +67,6 @@ class Damage(NamedTuple):
 def databases(storage: StoragePlan) -> dict[str, Loss]:
     """Every bolt file that an engine with this store opens, and what goes with it."""
     of_containerd = storage.store is ImageStore.CONTAINERD
-    root = "containerd/daemon"
     found = {
         "buildkit/cache.db": Loss.CACHE,
         "buildkit/history.db": Loss.RECORDS,
@@ -76,11 +75,11 @@ def databases(storage: StoragePlan) -> dict[str, Loss]:
         "network/files/local-kv.db": Loss.RECORDS,
         "content/metadata.db": Loss.NOTHING,
         # Graph drivers keep neither images nor build cache in containerd.
-        f"{root}/io.containerd.metadata.v1.bolt/meta.db": Loss.IMAGES if of_containerd else Loss.NOTHING,
+        engine_paths.META: Loss.IMAGES if of_containerd else Loss.NOTHING,
     }
     if of_containerd:
         found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = Loss.CACHE
-        found[f"{root}/io.containerd.snapshotter.v1.{storage.driver}/metadata.db"] = Loss.IMAGES
+        found[engine_paths.snapshots_database(storage.driver)] = Loss.IMAGES
     else:
         found |= {f"buildkit/{name}": Loss.CACHE for name in ("metadata_v2.db", "snapshots.db", "containerdmeta.db")}
     return found
@@ -96,7 +95,7 @@ def identity_file(storage: StoragePlan) -> str:
 
 def names_file(storage: StoragePlan) -> str | None:
     """The list of images' names, where that is a file of its own."""
-    return None if storage.store is ImageStore.CONTAINERD else f"image/{storage.driver}/repositories.json"
+    return None if storage.store is ImageStore.CONTAINERD else engine_paths.references(storage.driver)
 
 
 # ---- finding ---------------------------------------------------------------------------------------------------------
@@ -117,17 +116,17 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
     # Engines make these anew when they are empty or gone, and do not come up with anything else in them.
-    for path in ("engine-id", "containerd/daemon/io.containerd.grpc.v1.introspection/uuid"):
+    for path in ("engine-id", f"{engine_paths.CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"):
         if path != identity_file(storage):
             yield _check(root_fd, path, Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_snapshots(root_fd, storage.driver)
         for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
-            yield Damage(f"{containerd_blobs.CONTENT}/{name}", why, Loss.IMAGES)
+            yield Damage(f"{engine_paths.BLOBS}/{name}", why, Loss.IMAGES)
         return
     yield from _check_builders_snapshots(root_fd)
-    home = graph_layers.home(storage.driver)
+    home = engine_paths.layer_records(storage.driver)
     for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
         yield Damage(f"{home}/{name}", why, Loss.IMAGES)
     if thorough:
@@ -208,10 +207,9 @@ class _Shelf(NamedTuple):
 
 
 def _shelves(storage: StoragePlan) -> list[_Shelf]:
-    image = f"image/{storage.driver}"
-    content = "containerd/daemon/io.containerd.content.v1.content"
+    image = engine_paths.images(storage.driver)
     of_store = (
-        [_Shelf(f"{content}/ingest", 2, None, 1, Loss.NOTHING)]
+        [_Shelf(f"{engine_paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
             _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
@@ -253,14 +251,10 @@ def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
     directory and the end of the transaction leaves one, and the engine that draws its number next fails: "failed to
     rename: … file exists" (containerd, plugins/snapshots/overlay/overlay.go, createSnapshot). Nobody knows of what is
     in it."""
-    home = f"containerd/daemon/io.containerd.snapshotter.v1.{driver}"
-    numbers = [
-        name
-        for name in beneath.names(root_fd, f"{home}/snapshots")
-        if name.isascii() and name.isdigit() and len(name) < 19
-    ]
+    home, database = engine_paths.snapshots(driver), engine_paths.snapshots_database(driver)
+    numbers = [name for name in beneath.names(root_fd, home) if name.isascii() and name.isdigit() and len(name) < 19]
     try:
-        fd, size = beneath.open_file(root_fd, f"{home}/metadata.db")
+        fd, size = beneath.open_file(root_fd, database)
     except FileNotFoundError:
         size = 0
     except (OSError, ValueError):
@@ -274,12 +268,12 @@ def _check_snapshots(root_fd: int, driver: str) -> Iterator[Damage]:
             os.close(fd)
     if not size:
         if numbers:
-            yield Damage(f"{home}/metadata.db", f"it is empty, and there are {len(numbers)} snapshots", Loss.IMAGES)
+            yield Damage(database, f"it is empty, and there are {len(numbers)} snapshots", Loss.IMAGES)
         return
     for name in numbers:
         if int(name) > last:
             why = f"no record of it, as the last number that was given out is {last}"
-            yield Damage(f"{home}/snapshots/{name}", why, Loss.NOTHING)
+            yield Damage(f"{home}/{name}", why, Loss.NOTHING)
 
 
 def _check_builders_snapshots(root_fd: int) -> Iterator[Damage]:
@@ -302,7 +296,7 @@ def _size(root_fd: int, path: str) -> int | None:
 
 
 def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
-    home = f"image/{driver}/imagedb/content/sha256"
+    home = engine_paths.configurations(driver)
     for name in beneath.names(root_fd, home):
         if not _HEX.fullmatch(name):
             continue

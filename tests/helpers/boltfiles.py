@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 PAGE_SIZE = 4096
 BRANCH, LEAF, FREELIST = 1, 2, 16
@@ -12,6 +13,8 @@ META = 4
 
 Elements = list[tuple[int, bytes, bytes]]
 """Flags (1: a bucket), key and value."""
+Tree = dict[bytes, Any]
+"""A bucket: values are bytes, or buckets again."""
 
 
 def checksum(raw: bytes) -> int:
@@ -69,6 +72,27 @@ def whole_file(pages: list[bytes], root: int = 3) -> bytes:
     count = 3 + sum(map(len, pages)) // PAGE_SIZE
     metas = meta_page(8, root=root, pages=count) + meta_page(7, root=99, pages=count, index=1)
     return metas + freelist_page(2) + b"".join(pages)
+
+
+def bolt_file(tree: Tree) -> bytes:
+    """As bbolt lays it out: a bucket that has buckets in it gets a page, another one is part of its parent's."""
+    pages: list[bytes] = []
+
+    def place(node: Tree) -> tuple[int, Elements]:
+        elements: Elements = []
+        for key, value in sorted(node.items()):
+            if isinstance(value, bytes):
+                elements.append((0, key, value))
+                continue
+            nested = any(not isinstance(each, bytes) for each in value.values())
+            elements.append((1, key, bucket(place(value)[0]) if nested else inline_bucket(place(value)[1])))
+        if any(flags for flags, _, _ in elements) or node is tree:
+            number = 3 + sum(map(len, pages)) // PAGE_SIZE
+            pages.append(leaf_page(number, elements))
+            return number, elements
+        return 0, elements
+
+    return whole_file(pages, place(tree)[0])
 
 
 def local_kv(networks: Iterable[tuple[str, str]]) -> bytes:
