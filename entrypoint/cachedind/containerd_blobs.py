@@ -12,10 +12,8 @@ import hashlib
 import os
 import re
 
-from cachedind import beneath, bolt
+from cachedind import beneath, bolt, engine_paths
 
-CONTENT = "containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
-_META = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
 _RECORDS = (b"v1", b"moby", b"content", b"blob")
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
 _SMALL_BYTES = 1 << 16
@@ -26,7 +24,7 @@ def find_damaged(root_fd: int, limit_bytes: int) -> dict[str, str]:
     read. Raises nothing for what is on disk: a database that cannot be read is a damage of its own."""
     try:
         recorded = _read_records(root_fd, limit_bytes)
-        fd = beneath.open_path(root_fd, CONTENT, os.O_RDONLY | os.O_DIRECTORY)
+        fd = beneath.open_path(root_fd, engine_paths.BLOBS, os.O_RDONLY | os.O_DIRECTORY)
     except (OSError, ValueError):
         return {}
     try:
@@ -43,7 +41,7 @@ def find_damaged(root_fd: int, limit_bytes: int) -> dict[str, str]:
 
 def _read_records(root_fd: int, limit_bytes: int) -> list[str]:
     """Digests, without what comes before the colon. Raises OSError, ValueError."""
-    fd, _ = beneath.open_file(root_fd, _META)
+    fd, _ = beneath.open_file(root_fd, engine_paths.META)
     try:
         names = bolt.open(fd, limit_bytes).buckets(_RECORDS)
     finally:

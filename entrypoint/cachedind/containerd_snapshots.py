@@ -17,8 +17,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, bolt_check
-from cachedind.databases import CONTAINERD_META, snapshotters
+from cachedind import beneath, bolt, bolt_check, engine_paths
 
 if TYPE_CHECKING:
     from cachedind.bolt_check import Judge
@@ -37,21 +36,16 @@ class Found(NamedTuple):
     broken: str
 
 
-def home(driver: str) -> str:
-    """The directory of the snapshots' directories, relative to a data-root."""
-    return f"{snapshotters(driver).rpartition('/')[0]}/snapshots"
-
-
 def look(root_fd: int, driver: str, limit_bytes: int) -> Found:
     """Raises nothing for what is on disk: a database that cannot be read is a damage of its own. Of databases with more
     than so many bytes nothing is compared."""
     numbers = {
         name
-        for name in beneath.names(root_fd, home(driver))
+        for name in beneath.names(root_fd, engine_paths.snapshots(driver))
         if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
     }
     with contextlib.suppress(OSError, ValueError):
-        last, records = _read(root_fd, snapshotters(driver), limit_bytes)
+        last, records = _read(root_fd, engine_paths.snapshots_database(driver), limit_bytes)
         if last is None:
             return Found({}, f"it is empty, and there are {len(numbers)} snapshots" if numbers else "")
         why = f"no record of it, as the last number that was given out is {last}"
@@ -119,7 +113,7 @@ def _named_by_containerd(root_fd: int, driver: str, limit_bytes: int) -> list[by
             names.append(value)
 
     with contextlib.suppress(OSError, ValueError):
-        _walk(root_fd, CONTAINERD_META, limit_bytes, take)
+        _walk(root_fd, engine_paths.META, limit_bytes, take)
     return names
 
 

@@ -21,7 +21,15 @@ import re
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, builder_snapshots, containerd_blobs, containerd_snapshots, databases, graph_layers
+from cachedind import (
+    beneath,
+    builder_snapshots,
+    containerd_blobs,
+    containerd_snapshots,
+    databases,
+    engine_paths,
+    graph_layers,
+)
 from cachedind.model import ImageStore, Loss
 from cachedind.state import parse_object
 
@@ -61,7 +69,7 @@ def identity_file(storage: StoragePlan) -> str:
 
 def names_file(storage: StoragePlan) -> str | None:
     """The list of images' names, where that is a file of its own."""
-    return None if storage.store is ImageStore.CONTAINERD else f"image/{storage.driver}/repositories.json"
+    return None if storage.store is ImageStore.CONTAINERD else engine_paths.references(storage.driver)
 
 
 # ---- finding ---------------------------------------------------------------------------------------------------------
@@ -84,7 +92,7 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
         yield _check(root_fd, names, Loss.NAMES, _check_names)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
     # Engines make these anew when they are empty or gone, and do not come up with anything else in them.
-    yield _check(root_fd, f"{databases.CONTAINERD}/io.containerd.grpc.v1.introspection/uuid", Loss.NOTHING, _check_uuid)
+    yield _check(root_fd, engine_paths.UUID, Loss.NOTHING, _check_uuid)
     if identity_file(storage) != "engine-id":
         yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
@@ -95,7 +103,7 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
     broken = builder_snapshots.find_broken(root_fd, limit_bytes)
     if broken:
         yield Damage(databases.BUILDERS_SNAPSHOTS, broken, Loss.CACHE)
-    home = graph_layers.home(storage.driver)
+    home = engine_paths.layer_records(storage.driver)
     for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
         yield Damage(f"{home}/{name}", why, Loss.IMAGES)
     if thorough:
@@ -105,11 +113,11 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
 def _check_containerds(root_fd: int, driver: str, limit_bytes: int) -> Iterator[Damage]:
     snapshots = containerd_snapshots.look(root_fd, driver, limit_bytes)
     for name, why in snapshots.ahead.items():
-        yield Damage(f"{containerd_snapshots.home(driver)}/{name}", why, Loss.NOTHING)
+        yield Damage(f"{engine_paths.snapshots(driver)}/{name}", why, Loss.NOTHING)
     if snapshots.broken:
-        yield Damage(databases.snapshotters(driver), snapshots.broken, Loss.IMAGES)
+        yield Damage(engine_paths.snapshots_database(driver), snapshots.broken, Loss.IMAGES)
     for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
-        yield Damage(f"{containerd_blobs.CONTENT}/{name}", why, Loss.IMAGES)
+        yield Damage(f"{engine_paths.BLOBS}/{name}", why, Loss.IMAGES)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:
@@ -170,10 +178,9 @@ class _Shelf(NamedTuple):
 
 
 def _shelves(storage: StoragePlan) -> list[_Shelf]:
-    image = f"image/{storage.driver}"
-    content = "containerd/daemon/io.containerd.content.v1.content"
+    image = engine_paths.images(storage.driver)
     of_store = (
-        [_Shelf(f"{content}/ingest", 2, None, 1, Loss.NOTHING)]
+        [_Shelf(f"{engine_paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
             _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
@@ -225,7 +232,7 @@ def _check_volumes(root_fd: int) -> Iterator[Damage]:
 
 
 def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
-    home = f"image/{driver}/imagedb/content/sha256"
+    home = engine_paths.configurations(driver)
     for name in beneath.names(root_fd, home):
         if not _HEX.fullmatch(name):
             continue

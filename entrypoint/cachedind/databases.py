@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import bolt_check, state
+from cachedind import bolt_check, engine_paths, state
 from cachedind.model import ImageStore, Loss
 
 if TYPE_CHECKING:
     from cachedind.bolt_check import Judge
     from cachedind.model import StoragePlan
 
-CONTAINERD = "containerd/daemon"
-CONTAINERD_META = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
 BUILDERS_SNAPSHOTS = "buildkit/snapshots.db"
 """Which layer a record of the build cache is, with graph drivers."""
 
@@ -54,21 +52,16 @@ def known(storage: StoragePlan) -> dict[str, Database]:
         "network/files/local-kv.db": Database(Loss.RECORDS, frozenset({b"libnetwork"}), _judge_networks),
         "content/metadata.db": _of_containerd(Loss.NOTHING),
         # Graph drivers keep neither images nor build cache in containerd.
-        CONTAINERD_META: _of_containerd(Loss.IMAGES if of_containerd else Loss.NOTHING),
+        engine_paths.META: _of_containerd(Loss.IMAGES if of_containerd else Loss.NOTHING),
     }
     if of_containerd:
         found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = metadata
-        found[snapshotters(storage.driver)] = _of_containerd(Loss.IMAGES)
+        found[engine_paths.snapshots_database(storage.driver)] = _of_containerd(Loss.IMAGES)
     else:
         found["buildkit/metadata_v2.db"] = metadata
         found[BUILDERS_SNAPSHOTS] = Database(Loss.CACHE)
         found["buildkit/containerdmeta.db"] = _of_containerd(Loss.CACHE)
     return found
-
-
-def snapshotters(driver: str) -> str:
-    """The database of a snapshotter of containerd."""
-    return f"{CONTAINERD}/io.containerd.snapshotter.v1.{driver}/metadata.db"
 
 
 def check(fd: int, database: Database, limit_bytes: int) -> None:

@@ -12,6 +12,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from cachedind import engine_paths
+from cachedind.engine_paths import SNAPSHOTTER_PREFIX
 from cachedind.model import (
     GRAPH_DRIVERS,
     DataRootState,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
     from cachedind.model import StoragePlan
 
-_CONTAINERD = "containerd/daemon"
-_SNAPSHOTTER_PREFIX = "io.containerd.snapshotter.v1."
 _NOT_LAYERS = frozenset({"l", "backingFsBlockDev", "lost+found"})
 
 
@@ -41,34 +41,28 @@ def read_existing(data_root: str, state: DataRootState | None) -> ExistingData:
 
 
 def _has_graph_data(data_root: str, driver: str) -> bool:
-    image = f"{data_root}/image/{driver}"
-    if _has_entries(f"{image}/imagedb/content/sha256") or _has_entries(f"{image}/layerdb/sha256"):
+    records = (engine_paths.configurations(driver), engine_paths.layer_records(driver))
+    if any(_has_entries(f"{data_root}/{path}") for path in records):
         return True
-    if not os.path.isdir(image):
+    if not os.path.isdir(f"{data_root}/{engine_paths.images(driver)}"):
         # Without image/<driver> dockerd never ran with it: what lies in <driver> is somebody else's.
         return False
     # Build cache without any image: layers that only BuildKit's snapshots.db refers to.
-    return _has_entries(_layer_directory(data_root, driver))
-
-
-def _layer_directory(data_root: str, driver: str) -> str:
-    below = {"vfs": "vfs/dir", "btrfs": "btrfs/subvolumes"}.get(driver, driver)
-    return f"{data_root}/{below}"
+    return _has_entries(f"{data_root}/{engine_paths.layers(driver)}")
 
 
 def _snapshotters_with_data(data_root: str) -> list[str]:
     # containerd makes the directories of all its snapshotters, used or not; dockerd makes buildkit/containerd-NAME
-    # for the
-    # one that it uses. Both together prove use.
-    root = f"{data_root}/{_CONTAINERD}"
-    names = [name.removeprefix(_SNAPSHOTTER_PREFIX) for name in _names(root) if name.startswith(_SNAPSHOTTER_PREFIX)]
+    # for the one that it uses. Both together prove use.
+    names = _names(f"{data_root}/{engine_paths.CONTAINERD}")
+    snapshotters = [name.removeprefix(SNAPSHOTTER_PREFIX) for name in names if name.startswith(SNAPSHOTTER_PREFIX)]
     return sorted(
         name
-        for name in names
+        for name in snapshotters
         if os.path.isdir(f"{data_root}/buildkit/containerd-{name}")
         and (
-            _has_entries(f"{root}/{_SNAPSHOTTER_PREFIX}{name}/snapshots")
-            or _has_entries(f"{root}/io.containerd.content.v1.content/blobs/sha256")
+            _has_entries(f"{data_root}/{engine_paths.snapshots(name)}")
+            or _has_entries(f"{data_root}/{engine_paths.BLOBS}")
         )
     )
 
@@ -179,8 +173,5 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
 
 def count_layers(data_root: str, store: ImageStore, driver: str) -> int:
     """How many layers a data-root holds, of images, containers and build cache together."""
-    if store is ImageStore.CONTAINERD:
-        path = f"{data_root}/{_CONTAINERD}/{_SNAPSHOTTER_PREFIX}{driver}/snapshots"
-    else:
-        path = _layer_directory(data_root, driver)
-    return sum(name not in _NOT_LAYERS for name in _names(path))
+    path = engine_paths.snapshots(driver) if store is ImageStore.CONTAINERD else engine_paths.layers(driver)
+    return sum(name not in _NOT_LAYERS for name in _names(f"{data_root}/{path}"))

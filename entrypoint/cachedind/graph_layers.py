@@ -15,14 +15,13 @@ import re
 import stat
 from typing import NamedTuple
 
-from cachedind import beneath
+from cachedind import beneath, engine_paths
+from cachedind.engine_paths import CACHE_ID
 from cachedind.seeds import chain_id
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_CACHE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\n?")
 _NUMBER = re.compile(r"-?[0-9]{1,19}\n?")
-_OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BYTES = 1 << 16
@@ -35,11 +34,6 @@ class _Directories(NamedTuple):
     short: int
 
 
-def home(driver: str) -> str:
-    """Where the records are, relative to a data-root."""
-    return f"image/{driver}/layerdb/sha256"
-
-
 def find_damaged(root_fd: int, driver: str) -> dict[str, str]:
     """Which layers an engine could not use, by chain ID, and why; with each those that lie on it.
 
@@ -50,11 +44,11 @@ def find_damaged(root_fd: int, driver: str) -> dict[str, str]:
     parents: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         try:
-            records_fd = _enter(stack, root_fd, home(driver))
+            records_fd = _enter(stack, root_fd, engine_paths.layer_records(driver))
         except OSError:
             return {}
         directories, all_gone = None, ""
-        if driver in _OVERLAYS:
+        if driver in engine_paths.OVERLAYS:
             try:
                 directories = _open_directories(stack, root_fd, driver)
             except OSError as error:
@@ -101,7 +95,7 @@ def _check(records_fd: int, name: str, directories: _Directories | None) -> str:
             if not is_file:
                 raise ValueError(f"its {other} is no file")
         cache_id = _read(fd, "cache-id").strip()
-        if not _CACHE_ID.fullmatch(cache_id):
+        if not CACHE_ID.fullmatch(cache_id):
             raise ValueError("its cache-id is none")
         diff = _DIGEST.fullmatch(_read(fd, "diff"))
         if diff is None:
@@ -127,7 +121,7 @@ def _check_overlay(directories: _Directories, cache_id: str, *, has_parent: bool
         if not stat.S_ISDIR(os.stat("diff", dir_fd=fd, follow_symlinks=False).st_mode):
             raise ValueError("its diff is no directory")
         link = _read(fd, "link").strip()
-        if not _CACHE_ID.fullmatch(link):
+        if not CACHE_ID.fullmatch(link):
             raise ValueError("its link is none")
         if has_parent and not _read(fd, "lower").strip("\0\n "):
             raise ValueError("its lower is empty")

@@ -19,7 +19,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import linux
+from cachedind import engine_paths, linux
 from cachedind.errors import MaintenanceError
 from cachedind.model import ImageStore
 from cachedind.processes import Program
@@ -138,7 +138,7 @@ def _write_configuration(directory: str, data_root: str, storage: StoragePlan) -
     # What dockerd writes for a containerd of its own (moby, libcontainerd/supervisor). A JSON string is a TOML string.
     containerd = [
         "version = 2",
-        f"root = {json.dumps(f'{data_root}/containerd/daemon')}",
+        f"root = {json.dumps(f'{data_root}/{engine_paths.CONTAINERD}')}",
         f"state = {json.dumps(f'{directory}/containerd')}",
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
         "[grpc]",

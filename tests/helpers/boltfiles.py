@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 PAGE_SIZE = 4096
 BRANCH, LEAF, FREELIST = 1, 2, 16
@@ -12,6 +12,8 @@ META = 4
 
 Elements = list[tuple[int, bytes, bytes]]
 """Flags (1: a bucket), key and value."""
+Tree = Mapping[bytes, "bytes | Tree"]
+"""A bucket: values are bytes, or buckets again."""
 
 
 def checksum(raw: bytes) -> int:
@@ -76,25 +78,25 @@ def whole_file(pages: list[bytes], root: int = 3, free: Iterable[int] = ()) -> b
     return metas + freelist_page(2, free) + b"".join(pages)
 
 
-Tree = dict[bytes, "bytes | Tree"]
-
-
-def tree_file(tree: Tree) -> bytes:
-    """A file with these buckets (dictionaries) in each other and what is in them, each on a page of its own."""
+def bolt_file(tree: Tree) -> bytes:
+    """As bbolt lays it out: a bucket that has buckets in it gets a page, another one is part of its parent's."""
     pages: list[bytes] = []
 
-    def add(branch: Tree) -> int:
-        number = 3 + len(pages)
-        pages.append(b"")
+    def place(node: Tree) -> tuple[int, Elements]:
         elements: Elements = []
-        for key, value in sorted(branch.items()):
-            elements.append((1, key, bucket(add(value))) if isinstance(value, dict) else (0, key, value))
-        pages[number - 3] = leaf_page(number, elements)
-        assert len(pages[number - 3]) == PAGE_SIZE
-        return number
+        for key, value in sorted(node.items()):
+            if isinstance(value, bytes):
+                elements.append((0, key, value))
+                continue
+            nested = any(not isinstance(each, bytes) for each in value.values())
+            elements.append((1, key, bucket(place(value)[0]) if nested else inline_bucket(place(value)[1])))
+        if any(flags for flags, _, _ in elements) or node is tree:
+            number = 3 + sum(map(len, pages)) // PAGE_SIZE
+            pages.append(leaf_page(number, elements))
+            return number, elements
+        return 0, elements
 
-    add(tree)
-    return whole_file(pages)
+    return whole_file(pages, place(tree)[0])
 
 
 def local_kv(networks: Iterable[tuple[str, str]]) -> bytes:

@@ -20,6 +20,7 @@ from helpers.boltfiles import (
     LEAF,
     META,
     PAGE_SIZE,
+    bolt_file,
     branch_page,
     bucket,
     checksum,
@@ -27,7 +28,6 @@ from helpers.boltfiles import (
     inline_bucket,
     leaf_page,
     meta_page,
-    tree_file,
     whole_file,
 )
 
@@ -71,7 +71,7 @@ def check(tmp_path: Path) -> Callable[..., Checked]:
 def test_what_bbolt_writes_is_whole(check: Callable[..., Checked]) -> None:
     assert check(GOOD) == Checked(frozenset({b"big", b"small"}), complete=True)
     assert check(whole_file([leaf_page(3, [])])) == Checked(frozenset(), complete=True)
-    raw = tree_file({b"a": {b"b": {b"c": b"d"}}, b"e": {}})
+    raw = bolt_file({b"a": {b"b": {b"c": b"d"}}, b"e": {}})
     assert check(raw) == Checked(frozenset({b"a", b"e"}), complete=True)
 
 

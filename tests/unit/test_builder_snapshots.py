@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cachedind import builder_snapshots
-from helpers.boltfiles import tree_file
+from helpers.boltfiles import bolt_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def find(tmp_path: Path) -> Callable[..., str]:
         (tmp_path / "buildkit").mkdir()
         for name, tree in (("metadata_v2.db", metadata), ("snapshots.db", snapshots)):
             if tree is not None:
-                raw = tree if isinstance(tree, bytes) else tree_file(tree)
+                raw = tree if isinstance(tree, bytes) else bolt_file(tree)
                 (tmp_path / "buildkit" / name).write_bytes(raw)
         root_fd = os.open(tmp_path, os.O_RDONLY)
         try:

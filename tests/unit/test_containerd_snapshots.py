@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind import containerd_snapshots, databases
+from cachedind import containerd_snapshots, engine_paths
 from cachedind.containerd_snapshots import Found
-from helpers.boltfiles import tree_file
+from helpers.boltfiles import bolt_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +40,12 @@ def look(tmp_path: Path) -> Callable[..., Found]:
         limit_bytes: int = LIMIT,
     ) -> Found:
         own: Tree | None = None if snapshots is None else {b"v1": {b"snapshots": snapshots}}
-        for path, tree in ((databases.snapshotters(driver), own), (databases.CONTAINERD_META, meta)):
+        for path, tree in ((engine_paths.snapshots_database(driver), own), (engine_paths.META, meta)):
             (tmp_path / path).parent.mkdir(parents=True)
             if tree is not None:
-                (tmp_path / path).write_bytes(tree_file(tree))
+                (tmp_path / path).write_bytes(bolt_file(tree))
         for name in directories:
-            (tmp_path / containerd_snapshots.home(driver) / str(name)).mkdir(parents=True)
+            (tmp_path / engine_paths.snapshots(driver) / str(name)).mkdir(parents=True)
         root_fd = os.open(tmp_path, os.O_RDONLY)
         try:
             return containerd_snapshots.look(root_fd, driver, limit_bytes)
@@ -120,11 +120,11 @@ def test_what_may_be_gone(look: Callable[..., Found], meta: Tree) -> None:
 
 
 def test_large_databases_are_not_compared(look: Callable[..., Found]) -> None:
-    assert look({TOP: records()[TOP]}, 70, limit_bytes=4 * 4096).broken == ""
+    assert look({TOP: records()[TOP]}, 70, limit_bytes=3 * 4096).broken == ""
 
 
 def test_a_database_that_cannot_be_read_is_a_damage_of_its_own(look: Callable[..., Found], tmp_path: Path) -> None:
-    path = tmp_path / databases.snapshotters("overlayfs")
+    path = tmp_path / engine_paths.snapshots_database("overlayfs")
     path.parent.mkdir(parents=True)
     path.write_bytes(struct.pack("=Q", 7) * 100)
     root_fd = os.open(tmp_path, os.O_RDONLY)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind import databases
+from cachedind import databases, engine_paths
 from cachedind.model import ImageStore, Loss, StoragePlan
-from helpers.boltfiles import leaf_page, tree_file, whole_file
+from helpers.boltfiles import bolt_file, leaf_page, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
 LIMIT = 1 << 20
-META = databases.CONTAINERD_META
-SNAPSHOTTER = databases.snapshotters("overlayfs")
+META = engine_paths.META
+SNAPSHOTTER = engine_paths.snapshots_database("overlayfs")
 TIME = bytes([1]) + bytes(14)
 FINER_TIME = bytes([2]) + bytes(15)
 
@@ -77,7 +77,7 @@ def check(tmp_path: Path) -> Callable[[StoragePlan, str, bytes], None]:
 
 @pytest.mark.parametrize(("storage", "path", "tree"), WHOLE)
 def test_what_engines_write(check: Callable[..., None], storage: StoragePlan, path: str, tree: Tree) -> None:
-    check(storage, path, tree_file(tree))
+    check(storage, path, bolt_file(tree))
 
 
 @pytest.mark.parametrize(("storage", "path", "tree", "why"), BAD)
@@ -85,7 +85,7 @@ def test_what_no_engine_comes_up_with(
     check: Callable[..., None], storage: StoragePlan, path: str, tree: Tree, why: str
 ) -> None:
     with pytest.raises(ValueError, match=why):
-        check(storage, path, tree_file(tree))
+        check(storage, path, bolt_file(tree))
 
 
 @pytest.mark.parametrize("storage", [GRAPH, CONTAINERD])
@@ -103,11 +103,11 @@ def test_a_database_in_anothers_place(check: Callable[..., None], storage: Stora
             if database.buckets and other.buckets and database.buckets != other.buckets:
                 name = min(other.buckets)
                 with pytest.raises(ValueError, match=f"it is another database, with a bucket '{name.decode()}'"):
-                    check(storage, path, tree_file({name: {}}))
+                    check(storage, path, bolt_file({name: {}}))
 
 
 def test_a_newer_engine_may_have_more_in_it(check: Callable[..., None]) -> None:
-    check(GRAPH, "buildkit/cache.db", tree_file({b"_links": {}, b"_newer": {b"one": b"?"}}))
+    check(GRAPH, "buildkit/cache.db", bolt_file({b"_links": {}, b"_newer": {b"one": b"?"}}))
 
 
 def test_graph_drivers_keep_nothing_in_containerd() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "trace", "seeds", "image_names"}),
+    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths"}),
     frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath"}),
     frozenset({"bolt_check"}),
     frozenset({"databases"}),
@@ -33,10 +33,11 @@ LAYERS: tuple[frozenset[str], ...] = (
             "containerd_blobs",
             "containerd_snapshots",
             "builder_snapshots",
+            "store_files",
         }
     ),
-    frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
-    frozenset({"seed_members", "seed_load"}),
+    frozenset({"graph_store", "containerd_store", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
+    frozenset({"image_stores", "seed_members", "seed_load"}),
     frozenset({"seed_archive"}),
     frozenset(
         {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
