@@ -29,9 +29,11 @@ LAYERS: tuple[frozenset[str], ...] = (
             "seed_spool",
             "graph_layers",
             "containerd_blobs",
+            "host_daemon",
+            "same_image",
         }
     ),
-    frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
+    frozenset({"image_stores", "seed_ledger", "seed_plan", "seed_files", "seed_host", "seed_fetch", "damage"}),
     frozenset({"seed_members", "seed_load"}),
     frozenset({"seed_archive"}),
     frozenset(
