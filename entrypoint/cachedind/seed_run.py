@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import docker
 
-    from cachedind.seed_host import Fetched
+    from cachedind.seed_fetch import Fetched
     from cachedind.seed_progress import Reporter
     from cachedind.seeds import Seed, SeedImage
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cachedind.lease import Lease
     from cachedind.log import Log
     from cachedind.model import StoragePlan
-    from cachedind.seed_host import Fetched
+    from cachedind.seed_fetch import Fetched
     from cachedind.seed_plan import Plan
     from cachedind.seed_run import Outcome
     from cachedind.seeds import Seed, SeedError, SeedImage
@@ -157,7 +157,7 @@ def _run(
     bars: bool,
     running: bool = False,
 ) -> Outcome:
-    from cachedind import seed_load
+    from cachedind import seed_fetch, seed_load
     from cachedind.seed_progress import Reporter
     from cachedind.seed_run import Runner
 
@@ -175,7 +175,7 @@ def _run(
     def fetch(
         seeds: Sequence[Seed], room_bytes: int, on_read: Callable[[int], None]
     ) -> tuple[list[Fetched], dict[str, SeedError]]:
-        return seed_host.fetch_each(found.host, seeds, root_fd, room_bytes, on_read, found.certs)
+        return seed_fetch.fetch_each(found.host, seeds, root_fd, room_bytes, on_read, found.certs)
 
     with contextlib.closing(Reporter(log, len(plan.missing), bars=bars)) as reporter:
         runner = Runner(

@@ -197,7 +197,7 @@ class Containerd(Estate):
 
     def write(self) -> None:
         times = {b"createdat": b"\1", b"updatedat": b"\1"}
-        images = {
+        images: Tree = {
             name.encode(): {**times, b"target": {b"digest": digest.encode(), b"mediatype": b"m", b"size": b"\2"}}
             for name, digest in self.names.items()
         }

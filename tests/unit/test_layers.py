@@ -34,9 +34,22 @@ LAYERS: tuple[frozenset[str], ...] = (
             "containerd_snapshots",
             "builder_snapshots",
             "store_files",
+            "host_daemon",
+            "same_image",
         }
     ),
-    frozenset({"graph_store", "containerd_store", "seed_ledger", "seed_plan", "seed_files", "seed_host", "damage"}),
+    frozenset(
+        {
+            "graph_store",
+            "containerd_store",
+            "seed_ledger",
+            "seed_plan",
+            "seed_files",
+            "seed_host",
+            "seed_fetch",
+            "damage",
+        }
+    ),
     frozenset({"image_stores", "seed_members", "seed_load"}),
     frozenset({"seed_archive"}),
     frozenset(
