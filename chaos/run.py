@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
     parser.add_argument("--each-file", action="store_true", help="damage each kind of file instead")
+    parser.add_argument("--flips", type=int, default=2, help="with --each-file: bits of each, four times in databases")
     parser.add_argument("--registry", type=Path, required=True, help="Debian's docker-registry, the program")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
@@ -301,7 +302,7 @@ def main() -> None:
     session = Engine.connect()
     try:
         for flavour in FLAVOURS if arguments.each_file else ():
-            total += damage_each_file(session, flavour, deadline, say)
+            total += damage_each_file(session, flavour, random.Random(seed), arguments.flips, deadline, say)
         registry = None if options.power_loss or arguments.each_file else Registry(session, arguments.registry)
         for home in HOMES:
             if arguments.each_file or (arguments.home and home.fstype not in arguments.home):

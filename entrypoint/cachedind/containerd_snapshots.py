@@ -44,14 +44,15 @@ def look(root_fd: int, driver: str, limit_bytes: int) -> Found:
         for name in beneath.names(root_fd, engine_paths.snapshots(driver))
         if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
     }
-    with contextlib.suppress(OSError, ValueError):
+    try:
         last, records = _read(root_fd, engine_paths.snapshots_database(driver), limit_bytes)
-        if last is None:
-            return Found({}, f"it is empty, and there are {len(numbers)} snapshots" if numbers else "")
-        why = f"no record of it, as the last number that was given out is {last}"
-        ahead = {name: why for name in sorted(numbers) if int(name) > last}
-        return Found(ahead, "" if records is None else _compare(root_fd, driver, records, numbers, limit_bytes))
-    return Found({}, "")
+    except (OSError, ValueError):
+        return Found({}, "")
+    if last is None:
+        return Found({}, f"there are {len(numbers)} snapshots, and no records of them" if numbers else "")
+    why = f"no record of it, as the last number that was given out is {last}"
+    ahead = {name: why for name in sorted(numbers) if int(name) > last}
+    return Found(ahead, "" if records is None else _compare(root_fd, driver, records, numbers, limit_bytes))
 
 
 class _Records:
@@ -71,18 +72,21 @@ class _Records:
 
 
 def _read(root_fd: int, path: str, limit_bytes: int) -> tuple[int | None, _Records | None]:
-    """The last number that was given out (None: there is no database), and the records (None: they are too many).
-    Raises OSError, ValueError."""
+    """The last number that was given out (None: none ever was), and the records (None: they are too many). Raises
+    OSError, ValueError."""
     records = _Records()
     try:
-        fd, size = beneath.open_file(root_fd, path)
+        fd, _ = beneath.open_file(root_fd, path)
     except FileNotFoundError:
         return None, None
     try:
-        if not size:
+        found = bolt_check.check(fd, limit_bytes, records.take)
+        if not found.buckets:
             return None, None
-        complete = bolt_check.check(fd, limit_bytes, records.take).complete
-        return bolt.open(fd, limit_bytes).sequence(_SNAPSHOTS), records if complete else None
+        database = bolt.open(fd, limit_bytes)
+        if _SNAPSHOTS[-1] not in database.buckets(_SNAPSHOTS[:-1]):
+            return None, None
+        return database.sequence(_SNAPSHOTS), records if found.complete else None
     finally:
         os.close(fd)
 

@@ -18,12 +18,32 @@ from cachedind import bolt_check, engine_paths, state
 from cachedind.model import ImageStore, Loss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cachedind.bolt_check import Judge
     from cachedind.model import StoragePlan
 
 BUILDERS_SNAPSHOTS = "buildkit/snapshots.db"
 """Which layer a record of the build cache is, with graph drivers."""
 
+_FIELDS = {
+    "network": ("name", "id", "networkType", "enableIPv6"),
+    "bridge": (
+        "ID",
+        "BridgeName",
+        "DefaultBindingIP",
+        "DefaultBridge",
+        "DefaultGatewayIPv4",
+        "DefaultGatewayIPv6",
+        "EnableICC",
+        "EnableIPMasquerade",
+        "EnableIPv6",
+        "Mtu",
+    ),
+    "endpoint": ("name", "id", "ep_iface"),
+    "bridge-endpoint": ("id", "nid", "SrcName"),
+}
+"""By the kind of a record in local-kv.db."""
 _TIMES = (b"createdat", b"updatedat")
 _TIME_BYTES = {1: 15, 2: 16}
 """By the first byte, the version (Go, time/time.go)."""
@@ -93,7 +113,22 @@ def _judge_volumes(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
 
 
 def _judge_networks(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
-    _parse(key, value[8:])
+    """dockerd panics of a record that lacks one of these; of others it does not (each was tried, 26.1 and 28.5)."""
+    record = _parse(key, value[8:])
+    kind = key.decode("ascii", "replace").removeprefix("docker/network/v1.0/").partition("/")[0]
+    for name in _FIELDS.get(kind, ()):
+        if name not in record and (other := _one_bit_away(name, record)):
+            raise ValueError(f"what {_shown(key)} has calls its {name} {other!r}")
+
+
+def _one_bit_away(name: str, others: Iterable[str]) -> str:
+    """An engine may write other fields one day; such names it will not."""
+    for other in others:
+        if len(other) == len(name):
+            differ = [ord(one) ^ ord(two) for one, two in zip(name, other, strict=True) if one != two]
+            if len(differ) == 1 and differ[0].bit_count() == 1:
+                return other
+    return ""
 
 
 def _judge_times(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
@@ -101,8 +136,12 @@ def _judge_times(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
         raise ValueError(f"{key.decode()} is no time")
 
 
-def _parse(key: bytes, value: bytes) -> None:
+def _parse(key: bytes, value: bytes) -> dict[str, object]:
     try:
-        state.parse_object(value)
+        return state.parse_object(value)
     except ValueError as error:
-        raise ValueError(f"what {key.decode('ascii', 'replace')!r} has is no JSON: {error}") from None
+        raise ValueError(f"what {_shown(key)} has is no JSON: {error}") from None
+
+
+def _shown(key: bytes) -> str:
+    return repr(key.decode("ascii", "replace")[:100])

@@ -33,17 +33,23 @@ def records() -> Tree:
 @pytest.fixture
 def look(tmp_path: Path) -> Callable[..., Found]:
     def look(
-        snapshots: Tree | None,
+        snapshots: Tree | bytes | None,
         *directories: object,
         meta: Tree | None = None,
         driver: str = "overlayfs",
         limit_bytes: int = LIMIT,
     ) -> Found:
-        own: Tree | None = None if snapshots is None else {b"v1": {b"snapshots": snapshots}}
-        for path, tree in ((engine_paths.snapshots_database(driver), own), (engine_paths.META, meta)):
-            (tmp_path / path).parent.mkdir(parents=True)
-            if tree is not None:
-                (tmp_path / path).write_bytes(bolt_file(tree))
+        if snapshots is None or isinstance(snapshots, bytes):
+            own = snapshots
+        else:
+            own = bolt_file({b"v1": {b"snapshots": snapshots}})
+        for path, raw in (
+            (engine_paths.snapshots_database(driver), own),
+            (engine_paths.META, None if meta is None else bolt_file(meta)),
+        ):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            if raw is not None:
+                (tmp_path / path).write_bytes(raw)
         for name in directories:
             (tmp_path / engine_paths.snapshots(driver) / str(name)).mkdir(parents=True)
         root_fd = os.open(tmp_path, os.O_RDONLY)
@@ -67,8 +73,11 @@ def test_nothing_at_all(look: Callable[..., Found]) -> None:
     assert look(None) == NOTHING
 
 
-def test_directories_without_records(look: Callable[..., Found]) -> None:
-    assert look(None, 1, 5).broken == "it is empty, and there are 2 snapshots"
+@pytest.mark.parametrize("own", [None, b"", bolt_file({}), bolt_file({b"v1": {b"snbpshots": {}, b"parents": {}}})])
+def test_directories_without_records(look: Callable[..., Found], own: bytes | None) -> None:
+    """An engine would begin to count again, and find the numbers taken."""
+    assert look(own) == NOTHING
+    assert look(own, 1, 5).broken == "there are 2 snapshots, and no records of them"
 
 
 def test_a_directory_ahead_of_its_record(look: Callable[..., Found]) -> None:

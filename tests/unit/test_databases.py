@@ -24,6 +24,7 @@ META = engine_paths.META
 SNAPSHOTTER = engine_paths.snapshots_database("overlayfs")
 TIME = bytes([1]) + bytes(14)
 FINER_TIME = bytes([2]) + bytes(15)
+BRIDGE = b"docker/network/v1.0/bridge/1/"
 
 WHOLE: list[tuple[StoragePlan, str, Tree]] = [
     (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b'{"ID":"1"}'}}, b"_links": {b"key": {b"link": b""}}}),
@@ -34,6 +35,8 @@ WHOLE: list[tuple[StoragePlan, str, Tree]] = [
     (GRAPH, "buildkit/history.db", {b"_records": {b"one": b"\n\x19"}, b"_version": {b"version": b"2"}}),
     (GRAPH, "volumes/metadata.db", {b"volumes": {b"data": b'{"Name":"data"}'}}),
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"docker/network": bytes(8) + b'{"Count":0}'}}),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {BRIDGE: bytes(8) + b'{"Bridge":1,"BridgeNames":[]}'}}),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {BRIDGE: bytes(8) + b'{"BridgeOther":1}'}}),
     (CONTAINERD, "buildkit/containerd-overlayfs/metadata_v2.db", {b"_main": {b"one": {b"a": b'{"value":1}'}}}),
     (CONTAINERD, META, {b"v1": {b"moby": {b"a": {b"createdat": TIME, b"updatedat": FINER_TIME}}}}),
     (CONTAINERD, META, {b"v1": {b"moby": {b"labels": {b"createdat": b"by a person"}}}}),
@@ -53,6 +56,7 @@ BAD: list[tuple[StoragePlan, str, Tree, str]] = [
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"one": bytes(8) + b"{&}"}}, "what 'one' has is no JSON"),
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"one": bytes(3)}}, "what 'one' has is no JSON"),
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"x": bytes(8) + b"[" * 3000}}, "nested too deeply"),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {BRIDGE: bytes(8) + b'{"BridgeNale":1}'}}, "'BridgeNale'"),
     (CONTAINERD, META, {b"v1": {b"moby": {b"createdat": bytes(15)}}}, "createdat is no time"),
     (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": TIME[:-1]}}}, "updatedat is no time"),
     (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": b""}}}, "updatedat is no time"),
