@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import (
     beneath,
-    builder_snapshots,
+    builder_records,
     containerd_blobs,
     containerd_snapshots,
     databases,
@@ -97,12 +97,12 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
         yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
     yield from _check_volumes(root_fd)
+    broken = builder_records.find_broken(root_fd, storage, limit_bytes)
+    if broken is not None:
+        yield Damage(broken.path, broken.why, Loss.CACHE)
     if storage.store is ImageStore.CONTAINERD:
         yield from _check_containerds(root_fd, storage.driver, limit_bytes)
         return
-    broken = builder_snapshots.find_broken(root_fd, limit_bytes)
-    if broken:
-        yield Damage(databases.BUILDERS_SNAPSHOTS, broken, Loss.CACHE)
     home = engine_paths.layer_records(storage.driver)
     for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
         yield Damage(f"{home}/{name}", why, Loss.IMAGES)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cachedind.bolt_check import Judge
     from cachedind.model import StoragePlan
 
+_BUILDERS_META = "buildkit/containerdmeta.db"
 BUILDERS_SNAPSHOTS = "buildkit/snapshots.db"
 """Which layer a record of the build cache is, with graph drivers."""
 
@@ -74,14 +75,24 @@ def known(storage: StoragePlan) -> dict[str, Database]:
         # Graph drivers keep neither images nor build cache in containerd.
         engine_paths.META: _of_containerd(Loss.IMAGES if of_containerd else Loss.NOTHING),
     }
+    found[builders_metadata(storage)] = metadata
     if of_containerd:
-        found[f"buildkit/containerd-{storage.driver}/metadata_v2.db"] = metadata
         found[engine_paths.snapshots_database(storage.driver)] = _of_containerd(Loss.IMAGES)
     else:
-        found["buildkit/metadata_v2.db"] = metadata
         found[BUILDERS_SNAPSHOTS] = Database(Loss.CACHE)
-        found["buildkit/containerdmeta.db"] = _of_containerd(Loss.CACHE)
+        found[_BUILDERS_META] = _of_containerd(Loss.CACHE)
     return found
+
+
+def builders_metadata(storage: StoragePlan) -> str:
+    """BuildKit's records of its build cache."""
+    worker = f"containerd-{storage.driver}/" if storage.store is ImageStore.CONTAINERD else ""
+    return f"buildkit/{worker}metadata_v2.db"
+
+
+def builders_leases(storage: StoragePlan) -> str:
+    """Where BuildKit has its leases: with graph drivers it brings containerd's metadata store along."""
+    return engine_paths.META if storage.store is ImageStore.CONTAINERD else _BUILDERS_META
 
 
 def check(fd: int, database: Database, limit_bytes: int) -> None:

@@ -327,7 +327,8 @@ def _docker_errors() -> tuple[type[Exception], ...]:
 
 def _move(root_fd: int, paths: Sequence[str], why: str, *, in_pool: bool) -> list[Moved]:
     """Move what there is of these paths aside, together. Raises OSError."""
-    there = [path for path in dict.fromkeys(paths) if _is_there(root_fd, path)]
+    # Directories before what is in them, which goes with them and would be in their way.
+    there = [path for path in sorted(set(paths)) if _is_there(root_fd, path)]
     if not there:
         return []
     with beneath.made_directory(root_fd, f"{HOME}/{ASIDE}") as aside_fd:

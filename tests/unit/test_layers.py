@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "graph_layers",
             "containerd_blobs",
             "containerd_snapshots",
-            "builder_snapshots",
+            "builder_records",
             "store_files",
             "host_daemon",
             "same_image",

@@ -188,6 +188,21 @@ def test_no_link_that_a_job_has_planted_is_followed(
     assert (victim / "history.db").read_text() == "precious"
 
 
+def test_what_lies_in_something_that_is_moved_goes_with_it(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "containerd" / "snapshots" / "9"
+    inside.mkdir(parents=True)
+    found = [Damage("containerd/snapshots/9", "no record", Loss.NOTHING), Damage("containerd/db", "bad", Loss.IMAGES)]
+    monkeypatch.setattr(damage, "find", lambda *_, **__: found)
+    result = mend(patient._replace(storage=CONTAINERD))
+    assert (result.fit, result.loss) == (True, Loss.IMAGES)
+    [moved] = result.moved
+    assert moved.paths == ("containerd",)
+    assert (tmp_path / moved.where / "containerd" / "snapshots" / "9").is_dir()
+    assert not (tmp_path / "containerd").exists()
+
+
 def test_the_rungs_come_one_after_another(patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found, and no daemon comes up until even the images are gone."""
     (tmp_path / "buildkit" / "x").touch()
