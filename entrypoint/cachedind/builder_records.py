@@ -1,4 +1,4 @@
-"""BuildKit's records of its build cache, against what else there has to be for them. A step is CACHED by a record alone;
+"""BuildKit's records of its build cache, against what there has to be for them. A step is CACHED by a record alone;
 when it comes to be an image and something is missing, the build fails, and each one after it.
 
     metadata_v2.db   _main/<record>/cache.snapshot {"value": <snapshot>}, snapshot.committed {"value": true}

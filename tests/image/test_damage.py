@@ -57,8 +57,19 @@ TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
 ALL = FLAVOURS
 
+# The second bit of the number that each page in use begins with.
+PAGE_NUMBERS = (
+    'for at in $(seq 8192 4096 "$(($(stat -c %s "$f") - 1))"); do n=$(od -An -tu1 -j "$at" -N 1 "$f"); '
+    'printf "\\\\$(printf %o "$((n ^ 2))")" | dd of="$f" bs=1 seek="$at" conv=notrunc status=none; done'
+)
+
 # Of which the records do not know yet: a kill amid the making of the next one.
 AHEAD = 'last=$(ls "$f" | sort -n | tail -n 1); for n in 1 2 3; do mkdir -p "$f/$((last + n))/fs/x"; done'
+
+
+def flipped(old: str, new: str) -> str:
+    """Two texts that differ in one bit."""
+    return f"LC_ALL=C sed -i 's/{old}/{new}/g' \"$f\""
 
 
 def _table() -> list[Damage]:
@@ -109,9 +120,25 @@ def _table() -> list[Damage]:
     for way, how in (("zeros", ZEROS), ("lost", 'rm "$f"')):
         script = f"for f in $(grep -l '\"rootfs\"' {blobs}/*); do {how}; done"
         cases.append(Damage(f"blobs {way}", script, Loss.IMAGES, (FORKY_C8D,)))
+    # One bit, in each value or page. Some engines panic of it.
+    add("metadata_v2.db", "buildkit/metadata_v2.db", Loss.CACHE, (TRIXIE,), flipped=flipped('{"value"', ';"value"'))
+    worker = "buildkit/containerd-overlayfs/metadata_v2.db"
+    add("worker's metadata", worker, Loss.CACHE, (FORKY_C8D,), flipped=flipped('{"value"', ';"value"'))
+    networks = "network/files/local-kv.db"
+    add("networks", networks, Loss.RECORDS, (FORKY,), flipped=flipped('"networkType"', '"networkUype"'))
+    add("containerdmeta.db", "buildkit/containerdmeta.db", Loss.CACHE, (TRIXIE,), flipped=PAGE_NUMBERS)
+    uuid = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
+    add("containerd's uuid", uuid, Loss.NOTHING, (FORKY_C8D,), flipped=flipped("-", "m"))
+    options = "mkdir -p volumes/more/_data; echo '{\"MountType\"' >volumes/more/opts.json"
+    cases.append(Damage("a volume's options cut", options, Loss.RECORDS, (TRIXIE,)))
+    # A database of another kind, or none of what its records name.
+    add("cache.db", "buildkit/cache.db", Loss.CACHE, (FORKY,), swapped='cp buildkit/metadata_v2.db "$f"')
+    add("snapshots.db", "buildkit/snapshots.db", Loss.CACHE, (TRIXIE,), swapped='cp volumes/metadata.db "$f"')
+    add("snapshots", f"{SNAPSHOTS}/snapshots", Loss.IMAGES, (FORKY_C8D,), lost='rm -r "$f/1"')
+    both = f'{AHEAD}; cp "{META}" "{SNAPSHOTS}/metadata.db"'
+    add("snapshots and records", f"{SNAPSHOTS}/snapshots", Loss.IMAGES, (FORKY_C8D,), swapped=both)
     # An engine waits for it at "Loading containers: start."
     planted = "containers/one/config.v2.json"
-    uuid = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
     add("containerd's uuid", uuid, Loss.NOTHING, (FORKY_C8D,), pipe=PIPE, noise=NOISE)
     add("engine-id", "engine-id", Loss.NOTHING, (FORKY_C8D,), noise=NOISE)
     for flavour in (TRIXIE, FORKY_C8D):
