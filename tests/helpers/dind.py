@@ -79,6 +79,7 @@ class Dind:
         self.engine = engine
         self.container = container
         self.docker_host = SOCKET
+        self._has_base = False
 
     @classmethod
     def create(
@@ -169,6 +170,7 @@ class Dind:
 
     def start(self) -> None:
         """Start the container; after an end of it, start it again with its files as they are."""
+        self._has_base = False
         self.container.start()
 
     def kill(self) -> None:
@@ -360,10 +362,13 @@ class Dind:
     # ---- builds ------------------------------------------------------------------------------------------------
 
     def load_base(self) -> None:
-        """Give the inner daemon `base:latest`, unless it has it."""
+        """Give the inner daemon `base:latest`, unless it has it. It is asked once; no test takes it away and builds."""
+        if self._has_base:
+            return
         if self.docker_status("image", "inspect", "base:latest") != 0:
             self.put("/cachedind-test", {"base.tar": self.engine.base_tar})
             self.docker("import", "/cachedind-test/base.tar", "base:latest")
+        self._has_base = True
 
     def build(self, project: Project, *, check: bool = True, timeout_s: float = 240) -> Build:
         """Build a project with the inner daemon, having loaded the base image where that is missing."""

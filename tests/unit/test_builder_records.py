@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind import builder_records, databases
+from cachedind import builder_records, engine_paths
 from cachedind.builder_records import Broken
 from cachedind.model import ImageStore, StoragePlan
 from helpers.boltfiles import bolt_file
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LIMIT = 1 << 20
 GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+METADATA = {GRAPH: "buildkit/metadata_v2.db", CONTAINERD: "buildkit/containerd-overlayfs/metadata_v2.db"}
 LAYER: Tree = {b"layer1": {b"chainid": b"some"}}
 NO_LAYER = Broken("buildkit/snapshots.db", "the build cache has a layer 'layer1' that is not in it")
 
@@ -48,10 +49,11 @@ def find(tmp_path: Path) -> Callable[..., Broken | None]:
         storage: StoragePlan = GRAPH,
         limit_bytes: int = LIMIT,
     ) -> Broken | None:
+        of_graph = storage is GRAPH
         for path, tree in (
-            (databases.builders_metadata(storage), metadata),
-            (databases.BUILDERS_SNAPSHOTS, snapshots),
-            (databases.builders_leases(storage), kept),
+            (METADATA[storage], metadata),
+            ("buildkit/snapshots.db", snapshots),
+            ("buildkit/containerdmeta.db" if of_graph else engine_paths.META, kept),
         ):
             if tree is not None:
                 raw = tree if isinstance(tree, bytes) else bolt_file(tree)
@@ -114,7 +116,7 @@ def test_records_that_containerd_knows(
     found = find(record(), kept=kept, storage=storage)
     assert (found is not None) is foreign
     if found is not None:
-        assert found.path == databases.builders_metadata(storage)
+        assert found.path == METADATA[storage]
         assert "another data-root" in found.why
 
 
@@ -141,6 +143,18 @@ def test_what_cannot_be_read_is_a_damage_of_its_own(find: Callable[..., Broken |
     assert find(metadata, {b"layer2": {b"chainid": b"some"}}) is None
 
 
-@pytest.mark.parametrize("pages", [1, 2])
-def test_large_databases_are_not_compared(find: Callable[..., Broken | None], pages: int) -> None:
-    assert find(record(), {b"layer2": {b"chainid": b"some"}}, leases(b"other"), limit_bytes=pages * 4096) is None
+LATER: Tree = {b"a": {b"b": {b"c": {}}}, b"a2": {b"b": {b"c": {}}}}
+"""Buckets with pages of their own, which are looked at last."""
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "kept", "pages"),
+    [({b"layer2": {b"chainid": b"some"}, **LATER}, None, 3), (LAYER, {**leases(b"other"), **LATER}, 5)],
+    ids=["layers", "leases"],
+)
+def test_large_databases_are_not_compared(
+    find: Callable[..., Broken | None], snapshots: Tree, kept: Tree | None, pages: int
+) -> None:
+    """What is missing may be in what is not looked at."""
+    assert find(record(), snapshots, kept, limit_bytes=pages * 4096) is None
+    assert find(record(), snapshots, kept, limit_bytes=(pages + 4) * 4096) is not None
