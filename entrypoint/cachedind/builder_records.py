@@ -14,15 +14,15 @@ when it comes to be an image and something is missing, the build fails, and each
 
 from __future__ import annotations
 
-import contextlib
-import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt_check, databases, state
+from cachedind import beneath, databases, state
 from cachedind.model import ImageStore
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+
     from cachedind.bolt_check import Judge
     from cachedind.model import StoragePlan
 
@@ -36,81 +36,64 @@ class Broken(NamedTuple):
     why: str
 
 
-def find_broken(root_fd: int, storage: StoragePlan, limit_bytes: int) -> Broken | None:
-    """Why a build from this cache would fail. Raises nothing for what is on disk: a database that cannot be read is a
-    damage of its own. Of databases with more than so many bytes nothing is compared."""
-    of_graph = storage.store is ImageStore.GRAPHDRIVER
-    if of_graph and _size(root_fd, databases.BUILDERS_SNAPSHOTS) == 0:
-        # It is made before cache.db.
-        built = _size(root_fd, "buildkit/cache.db")
-        return Broken(databases.BUILDERS_SNAPSHOTS, "it is empty, and there is a build cache") if built else None
-    with contextlib.suppress(OSError, ValueError):
-        metadata = databases.builders_metadata(storage)
-        records = _Records()
-        _walk(root_fd, metadata, limit_bytes, records.take)
-        finished = (records.committed & records.snapshots.keys()) - records.lazy
-        if of_graph:
-            layers = _Layers()
-            if _walk(root_fd, databases.BUILDERS_SNAPSHOTS, limit_bytes, layers.take):
-                for name in sorted(records.snapshots[record] for record in finished):
-                    if name not in layers.names and not name.startswith("sha256:"):
-                        why = f"the build cache has a layer {name[:64]!r} that is not in it"
-                        return Broken(databases.BUILDERS_SNAPSHOTS, why)
-        leases = _Leases()
-        complete = _walk(root_fd, databases.builders_leases(storage), limit_bytes, leases.take)
-        if complete and finished and finished.isdisjoint(leases.names):
-            return Broken(metadata, "containerd knows none of its records: they are those of another data-root")
-    return None
+class BuilderRecords:
+    """What is recorded of a build cache. `takes` are shown what is in the databases of these paths; after that, `find`
+    tells why a build from it would fail."""
 
+    def __init__(self, storage: StoragePlan) -> None:
+        self._of_graph = storage.store is ImageStore.GRAPHDRIVER
+        self._metadata = databases.builders_metadata(storage)
+        self._lease_database = databases.builders_leases(storage)
+        self._committed: set[bytes] = set()
+        self._lazy: set[bytes] = set()
+        """Records that are committed only when somebody wants to build on them (cache/refs.go, equalMutable)."""
+        self._snapshots: dict[bytes, bytes] = {}
+        """JSON by record."""
+        self._layers: set[str] = set()
+        self._leases: set[bytes] = set()
+        self.takes: Mapping[str, Judge] = {
+            self._metadata: self._take_record,
+            self._lease_database: self._take_lease,
+            **({databases.BUILDERS_SNAPSHOTS: self._take_layer} if self._of_graph else {}),
+        }
 
-class _Records:
-    """Which of BuildKit's records are finished, what snapshot each has, and which of them are committed only when
-    somebody wants to build on them (cache/refs.go, equalMutable)."""
-
-    def __init__(self) -> None:
-        self.committed: set[bytes] = set()
-        self.lazy: set[bytes] = set()
-        self.snapshots: dict[bytes, str] = {}
-
-    def take(self, path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
-        if len(path) != 2 or path[0] != b"_main" or not value:
+    def _take_record(self, path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+        if not value or len(path) != 2 or path[0] != b"_main":
             return
-        if key == b"snapshot.committed" and state.parse_object(value).get("value") is True:
-            self.committed.add(path[1])
+        if key == b"cache.snapshot":
+            self._snapshots[path[1]] = value
         elif key == b"cache.equalMutable":
-            self.lazy.add(path[1])
-        elif key == b"cache.snapshot":
-            self.snapshots[path[1]] = str(state.parse_object(value).get("value"))
+            self._lazy.add(path[1])
+        elif key == b"snapshot.committed" and state.parse_object(value).get("value") is True:
+            self._committed.add(path[1])
 
+    def _take_layer(self, path: tuple[bytes, ...], key: bytes, _value: bytes) -> None:
+        if key in _LAYER and len(path) == 1:
+            self._layers.add(path[0].decode("ascii", "replace"))
 
-class _Layers:
-    """Which snapshots are layers of the engine, or on the way there."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def take(self, path: tuple[bytes, ...], key: bytes, _value: bytes) -> None:
-        if len(path) == 1 and key in _LAYER:
-            self.names.add(path[0].decode("ascii", "replace"))
-
-
-class _Leases:
-    """Which records containerd keeps something for."""
-
-    def __init__(self) -> None:
-        self.names: set[bytes] = set()
-
-    def take(self, path: tuple[bytes, ...], _key: bytes, _value: bytes) -> None:
+    def _take_lease(self, path: tuple[bytes, ...], _key: bytes, _value: bytes) -> None:
         if len(path) >= 4 and path[2] == b"leases":
-            self.names.add(path[3])
+            self._leases.add(path[3])
+
+    def find(self, root_fd: int, complete: Set[str]) -> Broken | None:
+        """`complete` are the databases all of which was shown, and is sound. Raises nothing for what is on disk."""
+        snapshots = databases.BUILDERS_SNAPSHOTS
+        if self._of_graph and _size(root_fd, snapshots) == 0:
+            # It is made before cache.db.
+            built = _size(root_fd, "buildkit/cache.db")
+            return Broken(snapshots, "it is empty, and there is a build cache") if built else None
+        finished = (self._committed & self._snapshots.keys()) - self._lazy
+        if self._of_graph and snapshots in complete:
+            for name in sorted(_value_of(self._snapshots[record]) for record in finished):
+                if name not in self._layers and not name.startswith("sha256:"):
+                    return Broken(snapshots, f"the build cache has a layer {name[:64]!r} that is not in it")
+        if self._lease_database in complete and finished and finished.isdisjoint(self._leases):
+            return Broken(self._metadata, "containerd knows none of its records: they are those of another data-root")
+        return None
 
 
-def _walk(root_fd: int, path: str, limit_bytes: int, take: Judge) -> bool:
-    fd, _ = beneath.open_file(root_fd, path)
-    try:
-        return bolt_check.check(fd, limit_bytes, take).complete
-    finally:
-        os.close(fd)
+def _value_of(raw: bytes) -> str:
+    return str(state.parse_object(raw).get("value"))
 
 
 def _size(root_fd: int, path: str) -> int | None:

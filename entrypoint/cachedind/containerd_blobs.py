@@ -11,42 +11,48 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from typing import TYPE_CHECKING
 
-from cachedind import beneath, bolt, engine_paths
+from cachedind import beneath, engine_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cachedind.bolt_check import Judge
 
 _RECORDS = (b"v1", b"moby", b"content", b"blob")
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
 _SMALL_BYTES = 1 << 16
 
 
-def find_damaged(root_fd: int, limit_bytes: int) -> dict[str, str]:
-    """Which recorded blobs are not what they were, by digest, and why. A database with more than so many bytes is not
-    read. Raises nothing for what is on disk: a database that cannot be read is a damage of its own."""
-    try:
-        recorded = _read_records(root_fd, limit_bytes)
-        fd = beneath.open_path(root_fd, engine_paths.BLOBS, os.O_RDONLY | os.O_DIRECTORY)
-    except (OSError, ValueError):
-        return {}
-    try:
-        with os.scandir(fd) as entries:
-            sizes = {
-                entry.name: entry.stat(follow_symlinks=False).st_size
-                for entry in entries
-                if entry.is_file(follow_symlinks=False)
-            }
-        return {digest: why for digest in recorded if (why := _check(fd, digest, sizes.get(digest)))}
-    finally:
-        os.close(fd)
+class Blobs:
+    """Which blobs are recorded. `takes` are shown what is in the databases of these paths; after that, `find_damaged`
+    tells which are not what they were."""
 
+    def __init__(self) -> None:
+        self._digests: list[str] = []
+        self.takes: Mapping[str, Judge] = {engine_paths.META: self._take}
 
-def _read_records(root_fd: int, limit_bytes: int) -> list[str]:
-    """Digests, without what comes before the colon. Raises OSError, ValueError."""
-    fd, _ = beneath.open_file(root_fd, engine_paths.META)
-    try:
-        names = bolt.open(fd, limit_bytes).buckets(_RECORDS)
-    finally:
-        os.close(fd)
-    return [match[1].decode() for name in names if (match := _DIGEST.fullmatch(name))]
+    def _take(self, path: tuple[bytes, ...], key: bytes, _value: bytes) -> None:
+        if key == b"size" and path[:-1] == _RECORDS and (match := _DIGEST.fullmatch(path[-1])):
+            self._digests.append(match[1].decode())
+
+    def find_damaged(self, root_fd: int) -> dict[str, str]:
+        """By digest, and why. Raises nothing for what is on disk."""
+        try:
+            fd = beneath.open_path(root_fd, engine_paths.BLOBS, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return {}
+        try:
+            with os.scandir(fd) as entries:
+                sizes = {
+                    entry.name: entry.stat(follow_symlinks=False).st_size
+                    for entry in entries
+                    if entry.is_file(follow_symlinks=False)
+                }
+            return {digest: why for digest in self._digests if (why := _check(fd, digest, sizes.get(digest)))}
+        finally:
+            os.close(fd)
 
 
 def _check(content_fd: int, digest: str, size_bytes: int | None) -> str:

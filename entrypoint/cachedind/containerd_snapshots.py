@@ -13,13 +13,14 @@ have not given out yet. The engine that draws this number next fails: "failed to
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, bolt_check, engine_paths
+from cachedind import beneath, bolt, engine_paths
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+
     from cachedind.bolt_check import Judge
 
 _SNAPSHOTS = (b"v1", b"snapshots")
@@ -36,95 +37,79 @@ class Found(NamedTuple):
     broken: str
 
 
-def look(root_fd: int, driver: str, limit_bytes: int) -> Found:
-    """Raises nothing for what is on disk: a database that cannot be read is a damage of its own. Of databases with more
-    than so many bytes nothing is compared."""
-    numbers = {
-        name
-        for name in beneath.names(root_fd, engine_paths.snapshots(driver))
-        if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
-    }
-    try:
-        last, records = _read(root_fd, engine_paths.snapshots_database(driver), limit_bytes)
-    except (OSError, ValueError):
-        return Found({}, "")
-    if last is None:
-        return Found({}, f"there are {len(numbers)} snapshots, and no records of them" if numbers else "")
-    why = f"no record of it, as the last number that was given out is {last}"
-    ahead = {name: why for name in sorted(numbers) if int(name) > last}
-    return Found(ahead, "" if records is None else _compare(root_fd, driver, records, numbers, limit_bytes))
+class Snapshots:
+    """What is recorded of snapshots. `takes` are shown what is in the databases of these paths; after that, `find`
+    tells what is wrong."""
 
+    def __init__(self, driver: str) -> None:
+        self._driver = driver
+        self._database = engine_paths.snapshots_database(driver)
+        self._numbers: dict[bytes, str] = {}
+        """By name; nothing for what is none."""
+        self._parents: dict[bytes, bytes] = {}
+        self._layers: list[bytes] = []
+        """Names of layers of images. Others may be gone: a kill amid a commit leaves the record of what has got its
+        lasting name."""
+        self.takes: Mapping[str, Judge] = {self._database: self._take_own, engine_paths.META: self._take_containerds}
 
-class _Records:
-    """Of each snapshot, by its name: its number (nothing for what is none), and what it lies on."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[bytes, str] = {}
-        self.parents: dict[bytes, bytes] = {}
-
-    def take(self, path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+    def _take_own(self, path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
         if path[:-1] != _SNAPSHOTS:
             return
         if key == b"id":
-            self.numbers[path[-1]] = _varint(value)
+            self._numbers[path[-1]] = _varint(value)
         elif key == b"parent" and value:
-            self.parents[path[-1]] = value
+            self._parents[path[-1]] = value
+
+    def _take_containerds(self, path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+        is_ours = key == b"name" and len(path) == 5 and path[2:4] == (b"snapshots", self._driver.encode())
+        if is_ours and path[4].startswith(b"sha256:"):
+            self._layers.append(value)
+
+    def find(self, root_fd: int, complete: Set[str], limit_bytes: int) -> Found:
+        """`complete` are the databases all of which was shown, and is sound. Raises nothing for what is on disk."""
+        directories = {
+            name
+            for name in beneath.names(root_fd, engine_paths.snapshots(self._driver))
+            if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS
+        }
+        try:
+            last = _read_last_number(root_fd, self._database, limit_bytes)
+        except (OSError, ValueError):
+            return Found({}, "")  # a damage of its own
+        if last is None:
+            broken = f"there are {len(directories)} snapshots, and no records of them" if directories else ""
+            return Found({}, broken)
+        why = f"no record of it, as the last number that was given out is {last}"
+        ahead = {name: why for name in sorted(directories) if int(name) > last}
+        return Found(ahead, self._compare(directories) if self._database in complete else "")
+
+    def _compare(self, directories: Set[str]) -> str:
+        for name, number in self._numbers.items():
+            if not number:
+                return f"snapshot {_shown(name)} has no number"
+            if self._driver in _HAVE_DIRECTORIES and number not in directories:
+                return f"snapshot {number} ({_shown(name)}) has no directory"
+        for name, parent in self._parents.items():
+            if parent not in self._numbers:
+                return f"what snapshot {_shown(name)} lies on is not there: {_shown(parent)}"
+        for name in self._layers:
+            if name not in self._numbers:
+                return f"containerd has a layer {_shown(name)} that is not in it"
+        return ""
 
 
-def _read(root_fd: int, path: str, limit_bytes: int) -> tuple[int | None, _Records | None]:
-    """The last number that was given out (None: none ever was), and the records (None: they are too many). Raises
-    OSError, ValueError."""
-    records = _Records()
+def _read_last_number(root_fd: int, path: str, limit_bytes: int) -> int | None:
+    """The last number that was given out; None: none ever was. Raises OSError, ValueError."""
     try:
-        fd, _ = beneath.open_file(root_fd, path)
+        fd, size = beneath.open_file(root_fd, path)
     except FileNotFoundError:
-        return None, None
+        return None
     try:
-        found = bolt_check.check(fd, limit_bytes, records.take)
-        if not found.buckets:
-            return None, None
-        database = bolt.open(fd, limit_bytes)
-        if _SNAPSHOTS[-1] not in database.buckets(_SNAPSHOTS[:-1]):
-            return None, None
-        return database.sequence(_SNAPSHOTS), records if found.complete else None
-    finally:
-        os.close(fd)
-
-
-def _compare(root_fd: int, driver: str, records: _Records, numbers: set[str], limit_bytes: int) -> str:
-    for name, number in records.numbers.items():
-        if not number:
-            return f"snapshot {_shown(name)} has no number"
-        if driver in _HAVE_DIRECTORIES and number not in numbers:
-            return f"snapshot {number} ({_shown(name)}) has no directory"
-    for name, parent in records.parents.items():
-        if parent not in records.numbers:
-            return f"what snapshot {_shown(name)} lies on is not there: {_shown(parent)}"
-    for name in _named_by_containerd(root_fd, driver, limit_bytes):
-        if name not in records.numbers:
-            return f"containerd has a layer {_shown(name)} that is not in it"
-    return ""
-
-
-def _named_by_containerd(root_fd: int, driver: str, limit_bytes: int) -> list[bytes]:
-    """The names of layers of images, at the snapshotter. Others may be gone: a kill amid a commit leaves the record of
-    what has got its lasting name."""
-    names: list[bytes] = []
-
-    def take(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
-        is_one = key == b"name" and len(path) == 5 and path[2:4] == (b"snapshots", driver.encode())
-        if is_one and path[4].startswith(b"sha256:"):
-            names.append(value)
-
-    with contextlib.suppress(OSError, ValueError):
-        _walk(root_fd, engine_paths.META, limit_bytes, take)
-    return names
-
-
-def _walk(root_fd: int, path: str, limit_bytes: int, take: Judge) -> None:
-    fd, _ = beneath.open_file(root_fd, path)
-    try:
-        bolt_check.check(fd, limit_bytes, take)
+        database = bolt.open(fd, limit_bytes) if size else None
+        above, name = _SNAPSHOTS
+        if database is None or above not in database.buckets() or name not in database.buckets([above]):
+            return None
+        return database.sequence(_SNAPSHOTS)
     finally:
         os.close(fd)
 

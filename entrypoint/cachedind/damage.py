@@ -14,7 +14,6 @@ root here: no link is followed, nothing is waited for, and no file is read beyon
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
@@ -36,12 +35,14 @@ from cachedind.state import parse_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cachedind.bolt_check import Judge
+    from cachedind.databases import Database
     from cachedind.model import StoragePlan
 
 _MAX_JSON_BYTES = 16 << 20
 _MAX_DATABASE_BYTES = 256 << 20
-_QUICK_DATABASE_BYTES = 2 << 20
-"""Of each database, what is looked at in each start: some milliseconds. Few have more pages in use."""
+_QUICK_DATABASE_BYTES = 1 << 19
+"""Of each database, what is looked at in each start: some milliseconds. It has the records of hundreds of layers."""
 _MAX_FOUND = 10_000
 _WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9:_-]{3,127}\n?")
 _UUID = re.compile(rb"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\n?")
@@ -83,10 +84,7 @@ def find(root_fd: int, storage: StoragePlan, *, thorough: bool) -> list[Damage]:
 
 
 def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[Damage | None]:
-    limit_bytes = _MAX_DATABASE_BYTES if thorough else _QUICK_DATABASE_BYTES
-    for path, database in databases.known(storage).items():
-        look = functools.partial(databases.check, database=database, limit_bytes=limit_bytes)
-        yield _check(root_fd, path, database.loss, look)
+    yield from _check_databases(root_fd, storage, _MAX_DATABASE_BYTES if thorough else _QUICK_DATABASE_BYTES)
     names = names_file(storage)
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_names)
@@ -97,27 +95,44 @@ def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[
         yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
     yield from _check_volumes(root_fd)
-    broken = builder_records.find_broken(root_fd, storage, limit_bytes)
+    if storage.store is ImageStore.GRAPHDRIVER:
+        home = engine_paths.layer_records(storage.driver)
+        for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
+            yield Damage(f"{home}/{name}", why, Loss.IMAGES)
+        if thorough:
+            yield from _check_configurations(root_fd, storage.driver)
+
+
+def _check_databases(root_fd: int, storage: StoragePlan, limit_bytes: int) -> Iterator[Damage | None]:
+    """Each is read once, and shown to all who compare what is in it with something else."""
+    builder = builder_records.BuilderRecords(storage)
+    of_containerd = storage.store is ImageStore.CONTAINERD
+    snapshots = containerd_snapshots.Snapshots(storage.driver) if of_containerd else None
+    blobs = containerd_blobs.Blobs() if of_containerd else None
+    shown = [one.takes for one in (builder, snapshots, blobs) if one is not None]
+    complete: set[str] = set()
+    sound: set[str] = set()
+    for path, database in databases.known(storage).items():
+        takes = [take[path] for take in shown if path in take]
+
+        def look(fd: int, path: str = path, database: Database = database, takes: list[Judge] = takes) -> None:
+            if databases.check(fd, database, limit_bytes, takes):
+                complete.add(path)
+            sound.add(path)
+
+        yield _check(root_fd, path, database.loss, look)
+    broken = builder.find(root_fd, complete)
     if broken is not None:
         yield Damage(broken.path, broken.why, Loss.CACHE)
-    if storage.store is ImageStore.CONTAINERD:
-        yield from _check_containerds(root_fd, storage.driver, limit_bytes)
-        return
-    home = engine_paths.layer_records(storage.driver)
-    for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
-        yield Damage(f"{home}/{name}", why, Loss.IMAGES)
-    if thorough:
-        yield from _check_configurations(root_fd, storage.driver)
-
-
-def _check_containerds(root_fd: int, driver: str, limit_bytes: int) -> Iterator[Damage]:
-    snapshots = containerd_snapshots.look(root_fd, driver, limit_bytes)
-    for name, why in snapshots.ahead.items():
-        yield Damage(f"{engine_paths.snapshots(driver)}/{name}", why, Loss.NOTHING)
-    if snapshots.broken:
-        yield Damage(engine_paths.snapshots_database(driver), snapshots.broken, Loss.IMAGES)
-    for name, why in containerd_blobs.find_damaged(root_fd, _MAX_DATABASE_BYTES).items():
-        yield Damage(f"{engine_paths.BLOBS}/{name}", why, Loss.IMAGES)
+    if snapshots is not None:
+        found = snapshots.find(root_fd, complete, limit_bytes)
+        for name, why in found.ahead.items():
+            yield Damage(f"{engine_paths.snapshots(storage.driver)}/{name}", why, Loss.NOTHING)
+        if found.broken:
+            yield Damage(engine_paths.snapshots_database(storage.driver), found.broken, Loss.IMAGES)
+    if blobs is not None and engine_paths.META in sound:
+        for name, why in blobs.find_damaged(root_fd).items():
+            yield Damage(f"{engine_paths.BLOBS}/{name}", why, Loss.IMAGES)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:

@@ -18,7 +18,7 @@ from cachedind import bolt_check, engine_paths, state
 from cachedind.model import ImageStore, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cachedind.bolt_check import Judge
     from cachedind.model import StoragePlan
@@ -95,14 +95,28 @@ def builders_leases(storage: StoragePlan) -> str:
     return engine_paths.META if storage.store is ImageStore.CONTAINERD else _BUILDERS_META
 
 
-def check(fd: int, database: Database, limit_bytes: int) -> None:
-    """Whether the database in an open file could be used by its engine, as far as it has no more than so many bytes.
+def check(fd: int, database: Database, limit_bytes: int, takes: Sequence[Judge] = ()) -> bool:
+    """Whether the database in an open file could be used by its engine, as far as it has no more than so many bytes:
+    false when there is more of it. What is in it is also shown to `takes`, which raise nothing.
 
     Raises ValueError, and OSError when it cannot be read.
     """
-    buckets = bolt_check.check(fd, limit_bytes, database.judge).buckets
-    if buckets and database.buckets and buckets.isdisjoint(database.buckets):
-        raise ValueError(f"it is another database, with a bucket {min(buckets).decode('ascii', 'replace')!r}")
+    judges = [*([database.judge] if database.judge is not None else []), *takes]
+    found = bolt_check.check(fd, limit_bytes, _all_of(judges))
+    if found.buckets and database.buckets and found.buckets.isdisjoint(database.buckets):
+        raise ValueError(f"it is another database, with a bucket {min(found.buckets).decode('ascii', 'replace')!r}")
+    return found.complete
+
+
+def _all_of(judges: list[Judge]) -> Judge | None:
+    if len(judges) < 2:
+        return judges[0] if judges else None
+
+    def judge(path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+        for one in judges:
+            one(path, key, value)
+
+    return judge
 
 
 def _of_containerd(loss: Loss) -> Database:

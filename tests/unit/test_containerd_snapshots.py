@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind import containerd_snapshots, engine_paths
-from cachedind.containerd_snapshots import Found
-from helpers.boltfiles import bolt_file
+from cachedind import engine_paths
+from cachedind.containerd_snapshots import Found, Snapshots
+from helpers.boltfiles import bolt_file, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,11 @@ NOTHING = Found({}, "")
 
 def records() -> Tree:
     return {BASE: {b"id": b"\1", b"kind": b"\3"}, TOP: {b"id": b"\5", b"kind": b"\3", b"parent": BASE}}
+
+
+def look_at(root_fd: int, driver: str, limit_bytes: int) -> Found:
+    snapshots = Snapshots(driver)
+    return snapshots.find(root_fd, show(root_fd, snapshots.takes, limit_bytes), LIMIT)
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def look(tmp_path: Path) -> Callable[..., Found]:
             (tmp_path / engine_paths.snapshots(driver) / str(name)).mkdir(parents=True)
         root_fd = os.open(tmp_path, os.O_RDONLY)
         try:
-            return containerd_snapshots.look(root_fd, driver, limit_bytes)
+            return look_at(root_fd, driver, limit_bytes)
         finally:
             os.close(root_fd)
 
@@ -141,6 +146,6 @@ def test_a_database_that_cannot_be_read_is_a_damage_of_its_own(look: Callable[..
     path.write_bytes(struct.pack("=Q", 7) * 100)
     root_fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert containerd_snapshots.look(root_fd, "overlayfs", LIMIT) == NOTHING
+        assert look_at(root_fd, "overlayfs", LIMIT) == NOTHING
     finally:
         os.close(root_fd)

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from cachedind import damage, databases
 from cachedind.mending import plan_mending
 from cachedind.model import ImageStore, Loss, StoragePlan
-from helpers.boltfiles import bucket, leaf_page, whole_file
+from helpers.boltfiles import bolt_file, bucket, leaf_page, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from helpers.boltfiles import Tree
 
 GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
@@ -272,21 +274,69 @@ def test_a_blob_that_is_recorded(root: int, tmp_path: Path, content: bytes | Non
     """Large ones are layers: they have been unpacked, and reading them would take its time."""
     build(tmp_path, CONTAINERD)
     digest = hashlib.sha256(b"{}").hexdigest()
-    pages = [
-        leaf_page(3, [(1, b"v1", bucket(4))]),
-        leaf_page(4, [(1, b"moby", bucket(5))]),
-        leaf_page(5, [(1, b"content", bucket(6))]),
-        leaf_page(6, [(1, b"blob", bucket(7))]),
-        leaf_page(7, [(1, f"sha256:{digest}".encode(), bucket(8))]),
-        leaf_page(8, []),
-    ]
-    (tmp_path / "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db").write_bytes(whole_file(pages))
+    name = f"sha256:{digest}".encode()
+    history = {b"content": {b"blob": {b"sha256:" + b"77" * 32: {b"size": b"\2"}}}}
+    images = {b"content": {b"blob": {name: {b"size": b"\2"}, b"other": {b"size": b"\2"}}}}
+    records: Tree = {b"v1": {b"moby": images, b"moby_history": history}}
+    (tmp_path / "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db").write_bytes(bolt_file(records))
     (tmp_path / BLOBS).mkdir(parents=True)
     (tmp_path / BLOBS / ("ee" * 32)).write_text("nobody has recorded this one")
     if content is not None:
         (tmp_path / BLOBS / digest).write_bytes(content)
     found = damage.find(root, CONTAINERD, thorough=False)
     assert [(one.path, one.loss) for one in found] == [(f"{BLOBS}/{digest}", Loss.IMAGES)] * damaged
+
+
+def test_of_records_that_cannot_be_read_no_blob_is_looked_for(root: int, tmp_path: Path) -> None:
+    build(tmp_path, CONTAINERD)
+    digest = b"sha256:" + b"77" * 32
+    moby: Tree = {b"content": {b"blob": {digest: {b"size": b"\2"}}}}
+    raw = bytearray(bolt_file({b"v1": {b"looked at last": {b"one": {b"page": {}}, b"two": b""}, b"moby": moby}}))
+    raw[raw.index(b"two")] ^= 0x20  # before "one"
+    (tmp_path / "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db").write_bytes(raw)
+    (tmp_path / BLOBS).mkdir(parents=True)
+    [found] = damage.find(root, CONTAINERD, thorough=False)
+    assert found.why == "keys that do not ascend"
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("storage", "loss", "records"),
+    [
+        (GRAPH, Loss.CACHE, {"buildkit/snapshots.db": {b"layer2": {b"chainid": b"some"}}}),
+        (CONTAINERD, Loss.CACHE, {"containerd/daemon/io.containerd.metadata.v1.bolt/meta.db": {b"v1": {}}}),
+        (
+            CONTAINERD,
+            Loss.IMAGES,
+            {
+                "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/metadata.db": {
+                    b"v1": {b"snapshots": {b"moby/1/one": {b"id": b"\1", b"parent": b"moby/2/other"}}}
+                }
+            },
+        ),
+    ],
+    ids=["a build cache without its layer", "without its leases", "a snapshot without its directory"],
+)
+def test_records_that_do_not_agree(
+    root: int,
+    tmp_path: Path,
+    storage: StoragePlan,
+    loss: Loss,
+    records: dict[str, Tree],
+    large: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of large databases only as much is looked at as each start has time for."""
+    build(tmp_path, storage)
+    finished = {b"cache.snapshot": b'{"value":"layer1"}', b"snapshot.committed": b'{"value":true}'}
+    cache: Tree = {b"_main": {b"one": finished}} if loss is Loss.CACHE else {}
+    for path, tree in {databases.builders_metadata(storage): cache, **records}.items():
+        (tmp_path / path).write_bytes(bolt_file(tree))
+    if large:
+        monkeypatch.setattr(damage, "_QUICK_DATABASE_BYTES", 4096)
+    found = damage.find(root, storage, thorough=False)
+    assert [one.loss for one in found] == [loss] * (not large)
+    assert [one.loss for one in damage.find(root, storage, thorough=True)] == [loss]
 
 
 @pytest.mark.parametrize("how", ["empty", "gone"])

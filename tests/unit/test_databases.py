@@ -112,6 +112,15 @@ def test_a_database_in_anothers_place(check: Callable[..., None], storage: Stora
                     check(storage, path, bolt_file({name: {}}))
 
 
+def test_a_large_database_is_looked_at_as_far_as_there_is_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(bolt_file({b"v1": {b"a": {b"b": {}}}}))
+    database = databases.known(CONTAINERD)[META]
+    with path.open("rb") as file:
+        assert databases.check(file.fileno(), database, 2 * 4096) is False
+        assert databases.check(file.fileno(), database, LIMIT) is True
+
+
 def test_a_newer_engine_may_have_more_in_it(check: Callable[..., None]) -> None:
     check(GRAPH, "buildkit/cache.db", bolt_file({b"_links": {}, b"_newer": {b"one": b"?"}}))
 
