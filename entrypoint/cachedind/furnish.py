@@ -150,12 +150,13 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
         return home  # the engine keeps everything in a directory below
     doubt = _doubt(tenancy, noted)
     deadline = time.monotonic() + mending.MENDING_S if deadline is None else deadline
+    has_better = tenancy is not None and _has_other(site, tenancy)
     root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         result = mending.mend(
             mending.Patient(lease.data_root, root_fd, home.storage, lease.fd),
             doubt,
-            has_better=tenancy is not None and _has_other(site, tenancy),
+            has_better=has_better,
             in_pool=tenancy is not None,
             environ=site.environ,
             trace=Trace(site.settings.kill_at),
@@ -164,10 +165,11 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
         if result.fit:
             mending.keep_copies(root_fd, home.storage)
     except OSError as error:
-        mend = "free space on the volume, or see the kernel's log"
-        cost = "the daemon may not come up on it"
-        log.degraded(Degradation("what is damaged cannot be moved", error.strerror or str(error), cost, mend))
-        return home
+        result = mending.Result(False, why=f"what is damaged cannot be moved: {error.strerror or error}")
+        if not has_better:
+            mend = "free space on the volume, or see the kernel's log"
+            log.degraded(Degradation(result.why, lease.data_root, "the daemon may not come up on it", mend))
+            return home
     finally:
         os.close(root_fd)
     if not result.fit and tenancy is not None:

@@ -406,7 +406,9 @@ class Dind:
 
     def run_image(self, project: Project) -> str:
         """Run what a project built, check what it prints, and return its build id."""
-        build_id, *found = self.docker("run", "--rm", "--network=none", project.tag).splitlines()
+        printed = self.docker("run", "--rm", "--network=none", project.tag).splitlines()
+        assert printed, f"{project.tag} printed nothing"
+        build_id, *found = printed
         assert tuple(found) == project.expected
         return build_id
 

@@ -248,6 +248,28 @@ def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
     assert any("is set aside" in line for line in third.warnings), third.log()
 
 
+def test_a_slot_in_which_nothing_can_be_moved_gives_way_too(engine: Engine) -> None:
+    """The last job has left a link in the place of what is set aside."""
+    home = HOMES[1]
+    pool = home.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    for _ in range(2):
+        dind = home.start(engine, pool)
+        dind.build(what)
+        build_id = dind.run_image(what)
+        dind.kill()
+        dind.remove()
+    Visitor(engine, pool).sh(
+        f"for f in keys/default/slots/*/data/volumes/metadata.db; do {NOISE}; "
+        'd="$(dirname "$(dirname "$f")")/.cachedind"; mkdir -p "$d"; rm -rf "$d/aside"; ln -s /etc "$d/aside"; done'
+    )
+    third = home.start(engine, pool)
+    assert third.build(what).uncached == [], third.log()
+    assert third.run_image(what) == build_id
+    [line] = [line for line in third.warnings if "is set aside" in line]
+    assert "what is damaged cannot be moved: Not a directory" in line
+
+
 def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Engine) -> None:
     home = HOMES[1]
     pool = home.volume(engine)
