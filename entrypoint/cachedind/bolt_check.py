@@ -5,8 +5,9 @@ What bbolt's own writing implies is looked at (cachedind.bolt has the format):
 
     a page        has its own number and a kind, nothing else refers to it, and it is not in the list of free ones
     an element    has its key and its value where the one before ends (internal/common/inode.go, WriteInodeToPage)
-    keys          ascend, and those of a page lie between its parent's key for it and the next one. Only a bucket's
-                  first page may have none (node.go, rebalance)
+    keys          ascend, and those of a page begin with its parent's key for it and end before the next one (node.go,
+                  spill: with another key, a page is given away twice one day). Only a bucket's first page may have none
+                  (rebalance)
     free pages    ascend in their list (internal/freelist)
 
 What is in the values is the business of whoever wrote them: `judge` may know.
@@ -237,5 +238,7 @@ def _read_branch(page: bytes, count: int) -> tuple[list[bytes], list[int]]:
 def _check_order(keys: list[bytes], tree: _Tree) -> None:
     if any(one >= other for one, other in pairwise(keys)):
         raise ValueError("keys that do not ascend")
-    if keys and (keys[0] < tree.first or (tree.end is not None and keys[-1] >= tree.end)):
+    if tree.is_child and keys[0] != tree.first:
+        raise ValueError("a page that does not begin with its parent's key for it")
+    if keys and tree.end is not None and keys[-1] >= tree.end:
         raise ValueError("keys that another page should have")

@@ -43,8 +43,11 @@ _FIELDS = {
     ),
     "endpoint": ("name", "id", "ep_iface"),
     "bridge-endpoint": ("id", "nid", "SrcName"),
+    "endpoint_count": (),
+    "sandbox": (),
 }
 """By the kind of a record in local-kv.db."""
+_PLACE = ("docker/network/v1.0",)
 _TIMES = (b"createdat", b"updatedat")
 _TIME_BYTES = {1: 15, 2: 16}
 """By the first byte, the version (Go, time/time.go)."""
@@ -70,7 +73,7 @@ def known(storage: StoragePlan) -> dict[str, Database]:
         "buildkit/history.db": history,
         "buildkit/history_c8d.db": history,
         "volumes/metadata.db": Database(Loss.RECORDS, frozenset({b"volumes"}), _judge_volumes),
-        "network/files/local-kv.db": Database(Loss.RECORDS, frozenset({b"libnetwork"}), _judge_networks),
+        "network/files/local-kv.db": Database(Loss.RECORDS, frozenset({b"libnetwork"}), _Networks()),
         "content/metadata.db": _of_containerd(Loss.NOTHING),
         # Graph drivers keep neither images nor build cache in containerd.
         engine_paths.META: _of_containerd(Loss.IMAGES if of_containerd else Loss.NOTHING),
@@ -137,13 +140,34 @@ def _judge_volumes(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
     _parse(key, value)
 
 
-def _judge_networks(_path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
-    """dockerd panics of a record that lacks one of these; of others it does not (each was tried, 26.1 and 28.5)."""
-    record = _parse(key, value[8:])
-    kind = key.decode("ascii", "replace").removeprefix("docker/network/v1.0/").partition("/")[0]
-    for name in _FIELDS.get(kind, ()):
-        if name not in record and (other := _one_bit_away(name, record)):
-            raise ValueError(f"what {_shown(key)} has calls its {name} {other!r}")
+class _Networks:
+    """dockerd panics of a record that lacks one of _FIELDS; of others it does not (each was tried, 26.1 and 28.5). Of a
+    network whose other records have another name it does as well, or starts no container in it: "Key not found in
+    store"."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {"bridge": set(), "endpoint_count": set()}
+
+    def __call__(self, _path: tuple[bytes, ...], key: bytes, value: bytes) -> None:
+        record = _parse(key, value[8:])
+        place = key.decode("ascii", "replace").rstrip("/").split("/")
+        if len(place) < 5:
+            return
+        kind, name = place[3], place[-1]
+        for known, one in ((_PLACE, "/".join(place[:3])), (_FIELDS, kind)):
+            if one not in known and (other := _one_bit_away(one, known)):
+                raise ValueError(f"a key that begins with {one!r} instead of {other!r}")
+        for field in _FIELDS.get(kind, ()):
+            if field not in record and (other := _one_bit_away(field, record)):
+                raise ValueError(f"what {_shown(key)} has calls its {field} {other!r}")
+        if record.get("ID" if kind == "bridge" else "id", name) != name:
+            raise ValueError(f"{_shown(key)} has another one's record")
+        if kind in self._names:
+            self._names[kind].add(name)
+        elif kind == "network":
+            for names in self._names.values():
+                if name not in names and (other := _one_bit_away(name, names)):
+                    raise ValueError(f"records of one network are {name!r} and {other!r}")
 
 
 def _one_bit_away(name: str, others: Iterable[str]) -> str:

@@ -26,6 +26,14 @@ TIME = bytes([1]) + bytes(14)
 FINER_TIME = bytes([2]) + bytes(15)
 BRIDGE = b"docker/network/v1.0/bridge/1/"
 
+
+def networks(**more: bytes) -> Tree:
+    """Records of a network by their kinds, each of which may have another name than 1."""
+    named = {b"bridge": b"1", b"endpoint_count": b"1", b"network": b"1"}
+    named |= {kind.encode(): name for kind, name in more.items()}
+    return {b"libnetwork": {b"docker/network/v1.0/" + k + b"/" + n + b"/": bytes(8) + b"{}" for k, n in named.items()}}
+
+
 WHOLE: list[tuple[StoragePlan, str, Tree]] = [
     (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b'{"ID":"1"}'}}, b"_links": {b"key": {b"link": b""}}}),
     (GRAPH, "buildkit/metadata_v2.db", {b"_main": {b"one": {b"a": b'{"value":1}', b"b": b""}}, b"_index": {b"i": b""}}),
@@ -44,6 +52,15 @@ WHOLE: list[tuple[StoragePlan, str, Tree]] = [
     (CONTAINERD, META, {b"v1": {b"moby": {b"labels": {b"createdat": b"by a person"}}}}),
     (CONTAINERD, SNAPSHOTTER, {b"v1": {b"snapshots": {b"a": {b"createdat": TIME, b"id": b"\1"}}}}),
 ]
+WHOLE += [
+    (GRAPH, "network/files/local-kv.db", tree)
+    for tree in (
+        networks(),
+        networks(network=b"host"),
+        networks(other=b"1", network=b"2"),
+        {b"libnetwork": {BRIDGE: bytes(8) + b'{"ID":"1"}', b"docker/network/v2.0/brudge/1/": bytes(8) + b"{}"}},
+    )
+]
 BAD: list[tuple[StoragePlan, str, Tree, str]] = [
     (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b'{"ID":"1"'}}}, "what 'id' has is no JSON"),
     (GRAPH, "buildkit/cache.db", {b"_result": {b"key": {b"id": b""}}}, "what 'id' has is no JSON"),
@@ -59,6 +76,17 @@ BAD: list[tuple[StoragePlan, str, Tree, str]] = [
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"one": bytes(3)}}, "what 'one' has is no JSON"),
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {b"x": bytes(8) + b"[" * 3000}}, "nested too deeply"),
     (GRAPH, "network/files/local-kv.db", {b"libnetwork": {BRIDGE: bytes(8) + b'{"BridgeNale":1}'}}, "'BridgeNale'"),
+    (GRAPH, "network/files/local-kv.db", networks(network=b"0"), "records of one network are '0' and '1'"),
+    (GRAPH, "network/files/local-kv.db", networks(endpoint_count=b"3"), "records of one network are '1' and '3'"),
+    (GRAPH, "network/files/local-kv.db", networks(bridge=b"5"), "records of one network are '1' and '5'"),
+    (GRAPH, "network/files/local-kv.db", networks(bridgd=b"7"), "begins with 'bridgd' instead of 'bridge'"),
+    (GRAPH, "network/files/local-kv.db", {b"libnetwork": {BRIDGE: bytes(8) + b'{"ID":"0"}'}}, "another one's record"),
+    (
+        GRAPH,
+        "network/files/local-kv.db",
+        {b"libnetwork": {b"docker/oetwork/v1.0/bridge/1/": bytes(8) + b"{}"}},
+        "begins with 'docker/oetwork/v1.0' instead of",
+    ),
     (CONTAINERD, META, {b"v1": {b"moby": {b"createdat": bytes(15)}}}, "createdat is no time"),
     (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": TIME[:-1]}}}, "updatedat is no time"),
     (CONTAINERD, META, {b"v1": {b"moby": {b"updatedat": b""}}}, "updatedat is no time"),
