@@ -36,7 +36,7 @@ BRANCH = struct.Struct("=IIQ")
 BUCKET = struct.Struct("=QQ")
 BRANCH_PAGE = 0x01
 LEAF_PAGE = 0x02
-_FREE_LIST_PAGE = 0x10
+FREE_LIST_PAGE = 0x10
 _NO_FREE_LIST = 0xFFFFFFFFFFFFFFFF
 """Of a file that was opened with NoFreelistSync: the list is made anew each time."""
 BUCKET_ELEMENT = 0x01
@@ -88,34 +88,6 @@ def open(fd: int, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
 def parse(raw: bytes, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
     """The database in these bytes. Raises ValueError when that is no whole bbolt file."""
     return Database(lambda size, offset: raw[offset : offset + size], len(raw), limit_bytes)
-
-
-def check_meta(fd: int) -> Meta:
-    """Which meta page is in force, and whether the file is as long as it says (`Meta.is_complete`). If it is, the two
-    pages that bbolt reads of it when it opens it are what they should be: it panics of others.
-
-    Reads the heads of four pages. Raises ValueError, and OSError when the file cannot be read.
-    """
-
-    def read(size: int, offset: int) -> bytes:
-        return os.pread(fd, size, offset)
-
-    meta = find_meta(read, os.fstat(fd).st_size)
-    if meta.is_complete:
-        _check_head(read, meta, meta.root, (BRANCH_PAGE, LEAF_PAGE))
-        if meta.free_list is not None:
-            _check_head(read, meta, meta.free_list, (_FREE_LIST_PAGE,))
-    return meta
-
-
-def _check_head(read: Read, meta: Meta, number: int, kinds: tuple[int, ...]) -> None:
-    if not 2 <= number < meta.pages:
-        raise ValueError(f"page {number} is not among the {meta.pages} pages")
-    own_number, kind, _, overflow = PAGE.unpack(read(PAGE.size, number * meta.page_size))
-    if own_number != number or kind not in kinds:
-        raise ValueError(f"page {number} calls itself {own_number} (flags {kind:#x})")
-    if number + overflow >= meta.pages:
-        raise ValueError(f"page {number} overflows the file")
 
 
 def find_meta(read: Read, size_bytes: int) -> Meta:

@@ -57,9 +57,10 @@ def check(fd: int, limit_bytes: int, judge: Judge | None = None) -> Checked:
 
     Raises ValueError for what bbolt would not write, OSError when the file cannot be read.
     """
-    if os.fstat(fd).st_size == 0:
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes == 0:
         return Checked(frozenset(), True)
-    meta = bolt.check_meta(fd)
+    meta = bolt.find_meta(lambda size, offset: os.pread(fd, size, offset), size_bytes)
     if not meta.is_complete:
         raise ValueError(f"cut short: {meta.size_bytes} bytes of {meta.pages * meta.page_size}")
     pages = _Pages(fd, meta, limit_bytes)
@@ -89,7 +90,10 @@ class _Pages:
         """None of the pages in it may be taken any more."""
         if self._meta.free_list is None:
             return
-        page, _, count = self.take(self._meta.free_list)
+        number = self._meta.free_list
+        page, kind, count = self.take(number)
+        if kind != bolt.FREE_LIST_PAGE:
+            raise ValueError(f"page {number} is no list of free pages (flags {kind:#x})")
         start = bolt.PAGE.size
         if count == _COUNT_ELSEWHERE:
             count = struct.unpack_from("=Q", page, start)[0]

@@ -167,8 +167,8 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
     except OSError as error:
         result = mending.Result(False, why=f"what is damaged cannot be moved: {error.strerror or error}")
         if not has_better:
-            mend = "free space on the volume, or see the kernel's log"
-            log.degraded(Degradation(result.why, lease.data_root, "the daemon may not come up on it", mend))
+            mend = f"free space on the volume, or take away what is in the way in {lease.data_root}/{mending.HOME}"
+            log.degraded(Degradation("damage", result.why, "the daemon may not come up on it", mend))
             return home
     finally:
         os.close(root_fd)

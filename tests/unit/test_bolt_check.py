@@ -159,6 +159,7 @@ def leaf(number: int, *elements: tuple[int, int, int, int], data: bytes = b"") -
         (with_page(2, freelist_page(2, [9, 8])), "a list of free pages that is none"),
         (with_page(2, freelist_page(2, [1])), "a list of free pages that is none"),
         (with_page(2, freelist_page(2, [10])), "a list of free pages that is none"),
+        (with_page(2, struct.pack("=QHHI", 2, LEAF, 0, 0)), r"page 2 is no list of free pages \(flags 0x2\)"),
         (with_page(2, struct.pack("=QHHI", 2, FREELIST, 999, 0)), "a list of free pages with more of them"),
         (with_page(2, struct.pack("=QHHIQ", 2, FREELIST, 0xFFFF, 0, 2**60)), "a list of free pages with more of them"),
     ],
@@ -166,6 +167,16 @@ def leaf(number: int, *elements: tuple[int, int, int, int], data: bytes = b"") -
 def test_what_bbolt_would_not_write(check: Callable[..., Checked], raw: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         check(raw)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("page", [bytes(PAGE_SIZE), b"\xff" * PAGE_SIZE, GOOD[4 * PAGE_SIZE : 5 * PAGE_SIZE]])
+def test_what_bbolt_would_panic_of_at_once_is_told_before(
+    check: Callable[..., Checked], number: int, page: bytes
+) -> None:
+    """A list of free pages that reads as zeros is what a full disk beneath an image leaves."""
+    with pytest.raises(ValueError, match=f"page {number} calls itself"):
+        check(with_page(number, page))
 
 
 def test_a_long_list_of_free_pages_has_its_count_elsewhere(check: Callable[..., Checked]) -> None:
@@ -176,7 +187,7 @@ def test_a_long_list_of_free_pages_has_its_count_elsewhere(check: Callable[..., 
 
 
 def test_a_file_without_a_list_of_free_pages(check: Callable[..., Checked]) -> None:
-    raw = bytearray(meta_page(8, root=3, pages=4) * 1 + bytes(2 * PAGE_SIZE) + leaf_page(3, []))
+    raw = bytearray(meta_page(8, root=3, pages=4) + bytes(2 * PAGE_SIZE) + leaf_page(3, []))
     struct.pack_into("=Q", raw, 16 + 32, 2**64 - 1)
     struct.pack_into("=Q", raw, 16 + 56, checksum(bytes(raw[16 : 16 + 56])))
     assert check(bytes(raw)).complete
