@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STATUS_PATH = "/run/cachedind/seeds.json"
 _WRITE_EVERY_S = 0.5
+_DRAW_EVERY_S = 0.1
 
 
 class Step(NamedTuple):
@@ -42,6 +43,7 @@ class Reporter:
         self._steps: dict[int, Step] = {}
         self._next = 0
         self._written_at = 0.0
+        self._drawn_at = 0.0
         self._images: list[str] = []
         self._failed: list[str] = []
         self._bytes = 0
@@ -68,6 +70,7 @@ class Reporter:
                 self._steps[number] = step._replace(done_bytes=step.done_bytes + done_bytes)
                 if self._bars is not None:
                     self._bars.advance(self._tasks[number], done_bytes)
+                    self._draw_now_and_then(self._bars)
                 self._write_now_and_then()
 
         try:
@@ -117,6 +120,11 @@ class Reporter:
         else:
             self._bars.console.print(f"cachedind: {text}", markup=False, highlight=False)
 
+    def _draw_now_and_then(self, bars: Progress) -> None:
+        if time.monotonic() - self._drawn_at >= _DRAW_EVERY_S:
+            self._drawn_at = time.monotonic()
+            bars.refresh()
+
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self._written_at >= _WRITE_EVERY_S:
             self._write(final=False)
@@ -150,6 +158,7 @@ def _make_bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    # By itself it would draw in a thread of its own, amid which the private daemon would be forked.
     bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -157,6 +166,7 @@ def _make_bars() -> Progress:
         TransferSpeedColumn(),
         console=Console(stderr=True),
         transient=True,
+        auto_refresh=False,
     )
     bars.start()
     return bars

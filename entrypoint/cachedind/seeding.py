@@ -103,6 +103,9 @@ def put_in(
     """
     from cachedind.private_daemon import private_daemon
 
+    size_bytes = sum(seed.size_bytes for seed in plan.missing)
+    seeds = "1 seed" if len(plan.missing) == 1 else f"{len(plan.missing)} seeds"
+    log.info(f"putting in {seeds} ({facts.format_bytes(size_bytes)}); clients wait until that is done")
     _mark(target, _attempts(target) + 1)
     root_fd = os.open(target.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

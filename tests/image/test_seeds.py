@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import random
 import statistics
+import tarfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +262,38 @@ def test_without_seeds_a_fresh_start_has_no_image(engine: Engine, ten: Ten, flav
 def answer_s(dind: Dind) -> float:
     """From the container's start until its daemon listens."""
     return dind.wait_log("API listen on ").time - parse_time(dind.state["StartedAt"])
+
+
+COUNT_THREADS = """
+import os
+def count():
+    with open("/threads", "a") as file:
+        print(len(os.listdir("/proc/self/task")), file=file)
+os.register_at_fork(before=count)
+"""
+
+
+def test_a_start_at_a_terminal_forks_no_second_thread(engine: Engine, suite: str) -> None:
+    """Bars drawn by a thread of their own would be copied amid whatever that thread holds; and whoever waits is told
+    so before anything else happens."""
+    shelf = Shelf(engine)
+    shelf.put({"app.tar": docker_archive(*(small_image(engine, name) for name in ("app:1", "app:2")))})
+    dind = engine.dind(suite, volume=engine.volume(), volumes=shelf.mount, tty=True, start=False)
+    boot = "/opt/cachedind/boot.py"
+    own = dind.container.get_archive(boot)[0]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(own))) as archive:
+        file = archive.extractfile("boot.py")
+        assert file is not None
+        dind.put("/opt/cachedind", {"boot.py": COUNT_THREADS.encode() + file.read()})
+    dind.start()
+    dind.wait_ready()
+    assert images(dind) == {"app:1", "app:2"}
+    threads = dind.sh("cat /threads").split()
+    assert len(threads) >= 4  # the certificates, a trial, two private programs
+    assert set(threads) == {"1"}
+    told = [text for text in dind.log().splitlines() if "putting in 1 seed (" in text]
+    assert len(told) == 1
+    assert "clients wait" in told[0]
 
 
 @pytest.mark.alone
