@@ -46,6 +46,8 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
     stopwatch = Stopwatch()
     settings = config.load(environ)
     log = make_log(settings)
+    if settings.strangers:
+        log.warn(f"no variables of cachedind, and left to whoever set them: {', '.join(settings.strangers)}")
     explicit = words[:1] == ["dockerd"]
     arguments = parse_daemon_arguments(words[1:] if explicit else words)
     if arguments.is_informational:

@@ -473,16 +473,19 @@ class Config(NamedTuple):
     seed_after: bool
     kill_at: str
     """Empty, or one of trace.POINTS."""
+    strangers: tuple[str, ...]
+    """Variables named CACHEDIND_… that are none of ours and resemble none of ours: a project's own, it seems."""
 
 
 def load(environ: Mapping[str, str]) -> Config:
     """Read every setting. An empty value counts as not set, as CI systems pass empty variables; but for POOL, which
     it switches off.
 
-    Raises SettingsError that names all bad values and all unknown CACHEDIND_ variables.
+    Raises SettingsError that names all bad values, and all unknown CACHEDIND_ variables that look like misspelt ones.
     """
     values, problems = _parse_all(environ)
-    problems += [_unknown(name) for name in sorted(environ) if name.startswith(PREFIX) and not _is_known(name)]
+    meant = {name: _meant(name) for name in sorted(environ) if name.startswith(PREFIX) and not _is_known(name)}
+    problems += [f"{name} is not a variable of cachedind, did you mean {near}?" for name, near in meant.items() if near]
     if not problems and values["STORAGE_DRIVER"] in COPYING_DRIVERS and not values["ALLOW_VFS"]:
         problems.append(f"{PREFIX}STORAGE_DRIVER={values['STORAGE_DRIVER']} also needs {PREFIX}ALLOW_VFS=1")
     if not problems and bool(values["SEED_HOST"]) != bool(values["SEED_IMAGES"]):
@@ -521,6 +524,7 @@ def load(environ: Mapping[str, str]) -> Config:
         seed_images=values["SEED_IMAGES"],  # type: ignore[arg-type]
         seed_after=bool(values["SEED_WHEN"]),
         kill_at=values["KILL_AT"],  # type: ignore[arg-type]
+        strangers=tuple(name for name, near in meant.items() if not near),
     )
 
 
@@ -548,12 +552,21 @@ def _is_known(name: str) -> bool:
     return any(name == PREFIX + variable.name for variable in VARIABLES) or _OF_A_LINK.fullmatch(name) is not None
 
 
-def _unknown(name: str) -> str:
-    import difflib  # only here: a good start has no use for it
+def _meant(name: str) -> str:
+    """The variable that an unknown one looks like; empty where it looks like none.
+
+    A slip of the keyboard, or a name of several words of which some are left out (CACHE_SIZE for CACHE_MAX_SIZE). One
+    word alone is no such case: CACHEDIND_IMAGE is what projects call the image, and none means IMAGE_STORE by it.
+    """
+    import difflib  # only here: most starts have no use for it
 
     # Without the prefix, which all have in common and which would make any two names look alike.
-    near = difflib.get_close_matches(name.removeprefix(PREFIX), [variable.name for variable in VARIABLES], n=1)
-    return f"{name} is not a variable of cachedind" + (f", did you mean {PREFIX}{near[0]}?" if near else "")
+    own = name.removeprefix(PREFIX).upper()
+    near = difflib.get_close_matches(own, [variable.name for variable in VARIABLES], n=1, cutoff=0.8)
+    words = own.split("_")
+    if not near and len(words) > 1:
+        near = [variable.name for variable in VARIABLES if set(words) <= set(variable.name.split("_"))]
+    return PREFIX + near[0] if near else ""
 
 
 def environment() -> dict[str, str]:

@@ -429,6 +429,15 @@ def test_plain_tcp_without_encryption_is_warned_of(engine: Engine, suite: str) -
         assert any("2375" in text for text in dind.warnings)
 
 
+def test_a_projects_own_variables_cost_one_line(engine: Engine, suite: str) -> None:
+    """`services: [{name: $CACHEDIND_IMAGE}]` is how a team names the image, and GitLab tells services all variables."""
+    env = {"CACHEDIND_IMAGE": "registry.example.com/cachedind:1", "CACHEDIND_VERSION": "1"}
+    dind = engine.dind(suite, volume=engine.volume(), env=env)
+    dind.wait_ready()
+    [warning] = dind.warnings
+    assert "CACHEDIND_IMAGE, CACHEDIND_VERSION" in warning
+
+
 def test_userns_remap(engine: Engine, suite: str) -> None:
     dind = engine.dind(suite, volume=engine.volume(), args=["--userns-remap=default"])
     dind.wait_ready()

@@ -210,6 +210,7 @@ def test_every_variable_is_read() -> None:
         "seed_images": ("postgres:17", "ci/*"),
         "seed_after": True,
         "kill_at": "clone.copied",
+        "strangers": (),
     }
 
 
@@ -353,7 +354,7 @@ def test_all_errors_are_reported_at_once() -> None:
                 "CACHEDIND_ACCESS": "rwx",
                 "CACHEDIND_KILL_AT": "dawn",
                 "CACHEDIND_ALLOW_VSF": "1",
-                "CACHEDIND_QQQ": "1",
+                "CACHEDIND_SEEDS": "/seeds",
             }
         )
     assert caught.value.exit_code == 64
@@ -361,7 +362,44 @@ def test_all_errors_are_reported_at_once() -> None:
     assert len(complaints) == 13
     assert "CACHEDIND_LOCK_TIMEOUT='soon' is not a time such as 30s, 5m or 14d" in complaints
     assert "CACHEDIND_ALLOW_VSF is not a variable of cachedind, did you mean CACHEDIND_ALLOW_VFS?" in complaints
-    assert "CACHEDIND_QQQ is not a variable of cachedind" in complaints
+    assert "CACHEDIND_SEEDS is not a variable of cachedind, did you mean CACHEDIND_SEED?" in complaints
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("POOl", "POOL"),
+        ("POOLS", "POOL"),
+        ("SEEDS", "SEED"),
+        ("KEYS", "KEY"),
+        ("_KEY", "KEY"),
+        ("FALLBACK_KEY", "FALLBACK_KEYS"),
+        ("CACHE_SIZE", "CACHE_MAX_SIZE"),
+        ("CACHE_MAXSIZE", "CACHE_MAX_SIZE"),
+        ("MAX_SIZE", "POOL_MAX_SIZE"),
+        ("ALLOW_VSF", "ALLOW_VFS"),
+        ("LOCKTIMEOUT", "LOCK_TIMEOUT"),
+        ("STORAGE_DRIVERS", "STORAGE_DRIVER"),
+        ("IMAGESTORE", "IMAGE_STORE"),
+        ("SEED_IMAGE", "SEED_IMAGES"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+    ],
+)
+def test_a_misspelt_variable_is_an_error_that_names_the_right_one(name: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({f"CACHEDIND_{name}": "1"})
+    assert caught.value.cause == f"CACHEDIND_{name} is not a variable of cachedind, did you mean CACHEDIND_{meant}?"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "IMAGE", "IMAGES", "IMAGE_TAG", "VERSION", "TAG", "REGISTRY", "DIGEST", "REPO", "URL", "TOKEN", "BRANCH", "REF",
+        "CONFIG", "DIR", "HOST", "RUNNER", "TEST", "TOOL", "QQQ", "BASE_IMAGE", "BUILD_IMAGE", "DOCKER_IMAGE",
+    ],
+)  # fmt: skip
+def test_a_projects_own_names_are_its_own(name: str) -> None:
+    assert load({f"CACHEDIND_{name}": "1", "CACHEDIND_KEY": "mine"}).strangers == (f"CACHEDIND_{name}",)
 
 
 @pytest.mark.parametrize("driver", ["vfs", "native"])
