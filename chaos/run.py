@@ -1,11 +1,18 @@
-"""Chaos: rounds of starts, builds, kills at any point and people's commands on one pool, and what must hold after each.
+"""Chaos: rounds of starts, builds, kills at any point and people's commands, and what must hold after each.
 
 The same seed plays the same rounds: what is done in which order, to whom, and for how long is drawn from it. When a
-SIGKILL hits is up to the machine.
+signal hits is up to the machine.
 
-After every round: each instance that was not killed is ready and has a slot of its own; an unchanged project is rebuilt
-CACHED, or cold, and its image prints what it should in either case; nobody has a traceback. At the end nothing is left:
-no loop device, no mount, nothing in stage and trash.
+Starts (kinds.py): half are cancelled within two seconds; others die at a named step or amid a build, or have a mistake
+in their configuration. Daemons are started by every name that they have in the image, end and are started again in the
+same container, and some have engines that take their time. Between rounds the host may have another boot_id, after
+clean ends or none. A round is played on a pool (pool_rounds.py) or on a data-root of its own (direct_rounds.py).
+
+After every round: each instance that lives is ready, alone on its data-root, and in a pool on a slot of its own; an
+unchanged project is rebuilt CACHED, or for a reason that the rounds explain, and its image prints what it should;
+nothing was set aside or moved aside that was not damaged; nothing disappeared from a data-root; nobody has a
+traceback. At the end nothing is left: no loop device, no mount, nothing in stage and trash. What does not hold is told
+in full, and the next round is played on a new pool or data-root.
 
 With --power-loss the host loses its power amid builds instead (helpers/powerloss.py), so many times for each of the
 host filesystems, with a pool and with a data-root of its own. With --each-file a file is damaged before a start, each
@@ -15,45 +22,34 @@ kind of file in each way (files.py).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import signal
 import sys
-import threading
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.trace import POINTS
+from direct_rounds import DirectGame
 from files import damage_each_file
-from helpers.builds import content_project, overlay_project
-from helpers.dind import Dind
-from helpers.engine import CommandFailedError, Engine
-from helpers.estates import attached_images, in_pool
-from helpers.flavours import FLAVOURS
-from helpers.pools import HOMES, Home, slot_of, together
+from helpers.engine import Engine
+from helpers.flavours import FLAVOURS, Flavour
+from helpers.pools import HOMES, Home
 from helpers.powerloss import Ordeal
-from helpers.registry import HOST, Registry
-from helpers.waiting import wait_until
+from helpers.registry import Registry
+from instances import Maker
+from kinds import Form
+from pool_rounds import PoolGame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helpers.builds import Project
-    from helpers.engine import Volume
+    Game = DirectGame | PoolGame
 
-KEYS = ("main", "branch")
-MAX_AT_ONCE = 3
-KILL_POINTS = tuple(point for point in POINTS if not point.startswith(("image.", "pool.", "seed.")))
-COMMANDS = (("ls",), ("status",), ("gc",), ("promote", "main"), ("doctor",), ("ls", "--json", "--no-sizes"))
-
-_KILL = """
-for file in /proc/[0-9]*/comm; do
-  if [ "$(cat "$file" 2>/dev/null)" = NAME ]; then pid=${file%/comm}; kill -9 "${pid#/proc/}"; fi
-done
-"""
+DIRECT = (*HOMES, Home("ext4", Flavour("forky", "containerd")))
+FAILED = "rounds FAILED"
 
 
 class Options(NamedTuple):
@@ -66,196 +62,51 @@ class Options(NamedTuple):
     deadline: float
 
 
-class Player(NamedTuple):
-    """One instance of a round: where it kills itself (empty: nowhere), and after how many seconds somebody else does
-    (None: nobody)."""
-
-    dind: Dind
-    kill_at: str
-    killed_after_s: float | None
-    victim: str
-
-    @property
-    def survives(self) -> bool:
-        return not self.kill_at and self.killed_after_s is None
-
-
-class Game:
-    """One pool that is played on."""
-
-    def __init__(self, engine: Engine, home: Home, dice: random.Random, registry: Registry) -> None:
-        self.engine = engine
-        self.home = home
-        self.dice = dice
-        self.registry = registry
-        self.pool: Volume = home.volume(engine)
-        self.projects: dict[str, Project] = {key: overlay_project(f"{dice.getrandbits(64):x}") for key in KEYS}
-        self.pulled = content_project(f"{dice.getrandbits(64):x}", tag=f"{HOST}/content:{home.fstype}")
-        self.counts: Counter[str] = Counter()
-        first = self._start(home, {"CACHEDIND_KEY": KEYS[0]})
-        first.wait_ready(timeout_s=120)
-        first.build(self.pulled)
-        first.docker("push", self.pulled.tag, timeout_s=120)
-        first.docker("image", "rm", "--force", self.pulled.tag)
-        self._forget(first)
-
-    def _start(self, home: Home, env: dict[str, str], *, start: bool = True) -> Dind:
-        return home.start(
-            self.engine,
-            self.pool,
-            ready=False,
-            env=env,
-            args=list(self.registry.arguments),
-            network=self.registry.network,
-            start=start,
-        )
-
-    def round(self) -> None:
-        players = [self._draw() for _ in range(self.dice.randint(1, MAX_AT_ONCE))]
-        people = self.dice.choice((None, *COMMANDS))
-        works = (self._build_new, self._run_for_ever, self._build_again, self._pull)
-        busy = [self.dice.choice(works) for _ in players]
-        threads = [threading.Thread(target=self._kill, args=(player,)) for player in players]
-        together(lambda dind: dind.start(), [player.dind for player in players])
-        for thread in threads:
-            thread.start()
-        if people is not None:
-            self._command(people)
-        for player, work in zip(players, busy, strict=True):
-            if player.survives:
-                self._check(player.dind)
-            else:
-                with contextlib.suppress(CommandFailedError, AssertionError):
-                    work(player.dind)
-        for thread in threads:
-            thread.join()
-        self._compare([player.dind for player in players if player.survives])
-        for player, work in zip(players, busy, strict=True):
-            if player.survives:
-                work(player.dind)
-        for player in players:
-            self._end(player)
-
-    # ---- what is played ----------------------------------------------------------------------------------------------
-
-    def _draw(self) -> Player:
-        flavours = [flavour for flavour in FLAVOURS if flavour == self.home.flavour or self.dice.random() < 0.15]
-        flavour = self.dice.choice(flavours)
-        kill_at = self.dice.choice(KILL_POINTS) if self.dice.random() < 0.25 else ""
-        killed = self.dice.uniform(0.05, 3.0) if not kill_at and self.dice.random() < 0.4 else None
-        env = {"CACHEDIND_KEY": self.dice.choice(KEYS), "CACHEDIND_FALLBACK_KEYS": "main"}
-        if kill_at:
-            env["CACHEDIND_KILL_AT"] = kill_at
-        if self.dice.random() < 0.15:
-            env["CACHEDIND_ACCESS"] = "ro"
-        dind = self._start(Home(self.home.fstype, flavour), env, start=False)
-        return Player(dind, kill_at, killed, self.dice.choice(("container", "container", "dockerd", "containerd")))
-
-    def _kill(self, player: Player) -> None:
-        if player.killed_after_s is None:
-            return
-        time.sleep(player.killed_after_s)
-        if player.victim != "container":
-            with contextlib.suppress(CommandFailedError):
-                player.dind.sh(_KILL.replace("NAME", player.victim), check=False)
-            time.sleep(0.3)
-        player.dind.kill()
-        self.counts[f"SIGKILL of the {player.victim}"] += 1
-
-    def _command(self, words: tuple[str, ...]) -> None:
-        volumes = {self.pool.name: {"bind": "/cachedind", "mode": "rw"}}
-        visitor = self.engine.dind("forky", args=["cachedind", *words], volumes=volumes)
-        assert visitor.wait_exit() in (0, 1, 66), visitor.log()
-        assert "Traceback" not in visitor.log(), visitor.log()
-        self.counts["commands"] += 1
-        self._forget(visitor)
-
-    def _project(self, dind: Dind) -> Project:
-        environment = dict(pair.split("=", 1) for pair in dind.container.attrs["Config"]["Env"])
-        return self.projects[environment["CACHEDIND_KEY"]]
-
-    def _build_again(self, dind: Dind) -> None:
-        dind.build(self._project(dind))
-
-    def _build_new(self, dind: Dind) -> None:
-        project = overlay_project(f"{time.monotonic_ns():x}", tag="new:latest")
-        dind.build(project)
-        dind.run_image(project)
-
-    def _pull(self, dind: Dind) -> None:
-        dind.docker("pull", self.pulled.tag, timeout_s=120)
-        dind.run_image(self.pulled)
-
-    def _run_for_ever(self, dind: Dind) -> None:
-        dind.load_base()
-        dind.docker("network", "create", f"n{time.monotonic_ns()}")
-        dind.docker("run", "-d", "--restart=always", "--network=none", "-v", "data:/data", "base:latest", "sleep", "99")
-
-    # ---- what must hold ----------------------------------------------------------------------------------------------
-
-    def _check(self, dind: Dind) -> None:
-        dind.wait_ready(timeout_s=120)
-        assert dind.docker("ps", "--all", "--quiet") == "", dind.describe()
-        project = self._project(dind)
-        build = dind.build(project)
-        dind.run_image(project)  # compares what it prints
-        self.counts["rebuilt CACHED" if not build.uncached else "rebuilt cold"] += 1
-        self.counts[f"began {(dind.summary or '?').partition(':')[0]}"] += 1
-        assert "Traceback" not in dind.log(), dind.log()
-
-    def _compare(self, dinds: list[Dind]) -> None:
-        places = [dind.sh("stat -c %d:%i /var/lib/docker") for dind in dinds]
-        assert len(set(places)) == len(places), "two on one data-root"
-        slots = [slot_of(dind) for dind in dinds]
-        assert len(set(slots)) == len(slots), "two on one slot"
-        if self.home.fstype not in ("btrfs", "xfs"):
-            assert len(attached_images(self.engine, self.pool)) <= 1
-
-    def _end(self, player: Player) -> None:
-        if player.kill_at:
-            # A step that this start never came to is none that kills it.
-            wait_until(
-                lambda: not player.dind.running or "API listen on" in player.dind.log(), what="the step", timeout_s=90
-            )
-            self.counts["SIGKILL at a step" if not player.dind.running else "steps not come to"] += 1
-        assert "Traceback" not in player.dind.log(), player.dind.log()
-        self._forget(player.dind)
-
-    def _forget(self, dind: Dind) -> None:
-        dind.kill()
-        dind.remove()
-        self.engine.dinds.remove(dind)
-
-    def finish(self) -> None:
-        """A last instance, whose witness sweeps what was left; then nothing is left of the pool in the kernel."""
-        dind = self._start(self.home, {"CACHEDIND_KEY": KEYS[0]})
-        self._check(dind)
-        wait_until(
-            lambda: in_pool(dind, "ls stage trash") == "stage:\n\ntrash:\n",
-            what="stage and trash to be empty",
-            diagnose=lambda: in_pool(dind, "ls stage trash"),
-            timeout_s=60,
-        )
-        self._forget(dind)
-        if self.home.fstype not in ("btrfs", "xfs"):
-            wait_until(lambda: not attached_images(self.engine, self.pool), what="the image to be detached")
-
-
-def play(engine: Engine, home: Home, options: Options, registry: Registry, tell: Callable[[str], None]) -> Counter[str]:
-    seed = options.seed
-    game = Game(engine, home, random.Random(seed), registry)
-    for number in range(options.rounds):
-        if time.monotonic() > options.deadline:
-            break
+def play(session: Engine, what: str, make: Callable[[Engine, random.Random], Game], options: Options) -> Counter[str]:
+    """Rounds, on a new pool or data-root after one that failed."""
+    total: Counter[str] = Counter()
+    number = 0
+    while number < options.rounds and time.monotonic() < options.deadline:
+        seed = options.seed + number
+        scope = session.scope()
+        game = None
         try:
-            game.round()
-        except BaseException:
-            tell(f"{home}: seed {seed}, round {number} failed")
-            raise
-        game.counts["rounds"] += 1
-        tell(f"{home}: seed {seed}, round {number}: {dict(game.counts)}")
-    game.finish()
-    return game.counts
+            game = make(scope, random.Random(seed))
+            while number < options.rounds and time.monotonic() < options.deadline:
+                game.round()
+                number += 1
+                game.counts["rounds"] += 1
+                say(f"{what}: round {number}: {dict(game.counts)}")
+            game.finish()
+        except Exception:
+            number += 1
+            total[FAILED] += 1
+            players = "" if game is None else "\n".join(player.describe() for player in game.players)
+            say(f"{what}: round {number} failed (begun with seed {seed}):\n{traceback.format_exc()}\n{players}")
+        finally:
+            total += Counter() if game is None else game.counts
+            scope.close()
+    return total
+
+
+def play_all(session: Engine, arguments: argparse.Namespace, options: Options) -> Counter[str]:
+    total: Counter[str] = Counter()
+    maker = Maker(session)
+    forms = tuple(form for form in Form if not arguments.form or form.name.lower() in arguments.form)
+    registry = None if arguments.direct else Registry(session, arguments.registry)
+    for home in _chosen(HOMES if registry is not None else DIRECT, arguments.home):
+
+        def make(scope: Engine, dice: random.Random, home: Home = home) -> Game:
+            if registry is None:
+                return DirectGame(scope, home, dice, maker, forms)
+            return PoolGame(scope, home, dice, registry, maker, forms)
+
+        total += play(session, f"{home}, {'data-root' if registry is None else 'pool'}", make, options)
+    return total
+
+
+def _chosen(homes: tuple[Home, ...], fstypes: list[str] | None) -> list[Home]:
+    return [home for home in homes if not fstypes or home.fstype in fstypes]
 
 
 def lose_power(engine: Engine, home: Home, options: Options, tell: Callable[[str], None]) -> Counter[str]:
@@ -288,6 +139,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="no round begins later than that")
     parser.add_argument("--home", action="append", choices=[home.fstype for home in HOMES], help="only on these")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    names = [form.name.lower() for form in Form]
+    parser.add_argument("--form", action="append", choices=names, help="daemons are started by these names alone")
+    parser.add_argument("--direct", action="store_true", help="on data-roots, not on pools")
     parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
     parser.add_argument("--each-file", action="store_true", help="damage each kind of file instead")
     parser.add_argument("--flips", type=int, default=2, help="with --each-file: bits of each, four times in databases")
@@ -303,25 +157,23 @@ def main() -> None:
     try:
         for flavour in FLAVOURS if arguments.each_file else ():
             total += damage_each_file(session, flavour, random.Random(seed), arguments.flips, deadline, say)
-        registry = None if options.power_loss or arguments.each_file else Registry(session, arguments.registry)
-        for home in HOMES:
-            if arguments.each_file or (arguments.home and home.fstype not in arguments.home):
-                continue
-            scope = session.scope()
-            try:
-                total += (
-                    lose_power(scope, home, options, say)
-                    if registry is None
-                    else play(scope, home, options, registry, say)
-                )
-            finally:
-                scope.close()
+        if options.power_loss:
+            for home in _chosen(HOMES, arguments.home):
+                scope = session.scope()
+                try:
+                    total += lose_power(scope, home, options, say)
+                finally:
+                    scope.close()
+        elif not arguments.each_file:
+            total += play_all(session, arguments, options)
     finally:
         session.close()
     for what, count in sorted(total.items()):
         print(f"{count:6} {what}")
+    status = 1 if total[FAILED] else 0
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": seed, **total}, indent=2) + "\n")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

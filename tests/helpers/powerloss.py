@@ -45,7 +45,7 @@ class Disk:
 
     def forget_boot(self) -> None:
         """What the states on it tell of was another boot of the host."""
-        self._sh(_FORGET_BOOT.replace("DEVICE", self.device))
+        forget_boot(self._scope, self.device)
 
     def close(self) -> None:
         """Nobody has it mounted any longer."""
@@ -68,19 +68,25 @@ def make_shelter(engine: Engine) -> str:
 _FORGET_BOOT = r"""
 forget() { grep -rlZ --include='*.json' --include='*.lock' --include=lock '"boot_id"' "$1" | xargs -0r sed -i \
   's/"boot_id": "[^"]*"/"boot_id": "of-before"/'; }
-mkdir -p /tmp/after /tmp/inside
-mount DEVICE /tmp/after
-if [ -e /tmp/after/pool.img ]; then
-  mount -o loop /tmp/after/pool.img /tmp/inside
-  forget /tmp/inside/keys
-  umount /tmp/inside
-elif [ -d /tmp/after/keys ]; then
-  forget /tmp/after/keys
+after=$(mktemp -d) inside=$(mktemp -d)
+mount DEVICE "$after"
+if [ -e "$after/pool.img" ]; then
+  mount -o loop "$after/pool.img" "$inside"
+  forget "$inside/keys"
+  umount "$inside"
+elif [ -d "$after/keys" ]; then
+  forget "$after/keys"
 else
-  forget /tmp/after/.cachedind
+  forget "$after/.cachedind"
 fi
-umount /tmp/after
+umount "$after"
+rmdir "$after" "$inside"
 """
+
+
+def forget_boot(engine: Engine, device: str) -> None:
+    """What the state files on a device tell of was another boot of the host. Nobody may use what is on it."""
+    exec_in(engine.workbench, ["sh", "-euc", _FORGET_BOOT.replace("DEVICE", device)])
 
 
 class Ordeal:
