@@ -1,9 +1,4 @@
-"""Rounds on one pool: starts of all kinds side by side, builds, people's commands, reboots; what must hold after each.
-
-A project is built again only for a reason that the rounds explain: its key never had a good state of this engine and
-store; or that state's first build had another start of the same key beside it, which may have left a newer state
-without it; or a read-only start, which clones goldens alone, found none yet.
-"""
+"""Rounds on one pool: starts of all kinds side by side, builds, people's commands, reboots; what holds after each."""
 
 from __future__ import annotations
 
@@ -14,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import holds
 from deaths import die
+from expected import Expected, Played
 from helpers.builds import content_project, overlay_project
 from helpers.estates import attached_images, in_pool, small_project, volume_device
 from helpers.pools import together
@@ -59,9 +55,7 @@ class PoolGame:
         self._projects: dict[str, Project] = {
             key: overlay_project(f"{dice.getrandbits(64):x}") for key in (*KEYS, REMAPPED)
         }
-        # What has a state with the key's project in it, and of that, what has been promoted since.
-        self._known: set[tuple[str, str]] = set()
-        self._promoted: set[tuple[str, str]] = set()
+        self._expected = Expected()
         self._pulled = content_project(f"{dice.getrandbits(64):x}", tag=f"{HOST}/content:{home.fstype}")
         first = self._player(draw_living(dice, home.flavour, forms)._replace(form=Form.IMAGE, slow_s=0), KEYS[0])
         first.dind.start()
@@ -95,9 +89,12 @@ class PoolGame:
         if not living:
             living = [self._look()]
         self._hold_on(living)
+        stopped = {player.dind.name for player in living if self.dice.random() < 0.5}
         for player in living:
-            end(player.dind, clean=self.dice.random() < 0.5)
-        self._learn()
+            end(player.dind, clean=player.dind.name in stopped)
+        self._expected.learn(
+            [Played(one.start, one.key, one.read_only, one.dind.name in stopped) for one in self.players]
+        )
         if self.dice.random() < 0.25:
             self._reboot()
 
@@ -176,6 +173,7 @@ class PoolGame:
     def _reboot(self) -> None:
         self._await_detached()
         forget_boot(self.engine, volume_device(self.engine, self.pool))
+        self._expected.reboot()
         self.counts["reboots"] += 1
 
     def _await_detached(self) -> None:
@@ -219,15 +217,9 @@ class PoolGame:
             self.counts["rebuilt CACHED"] += 1
             return
         assert not same, f"the same slot, and {build.uncached} were built again by {player.dind.name}"
-        why = self._why_cold(player)
+        why = self._expected.why_cold((player.key, str(player.start.flavour)), read_only=player.read_only)
         assert why, f"{build.uncached} were built again for no reason by {player.dind.name}"
         self.counts[f"built: {why}"] += 1
-
-    def _why_cold(self, player: Player) -> str:
-        state = (player.key, str(player.start.flavour))
-        if state not in self._known:
-            return "the first of a key, or beside the first"
-        return "read-only, before the first golden" if player.read_only and state not in self._promoted else ""
 
     def _hold_on(self, living: list[Player]) -> None:
         """Whoever lives still has all, alone, and nothing healthy was taken for damaged."""
@@ -240,15 +232,3 @@ class PoolGame:
             player.dind.run_image(self._projects[player.key])
         if self.home.fstype not in ("btrfs", "xfs"):
             assert len(attached_images(self.engine, self.pool)) <= 1
-
-    def _learn(self) -> None:
-        """What the next round must find."""
-        states = Counter((player.key, str(player.start.flavour)) for player in self.players if not player.read_only)
-        for player in self.players:
-            state = (player.key, str(player.start.flavour))
-            if not player.start.lives or player.read_only:
-                continue
-            if state in self._known:
-                self._promoted.add(state)
-            elif states[state] == 1:
-                self._known.add(state)
