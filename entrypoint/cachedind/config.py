@@ -31,6 +31,13 @@ _OWN_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+ENGINE_STORE_VARIABLES = {
+    "TEST_INTEGRATION_USE_SNAPSHOTTER": ImageStore.CONTAINERD,
+    "TEST_INTEGRATION_USE_GRAPHDRIVER": ImageStore.GRAPHDRIVER,
+}
+"""What engines read to have another image store, whatever the driver that they are given: 24 to 28 the first, 29 the
+second (moby, daemon/daemon.go and daemon/image_store_choice.go). Any value that is not empty counts."""
+
 KEPT_KINDS = ("containers", "networks", "volumes")
 """What a job makes in the engine besides images and build cache."""
 
@@ -447,6 +454,8 @@ class Config(NamedTuple):
     tls_certdir: str
     tls_san: str
     docker_driver: str
+    engine_stores: tuple[str, ...]
+    """Those of ENGINE_STORE_VARIABLES that are set."""
     iptables_legacy: str | None
     """None: not set, so probe. Empty: nf_tables without probing. Anything else: legacy (docker:dind's rule)."""
     path: str
@@ -505,6 +514,7 @@ def load(environ: Mapping[str, str]) -> Config:
         tls_certdir=environ.get("DOCKER_TLS_CERTDIR", ""),
         tls_san=environ.get("DOCKER_TLS_SAN", ""),
         docker_driver=environ.get("DOCKER_DRIVER", ""),
+        engine_stores=tuple(name for name in ENGINE_STORE_VARIABLES if environ.get(name)),
         iptables_legacy=environ.get("DOCKER_IPTABLES_LEGACY"),
         path=environ.get("PATH", os.defpath),
         pool=values["POOL"],  # type: ignore[arg-type]
@@ -584,7 +594,8 @@ def environment() -> dict[str, str]:
 def daemon_environment(environ: Mapping[str, str], *, path: str, listen_fds: int) -> dict[str, str]:
     """What dockerd gets to see.
 
-    DOCKER_DRIVER is taken out because it would override the decision (moby reads it before --storage-driver),
+    DOCKER_DRIVER and ENGINE_STORE_VARIABLES are taken out because they would override the decision (moby reads them
+    before --storage-driver),
     LISTEN_* of
     somebody else because ours follow, CACHEDIND_* because inner tools have no use for it. container=docker keeps
     the inner engine's hands off the host's AppArmor profiles (containerd, pkg/apparmor/apparmor_linux.go).
@@ -592,7 +603,8 @@ def daemon_environment(environ: Mapping[str, str], *, path: str, listen_fds: int
     kept = {
         name: value
         for name, value in environ.items()
-        if name not in ("DOCKER_DRIVER", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES") and not name.startswith(PREFIX)
+        if name not in ("DOCKER_DRIVER", *ENGINE_STORE_VARIABLES, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+        and not name.startswith(PREFIX)
     }
     kept["container"] = "docker"
     kept["PATH"] = path

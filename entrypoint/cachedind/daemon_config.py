@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
 CONTAINERD_FEATURE = "containerd-snapshotter"
+_GO_FALSE = ("0", "f", "false")
+"""What strconv.ParseBool takes for false, whatever its case; what it takes for neither, dockerd complains of."""
 
 
 _KINDS: dict[str, type] = {
@@ -90,7 +92,7 @@ class DaemonSettings(NamedTuple):
         for value in reversed(self.arguments.all("feature")):
             name, _, state = value.partition("=")
             if name == CONTAINERD_FEATURE:
-                return _store(state != "false"), f"the argument --feature {value}"
+                return _store(state.lower() not in _GO_FALSE), f"the argument --feature {value}"
         features = self.file.get("features")
         state_in_file = features.get(CONTAINERD_FEATURE) if isinstance(features, dict) else None
         if isinstance(state_in_file, bool):

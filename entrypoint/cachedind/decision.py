@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cachedind import facts
+from cachedind.config import ENGINE_STORE_VARIABLES
 from cachedind.daemon_config import has_userns_remap
 from cachedind.errors import DriverConflictError
 from cachedind.storage import (
+    VOLUME_DRIVERS,
     Demand,
     StorageFacts,
     StorageRequest,
+    name_asked,
     needs_fuse_verdict,
     plan_storage,
     unite_demands,
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from cachedind.model import EngineVersion, ExistingData, StoragePlan, Verdict
 
 
-def build_request(settings: Config, daemon: DaemonSettings) -> StorageRequest:
+def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = False) -> StorageRequest:
     """Everything that was said about storage, wherever it was said. Raises DriverConflictError."""
     drivers, stores = [], []
     if daemon.requested_driver:
@@ -33,18 +36,21 @@ def build_request(settings: Config, daemon: DaemonSettings) -> StorageRequest:
         stores.append(Demand(daemon.requested_store[0].value, daemon.requested_store[1]))
     if settings.image_store:
         stores.append(Demand(settings.image_store.value, f"CACHEDIND_IMAGE_STORE={settings.image_store}"))
+    for name in settings.engine_stores:
+        stores.append(Demand(ENGINE_STORE_VARIABLES[name].value, f"the variable {name}"))
     return StorageRequest(
         driver=unite_demands(drivers),
         store=unite_demands(stores),
         docker_driver=settings.docker_driver,
         userns_remap=has_userns_remap(daemon),
         allow_vfs=settings.allow_vfs,
+        in_pool=in_pool,
     )
 
 
 def check_driver_in_pool(plan: StoragePlan) -> None:
     """Raises DriverConflictError for drivers that keep layers where a snapshot of the data-root does not reach."""
-    if plan.driver in ("btrfs", "zfs"):
+    if plan.driver in VOLUME_DRIVERS:
         raise DriverConflictError(
             f"the storage driver {plan.driver} keeps each layer as a {plan.driver} volume of its own, which a clone of "
             "a pool's slot would leave out",
@@ -54,10 +60,13 @@ def check_driver_in_pool(plan: StoragePlan) -> None:
 
 def decide(
     data_root: str, fstype: str, engine: EngineVersion, existing: ExistingData, request: StorageRequest
-) -> StoragePlan:
-    """Try what has to be tried, and decide. Needs CAP_SYS_ADMIN and the lease. Raises what plan_storage raises."""
+) -> tuple[StoragePlan, str]:
+    """Try what has to be tried, and decide; also returns what `name_asked` says. Needs CAP_SYS_ADMIN and the lease.
+    Raises what plan_storage raises."""
     verdicts = try_drivers(data_root, existing, request)
-    return plan_storage(StorageFacts(data_root, fstype, engine, existing, verdicts), request)
+    found = StorageFacts(data_root, fstype, engine, existing, verdicts)
+    plan = plan_storage(found, request)
+    return plan, name_asked(found, request, plan)
 
 
 def try_drivers(

@@ -109,9 +109,9 @@ def decide(
     log: Log,
 ) -> StoragePlan:
     """Choose store and driver, say what was passed over, and note the decision and this start down."""
-    request = decision.build_request(settings, daemon)
+    request = decision.build_request(settings, daemon, in_pool=tenancy is not None)
     engine = facts.read_engine_version(settings.path)
-    plan = decision.decide(lease.data_root, place.fstype, engine, existing, request)
+    plan, asked = decision.decide(lease.data_root, place.fstype, engine, existing, request)
     for note in plan.notes:
         log.warn(note)
     for degradation in plan.degradations:
@@ -125,6 +125,8 @@ def decide(
             "read_only": settings.read_only,
             "holder": facts.read_holder_of_now(time.time())._asdict(),
         }
+        if not existing.pairs:
+            more["asked"] = asked
     try:
         before = dataroot.read_data_root_state(lease.directory_fd, lease.state_name)
         state = dataroot.next_state(

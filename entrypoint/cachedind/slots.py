@@ -63,6 +63,8 @@ class SlotState(NamedTuple):
     clean: bool = False
     id: str = ""
     """A golden's, which its clones have as `parent`."""
+    asked: str = ""
+    """Which wish alone has led to its store and driver: "driver", "store", or none (storage.name_asked)."""
 
     @property
     def never_ready(self) -> bool:
@@ -90,6 +92,8 @@ class Wish(NamedTuple):
     arch: str
     store: ImageStore | None = None
     driver: str | None = None
+    docker_driver: str = ""
+    """DOCKER_DRIVER's, a wish that is given up where it cannot be followed."""
 
 
 def build_wish(request: StorageRequest, engine: EngineVersion) -> Wish:
@@ -100,6 +104,7 @@ def build_wish(request: StorageRequest, engine: EngineVersion) -> Wish:
         arch=os.uname().machine,
         store=ImageStore.GRAPHDRIVER if request.userns_remap else store,
         driver=request.driver.value if request.driver else None,
+        docker_driver=request.docker_driver,
     )
 
 
@@ -112,7 +117,8 @@ def class_name(found: SlotState) -> str:
     if data is None:
         return "empty"
     major, minor = data.engine.release
-    return f"{major}.{minor}-{data.store}-{data.driver}-{found.arch}"
+    asked = f"-by-{found.asked}" if found.asked else ""
+    return f"{major}.{minor}-{data.store}-{data.driver}-{found.arch}{asked}"
 
 
 def is_compatible(found: SlotState, wish: Wish) -> bool:
@@ -125,7 +131,15 @@ def is_compatible(found: SlotState, wish: Wish) -> bool:
         data.engine.release <= wish.engine.release
         and wish.store in (None, data.store)
         and wish.driver in (None, data.driver)
+        and _is_asked_for(found, data, wish)
     )
+
+
+def _is_asked_for(found: SlotState, data: DataRootState, wish: Wish) -> bool:
+    """What one start asked for does not become its key's: it is for those that ask for it, too."""
+    if found.asked == "driver":
+        return data.driver in (wish.driver, wish.docker_driver)
+    return found.asked != "store" or wish.store is not None or wish.driver is not None
 
 
 def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[Candidate]:
@@ -206,6 +220,7 @@ def parse_slot_state(raw: dict[str, object]) -> SlotState:
         durable=raw.get("durable") is True,
         clean=raw.get("clean") is True,
         id=str(raw.get("id", ""))[:200],
+        asked=asked if (asked := str(raw.get("asked", ""))) in ("driver", "store") else "",
     )
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PRIVILEGED_RUN = "docker run --privileged -v cachedind:/var/lib/docker cachedind"
+VOLUME_DRIVERS = ("btrfs", "zfs")
+"""Drivers that keep each layer as a volume of the filesystem, which a clone of a pool's slot leaves out."""
 _FIRST_WITH_CONTAINERD_STORE = (24, 0)
 _FIRST_WITH_CONTAINERD_DEFAULT = (29, 0)
 _MOUNT_A_VOLUME = "mount a volume with ext4, xfs or btrfs at the data-root (-v cachedind:/var/lib/docker)"
@@ -53,6 +55,7 @@ class StorageRequest(NamedTuple):
     docker_driver: str = ""
     userns_remap: bool = False
     allow_vfs: bool = False
+    in_pool: bool = False
 
 
 class StorageFacts(NamedTuple):
@@ -96,6 +99,26 @@ def plan_storage(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
     if existing.pairs:
         return _plan_existing(facts, request)
     return _plan_fresh(facts, request)
+
+
+def name_asked(facts: StorageFacts, request: StorageRequest, plan: StoragePlan) -> str:
+    """Which wish has led a data-root to a plan that nobody would have got without it: "driver", "store", or none "".
+
+    In a pool, what one start asked for is no choice for those that do not ask. Where nothing else works here, it is
+    everybody's.
+    """
+    empty = facts._replace(existing=facts.existing._replace(pairs=(), engine=None, recorded=None))
+    without_driver = request._replace(driver=None, docker_driver="")
+    for name, plainer in (("driver", without_driver), ("store", without_driver._replace(store=None))):
+        if plainer == request:
+            continue
+        try:
+            own = plan_storage(empty, plainer)
+        except CachedindError:
+            continue
+        if (own.store, own.driver) != (plan.store, plan.driver):
+            return name
+    return ""
 
 
 # ---- a data-root with data ------------------------------------------------------------------------------------
@@ -221,6 +244,8 @@ def _try_docker_driver(facts: StorageFacts, request: StorageRequest) -> tuple[St
         return None, f"it is no driver of the image store that is asked for (or of engine {facts.engine})"
     if not _may_use(driver, request):
         return None, "it copies every layer in full; CACHEDIND_ALLOW_VFS=1 allows it"
+    if request.in_pool and driver in VOLUME_DRIVERS:
+        return None, "a clone of a pool's slot would leave its layers out"
     verdict = verdict_for(driver, facts)
     if not verdict.works:
         return None, f"it does not work here: {verdict.why}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from helpers.builds import overlay_project
+from helpers.estates import small_project
 from helpers.flavours import Flavour
 from helpers.pools import Home, slot_of, together
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
@@ -256,3 +259,37 @@ def test_another_store_and_back(engine: Engine) -> None:
             assert dind.info().store == home.flavour.store
             assert dind.build(projects[home]).uncached == []
             dind.kill()
+
+
+class Wished(NamedTuple):
+    """What a start gets, and the settings and arguments with which it asks for that."""
+
+    driver: str
+    store: str = "graphdriver"
+    env: Mapping[str, str] = {}
+    args: tuple[str, ...] = ()
+
+
+def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: str) -> None:
+    """Each later job gets what it would have had; and who asks again is as warm."""
+    home = Home("btrfs", Flavour(suite, "graphdriver"))
+    pool = home.volume(engine)
+    project = small_project(secrets.token_hex(8))
+    own = Wished("overlay2")
+    vfs = Wished("vfs", args=("--storage-driver=vfs",))
+    ctrd = Wished("overlayfs", "containerd", {"TEST_INTEGRATION_USE_SNAPSHOTTER": "1"})
+    # What a template of years ago says, for a key of its own too: there it was followed, and ended the start.
+    remembered = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs"})
+    fresh = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs", "CACHEDIND_KEY": "new"})
+    wishes = [vfs, own, *([ctrd] if suite == "forky" else []), vfs, remembered, fresh]
+    seen: set[str] = set()
+    for driver, store, env, args in wishes:
+        dind = home.start(engine, pool, env=env, args=args)
+        info = dind.info()
+        assert (info.driver, info.store) == (driver, store)
+        warm = dind.build(project).uncached == []
+        assert warm == (driver in seen and env != fresh.env)
+        seen.add(driver)
+        ignored = [text for text in dind.warnings if "DOCKER_DRIVER=btrfs is ignored" in text]
+        assert len(ignored) == ("DOCKER_DRIVER" in env)
+        dind.kill()

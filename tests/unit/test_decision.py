@@ -57,6 +57,16 @@ def request_of(flags: str = "", file: dict[str, object] | None = None, **environ
             id="all the rest",
         ),
         pytest.param(
+            request_of("--feature containerd-snapshotter=F", TEST_INTEGRATION_USE_GRAPHDRIVER="1"),
+            StorageRequest(store=Demand("graphdriver", "the argument --feature containerd-snapshotter=F")),
+            id="not containerd's",
+        ),
+        pytest.param(
+            request_of(TEST_INTEGRATION_USE_SNAPSHOTTER="1", TEST_INTEGRATION_USE_GRAPHDRIVER=""),
+            StorageRequest(store=Demand("containerd", "the variable TEST_INTEGRATION_USE_SNAPSHOTTER")),
+            id="the engine's own variable",
+        ),
+        pytest.param(
             request_of("-s overlay2", CACHEDIND_STORAGE_DRIVER="overlay2"),
             StorageRequest(driver=Demand("overlay2", "the argument --storage-driver overlay2")),
             id="the same twice",
@@ -72,6 +82,8 @@ def test_two_places_that_say_different_things() -> None:
         request_of("-s overlay2", CACHEDIND_STORAGE_DRIVER="btrfs")
     with pytest.raises(DriverConflictError, match="contradicts CACHEDIND_IMAGE_STORE=graphdriver"):
         request_of("--feature containerd-snapshotter=true", CACHEDIND_IMAGE_STORE="graphdriver")
+    with pytest.raises(DriverConflictError, match="contradicts the variable TEST_INTEGRATION_USE_SNAPSHOTTER"):
+        request_of(CACHEDIND_IMAGE_STORE="graphdriver", TEST_INTEGRATION_USE_SNAPSHOTTER="1")
 
 
 @pytest.fixture
@@ -88,7 +100,8 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 
 def test_fuse_overlayfs_is_tried_where_overlay2_does_not_work(tried: list[tuple[str, bool]]) -> None:
-    plan = decide("/d", "overlay", EngineVersion(28, 5, 2), NOTHING, StorageRequest())
+    plan, asked = decide("/d", "overlay", EngineVersion(28, 5, 2), NOTHING, StorageRequest())
+    assert asked == ""
     assert plan.driver == "fuse-overlayfs"
     assert tried == [("overlay2", False), ("fuse-overlayfs", False)]
 

@@ -103,6 +103,33 @@ def test_store_and_driver_that_were_asked_for() -> None:
     assert order(*both, wish=WISH._replace(driver="fuse-overlayfs")) == []
 
 
+VFS = state(9)._replace(asked="driver")
+assert VFS.data is not None
+VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (WISH, ["slots/own"]),
+        (WISH._replace(driver="vfs"), ["slots/vfs"]),
+        (WISH._replace(docker_driver="vfs"), ["slots/vfs", "slots/own"]),
+        (WISH._replace(docker_driver="overlay2"), ["slots/own"]),
+        (WISH._replace(store=GRAPH), ["slots/own"]),
+        (WISH._replace(store=CTRD), ["slots/ctrd"]),
+        (WISH._replace(driver="overlayfs"), ["slots/ctrd"]),
+    ],
+)
+def test_what_one_start_asked_for_is_for_those_that_ask_for_it(wish: Wish, expected: list[str]) -> None:
+    own, ctrd = slot("own", state(3)), slot("ctrd", state(5, store=CTRD)._replace(asked="store"))
+    assert order(slot("vfs", VFS), ctrd, own, wish=wish) == expected
+
+
+def test_a_driver_that_nobody_asked_for_is_the_keys() -> None:
+    """Where nothing but vfs works, the pool is as warm as any."""
+    assert order(slot("vfs", VFS._replace(asked=""))) == ["slots/vfs"]
+
+
 def test_throw_aways_and_other_architectures_are_nobodys() -> None:
     assert order(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
 
@@ -188,9 +215,16 @@ def test_what_deserves_promotion_is_not_superseded(found: list[Candidate], one: 
 def test_classes_do_not_replace_each_other() -> None:
     names = {
         class_name(found)
-        for found in (state(1), state(1, engine=OLD), state(1, store=CTRD), state(1, arch="aarch64"), EMPTY)
+        for found in (
+            state(1),
+            state(1, engine=OLD),
+            state(1, store=CTRD),
+            state(1, store=CTRD)._replace(asked="store"),
+            state(1, arch="aarch64"),
+            EMPTY,
+        )
     }
-    assert len(names) == 5
+    assert len(names) == 6
     assert all("/" not in name and not name.startswith(".") for name in names)
 
 

@@ -32,6 +32,7 @@ from cachedind.storage import (
     StorageFacts,
     StorageRequest,
     choose_pair,
+    name_asked,
     needs_fuse_verdict,
     plan_storage,
     unite_demands,
@@ -198,6 +199,44 @@ def test_docker_driver_is_a_wish_on_a_fresh_data_root(
     plan = plan_storage(facts_of(backing, engine), StorageRequest(docker_driver=docker_driver))
     assert decided(plan) == expected
     assert [note.startswith(f"DOCKER_DRIVER={docker_driver} is ignored: ") for note in plan.notes] == [True] * ignored
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "zfs"])
+def test_docker_driver_is_not_followed_to_volumes_that_a_pool_could_not_clone(driver: str) -> None:
+    facts = facts_of("btrfs" if driver == "btrfs" else "zfs 2.2")
+    assert decided(plan_storage(facts, StorageRequest(docker_driver=driver))) == (GRAPH, driver)
+    plan = plan_storage(facts, StorageRequest(docker_driver=driver, in_pool=True))
+    assert decided(plan) == (GRAPH, "overlay2")
+    assert plan.notes == (f"DOCKER_DRIVER={driver} is ignored: a clone of a pool's slot would leave its layers out",)
+
+
+@pytest.mark.parametrize(
+    ("backing", "engine", "request_", "asked"),
+    [
+        ("ext4", "28.5", StorageRequest(), ""),
+        ("ext4", "28.5", StorageRequest(driver=argument("overlay2"), store=store_demand(GRAPH)), ""),
+        ("ext4", "28.5", StorageRequest(docker_driver="overlay2"), ""),
+        ("ext4", "28.5", StorageRequest(driver=argument("vfs")), "driver"),
+        ("ext4", "28.5", StorageRequest(driver=argument("fuse-overlayfs")), "driver"),
+        ("ext4", "28.5", StorageRequest(docker_driver="vfs", allow_vfs=True), "driver"),
+        ("ext4", "28.5", StorageRequest(docker_driver="vfs"), ""),
+        ("ext4", "28.5", StorageRequest(store=store_demand(CTRD)), "store"),
+        ("ext4", "28.5", StorageRequest(store=store_demand(CTRD), driver=argument("overlayfs")), "store"),
+        ("ext4", "29.1", StorageRequest(store=store_demand(CTRD)), ""),
+        ("ext4", "29.1", StorageRequest(store=store_demand(GRAPH)), "store"),
+        ("ext4", "29.1", StorageRequest(userns_remap=True), ""),
+        # Where nothing else works it is what everybody gets.
+        ("overlay without /dev/fuse", "28.5", StorageRequest(driver=argument("vfs"), allow_vfs=True), ""),
+        ("overlay without /dev/fuse", "28.5", StorageRequest(driver=argument("vfs")), ""),
+        ("overlay without /dev/fuse", "28.5", StorageRequest(allow_vfs=True), ""),
+        ("overlay", "28.5", StorageRequest(driver=argument("fuse-overlayfs")), ""),
+    ],
+)
+def test_which_wish_led_where_nobody_else_would_go(
+    backing: str, engine: str, request_: StorageRequest, asked: str
+) -> None:
+    facts = facts_of(backing, engine)
+    assert name_asked(facts, request_, plan_storage(facts, request_)) == asked
 
 
 def test_docker_driver_vfs_is_followed_where_vfs_is_allowed() -> None:
