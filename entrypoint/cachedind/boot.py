@@ -1,4 +1,4 @@
-"""One start, from the container's first instruction to exec of dockerd. Reads like the list in docs/architecture.md."""
+"""One start, from the container's first instruction to dockerd's. Reads like the list in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 
 RUN_DIRECTORY = "/run/cachedind"
 MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
-# LISTEN_PID must be dockerd's own PID, which only a process that execs it can know.
-_WITH_LISTEN_PID = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"]
 
 
 def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None = None) -> NoReturn:
-    """Become dockerd. `words` are the container's arguments: dockerd's flags, or `dockerd` and its flags.
+    """Start dockerd and become its supervisor. `words` are the container's arguments: flags, or `dockerd` and flags.
 
     `certificates` is the child that makes them (tls_child.expect).
 
@@ -94,9 +92,8 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
 
         pool_start.hide(home.tenancy, observer, log)
     report(home, stopwatch, log)
-    hand_over(
-        final.arguments, sockets, home.lease, config.daemon_environment(environ, path=path, listen_fds=len(sockets))
-    )
+    environment = config.daemon_environment(environ, path=path, listen_fds=len(sockets))
+    hand_over(final.arguments, sockets, home.lease, observer.pid, environment)
 
 
 def make_log(settings: Config) -> Log:
@@ -271,15 +268,27 @@ def report(home: Home, stopwatch: Stopwatch, log: Log) -> None:
     log.info(line, **fields)
 
 
-def hand_over(arguments: list[str], sockets: list[socket.socket], lease: Lease, environ: dict[str, str]) -> NoReturn:
-    """exec docker-init -- dockerd, with the API's sockets at 3, 4 and the lock open above them."""
+def hand_over(
+    arguments: list[str], sockets: list[socket.socket], lease: Lease, witness: int, environ: dict[str, str]
+) -> NoReturn:
+    """Have a child become dockerd, with the API's sockets at 3, 4 and the lock open above them, and become its
+    supervisor (decisions/0016)."""
+    from cachedind import supervisor
     from cachedind.lease import share_with_daemon
 
-    wrapper = _WITH_LISTEN_PID if sockets else []
     share_with_daemon(lease)
-    if sockets:
-        listeners.hand_over(sockets)
-    execute(["docker-init", "-s", "--", *wrapper, "dockerd", *arguments], environ)
+    mask = supervisor.block_signals()
+    daemon = os.fork()
+    if daemon == 0:
+        supervisor.become_child(mask)
+        if sockets:
+            listeners.hand_over(sockets)
+            environ = {**environ, "LISTEN_PID": str(os.getpid())}
+        execute(["dockerd", *arguments], environ)
+    # The sockets are closed by exec: when dockerd is gone, its clients are refused.
+    os.set_inheritable(lease.directory_fd, True)
+    argv = supervisor.command(daemon, witness, lease.fd, lease.directory_fd, lease.state_name, lease.data_root)
+    execute(argv, environ)
 
 
 def execute(argv: list[str], environ: dict[str, str]) -> NoReturn:

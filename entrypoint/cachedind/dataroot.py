@@ -145,8 +145,8 @@ def next_state(
 def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
     """Note a start down. Raises OSError, for example when the disk is full.
 
-    Synced only when something else than the times is new: after a crash of the host the boot_id tells that the rest
-    may be old.
+    Synced only when something else than the times is new, or when the last end, which no longer counts, was noted:
+    after a crash of the host the boot_id tells that the rest may be old.
     """
     before = None
     with contextlib.suppress(ValueError):  # it was reported and set aside when it was read
@@ -165,9 +165,14 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
         "ready_s": state.ready_s,
         "failures": state.failures,
         "seeding": state.seeding,
+        "ended": None,
         **more,
     }
-    durable = before is None or any(before.get(key) != value for key, value in lasting.items())
+    durable = (
+        before is None
+        or before.get("ended") is not None
+        or any(before.get(key) != value for key, value in lasting.items())
+    )
     write_state(directory_fd, name, values, before, durable=durable)
 
 

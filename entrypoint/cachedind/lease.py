@@ -1,9 +1,8 @@
 """The lease: the right to use a data-root, held as an flock(2) on a file inside it.
 
-The lock belongs to the open file description. Its descriptor is inherited by docker-init, dockerd and containerd, so
-the
-lease ends when the last process that may touch the data-root is gone, however it went; containers do not get it (runc
-closes what it does not know). The file is never unlinked: a second file of that name would be a second lock.
+The lock belongs to the open file description. Its descriptor is inherited by the supervisor, dockerd and containerd,
+so the lease ends when the last process that may touch the data-root is gone, however it went; containers do not get it
+(runc closes what it does not know). The file is never unlinked: a second file of that name would be a second lock.
 """
 
 from __future__ import annotations

@@ -237,10 +237,18 @@ def test_processes(running: Dind) -> None:
     processes = {process.pid: process for process in running.processes()}
     assert processes[1].comm == "docker-init"
     [daemon] = running.daemons()
-    assert processes[daemon.ppid].comm == "docker-init"
+    supervisor = processes[daemon.ppid]
+    assert supervisor.argv[2].endswith("/cachedind/supervisor.py")
+    assert supervisor.ppid == 1
     assert daemon.has_open(LOCK)
-    # Nothing of ours stays.
-    assert [process.command for process in processes.values() if process.comm.startswith("python")] == []
+    # Nothing else of ours stays, and it is small: what it has for itself alone, in KiB.
+    assert [p.pid for p in processes.values() if p.comm.startswith("python")] == [supervisor.pid]
+    rollup = running.sh(f"cat /proc/{supervisor.pid}/smaps_rollup")
+    [own] = [int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_Dirty:")]
+    assert own < 5 << 10
+    # It has the lock and the state file's directory; of the sockets nothing, or clients would wait for the dead.
+    files = [target for number, target in supervisor.files if number > 2]
+    assert sorted(files) == [f"{DATA_ROOT}/.cachedind", LOCK]
 
 
 def test_dockerd_s_arguments(running: Dind) -> None:
@@ -608,9 +616,29 @@ def test_official_acceptance(engine: Engine, suite: str) -> None:
 
 
 def test_stop_with_an_inner_container_running(engine: Engine, suite: str) -> None:
-    dind = engine.dind(suite, volume=engine.volume())
+    volume = engine.volume()
+    dind = engine.dind(suite, volume=volume)
     dind.wait_ready()
     dind.docker("run", "--detach", "--init", *_base(dind), "sleep", "1000")
+    wait_until(lambda: _state(engine, volume)["ready_at"], what="the witness's note")
+    assert _state(engine, volume)["ended"] is None
     assert dind.stop() < 9
     assert dind.state["ExitCode"] == 0
     assert "Daemon shutdown complete" in dind.log()
+    ended = _state(engine, volume)["ended"]
+    assert (ended["status"], ended["clean"]) == (0, True)
+
+    # Another one: the end of the last does not speak for it; one that is killed is not clean.
+    again = engine.dind(suite, volume=volume)
+    again.wait_ready()
+    assert _state(engine, volume)["ended"] is None
+    [daemon] = again.daemons()
+    again.exec("kill", "-KILL", str(daemon.pid), check=False)
+    assert again.wait_exit(15) == 128 + 9
+    ended = _state(engine, volume)["ended"]
+    assert (ended["status"], ended["clean"]) == (128 + 9, False)
+
+
+def _state(engine: Engine, volume: Volume) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(engine.in_volume(volume, "cat /volume/.cachedind/state.json"))
+    return state

@@ -172,11 +172,11 @@ def test_the_lock_is_held_by_the_daemon_and_by_nothing_inside_it(engine: Engine,
     own_namespace = next(process.pid_namespace for process in processes if process.pid == 1)
     holding = [process for process in processes if process.has_open(LOCK)]
 
-    assert {"docker-init", "dockerd", "containerd"} <= {process.comm for process in holding}
+    assert {"python", "dockerd", "containerd"} <= {process.comm for process in holding}
     [daemon] = [process for process in processes if process.comm == "dockerd"]
     parent = next(process for process in processes if process.pid == daemon.ppid)
-    assert parent.comm == "docker-init"
-    assert parent.has_open(LOCK), "the init above the daemon does not hold"
+    assert parent.comm == "python"
+    assert parent.has_open(LOCK), "the supervisor above the daemon does not hold"
 
     inside = [process for process in processes if process.pid_namespace != own_namespace]
     assert any(process.argv[:1] == ("sleep",) for process in inside), "the inner container is not seen"
@@ -184,4 +184,4 @@ def test_the_lock_is_held_by_the_daemon_and_by_nothing_inside_it(engine: Engine,
     # Go programs hand descriptors that they do not know on to what they start. These helpers of the daemon end with
     # the container's PID 1 as the daemon does, so they cannot prolong a lease either; anything else could.
     helpers = {"containerd-shim", "docker-proxy"}
-    assert {process.comm for process in holding} <= {"docker-init", "dockerd", "containerd"} | helpers
+    assert {process.comm for process in holding} <= {"python", "dockerd", "containerd"} | helpers

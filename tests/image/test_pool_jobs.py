@@ -203,7 +203,11 @@ def test_ready_at_is_noted_and_the_witness_ends(engine: Engine, flavour: Flavour
     holders = {
         process.comm for process in dind.processes() if process.has_open(f"/keys/default/slots/{slot}/slot.lock")
     }
-    assert holders <= {"docker-init", "dockerd", "containerd"}
+    assert holders <= {"python", "dockerd", "containerd"}
+    dind.stop()
+    ended = state()["ended"]
+    assert isinstance(ended, dict)
+    assert (ended["status"], ended["clean"]) == (0, True)
 
 
 def test_a_witness_does_not_outlive_its_daemon(engine: Engine) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cachedind import boot, config, daemon_config, listeners, storage
+from cachedind import boot, config, daemon_config, listeners, storage, supervisor
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import (
     CachedindError,
@@ -89,26 +90,53 @@ def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
 # ---- handing over ----
 
 
-def test_dockerd_gets_its_sockets_through_docker_init_and_a_shell_that_knows_its_pid(
-    executed: type[Executed], lease: Lease, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is done to signals, of which a test wants none itself."""
+    done: list[object] = []
+    monkeypatch.setattr(supervisor, "block_signals", lambda: {1})
+    monkeypatch.setattr(supervisor, "become_child", done.append)
+    return done
+
+
+def test_dockerd_gets_its_sockets_and_its_own_pid(
+    executed: type[Executed], lease: Lease, signals: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed: list[object] = []
+    monkeypatch.setattr(os, "fork", lambda: 0)
     monkeypatch.setattr(listeners, "hand_over", lambda sockets: handed.append((sockets, os.get_inheritable(lease.fd))))
     with pytest.raises(executed) as caught:
-        boot.hand_over(["--host", "fd://"], ["socket"], lease, {"PATH": "/bin"})  # type: ignore[list-item]
+        boot.hand_over(["--host", "fd://"], ["socket"], lease, 7, {"PATH": "/bin"})  # type: ignore[list-item]
     argv, environ = caught.value.args
-    assert argv[:3] == ["docker-init", "-s", "--"]
-    assert argv[-3:] == ["dockerd", "--host", "fd://"]
-    assert argv[3:-3] == ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"]
-    assert environ == {"PATH": "/bin"}
+    assert argv == ["dockerd", "--host", "fd://"]
+    assert environ == {"PATH": "/bin", "LISTEN_PID": str(os.getpid())}
     assert handed == [(["socket"], True)], "the sockets go last, and the lock survives exec"
+    assert signals == [{1}], "the mask of before is dockerd's"
+    assert not os.get_inheritable(lease.directory_fd)
 
 
-def test_without_sockets_there_is_no_shell_in_between(executed: type[Executed], lease: Lease) -> None:
+def test_without_sockets_dockerd_hears_of_none(
+    executed: type[Executed], lease: Lease, signals: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: 0)
     with pytest.raises(executed) as caught:
-        boot.hand_over(["-D"], [], lease, {})
-    assert caught.value.args[0] == ["docker-init", "-s", "--", "dockerd", "-D"]
+        boot.hand_over(["-D"], [], lease, 7, {})
+    assert caught.value.args == (["dockerd", "-D"], {})
     assert os.get_inheritable(lease.fd)
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_start_becomes_the_supervisor(
+    executed: type[Executed], lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: 42)
+    with pytest.raises(executed) as caught:
+        boot.hand_over(["-D"], [], lease, 7, {})
+    argv, _ = caught.value.args
+    assert argv[0] == sys.executable
+    assert argv[3:] == ["42", "7", str(lease.fd), str(lease.directory_fd), "state.json", lease.data_root]
+    assert os.get_inheritable(lease.fd)
+    assert os.get_inheritable(lease.directory_fd)
 
 
 def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"lease", "dataroot", "facts", "tls_child", "pruning", "pool_clock"}),
     frozenset({"decision", "summary", "pool", "seed_progress"}),
     frozenset({"slots", "maintenance", "seed_run", "mending"}),
-    frozenset({"golden", "witness", "seeding"}),
+    frozenset({"golden", "witness", "supervisor", "seeding"}),
     frozenset({"upkeep"}),
     frozenset({"pool_lease"}),
     frozenset({"pool_seeds"}),
