@@ -15,8 +15,7 @@ traceback. At the end nothing is left: no loop device, no mount, nothing in stag
 in full, and the next round is played on a new pool or data-root.
 
 With --power-loss the host loses its power amid builds instead (helpers/powerloss.py), so many times for each of the
-host filesystems, with a pool and with a data-root of its own. With --each-file a file is damaged before a start, each
-kind of file in each way (files.py).
+host filesystems, with a pool and with a data-root of its own.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from direct_rounds import DirectGame
-from files import damage_each_file
 from helpers.engine import Engine
-from helpers.flavours import FLAVOURS, Flavour
+from helpers.flavours import Flavour
 from helpers.pools import HOMES, Home
 from helpers.powerloss import Ordeal
 from helpers.registry import Registry
@@ -143,8 +141,6 @@ def main() -> None:
     parser.add_argument("--form", action="append", choices=names, help="daemons are started by these names alone")
     parser.add_argument("--direct", action="store_true", help="on data-roots, not on pools")
     parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
-    parser.add_argument("--each-file", action="store_true", help="damage each kind of file instead")
-    parser.add_argument("--flips", type=int, default=2, help="with --each-file: bits of each, four times in databases")
     parser.add_argument("--registry", type=Path, required=True, help="Debian's docker-registry, the program")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
@@ -155,8 +151,6 @@ def main() -> None:
     total: Counter[str] = Counter()
     session = Engine.connect()
     try:
-        for flavour in FLAVOURS if arguments.each_file else ():
-            total += damage_each_file(session, flavour, random.Random(seed), arguments.flips, deadline, say)
         if options.power_loss:
             for home in _chosen(HOMES, arguments.home):
                 scope = session.scope()
@@ -164,7 +158,7 @@ def main() -> None:
                     total += lose_power(scope, home, options, say)
                 finally:
                     scope.close()
-        elif not arguments.each_file:
+        else:
             total += play_all(session, arguments, options)
     finally:
         session.close()

@@ -1,10 +1,13 @@
-"""Damage in a data-root, found without a daemon: what is no longer as an engine left it, and what that costs.
+"""Damage in a data-root, found without a daemon: what is not there or of another kind, and what that costs.
 
-    quick       at each start: the databases, all of whose pages have to be as bbolt writes them, with what engines must
-                be able to read in them; the lists that must parse, the words that make the build cache this engine's
-                own; pipes and the like among what a daemon reads at its start, for which it would wait for ever; the
-                records of layers, with their directories, or of blobs
-    thorough    when a start has reason to doubt: databases of any size, and every image's configuration
+Each start looks at what costs next to nothing and no release of an engine changes: that files are files, not pipes or
+links, for which an engine would wait for ever or which would lead it anywhere; that databases have a meta page, and the
+length that it says; that lists and options are JSON; that there are words where the engine has its names; that a layer
+has its directory. Of releases that the tests run, also what must be there, and `thorough`, when a start has reason to
+doubt, small files that no engine syncs.
+
+What is inside a database is nobody's business but its engine's: a file that says something else than before may be a
+later release's, or what a kill left and the engine itself puts right. A private daemon tells (cachedind.mending).
 
 Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
 table); where they lie is moby's daemon/, layer/ and volume/, BuildKit's and containerd's own affair. The last job was
@@ -14,39 +17,26 @@ root here: no link is followed, nothing is waited for, and no file is read beyon
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import (
-    beneath,
-    builder_records,
-    containerd_blobs,
-    containerd_snapshots,
-    databases,
-    engine_paths,
-    graph_layers,
-)
+from cachedind import beneath, bolt, databases, engine_paths, graph_layers
 from cachedind.model import ImageStore, Loss
 from cachedind.state import parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from cachedind.bolt_check import Judge
-    from cachedind.databases import Database
-    from cachedind.model import StoragePlan
+    from cachedind.model import EngineVersion, StoragePlan
 
+TESTED = frozenset({(26, 1), (28, 5)})
+"""The releases that the tests run: what others keep where is not known."""
 _MAX_JSON_BYTES = 16 << 20
-_MAX_DATABASE_BYTES = 256 << 20
-_QUICK_DATABASE_BYTES = 1 << 19
-"""Of each database, what is looked at in each start: some milliseconds. It has the records of hundreds of layers."""
+_MAX_WORD_BYTES = 256
 _MAX_FOUND = 10_000
-_WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9:_-]{3,127}\n?")
-_UUID = re.compile(rb"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\n?")
-_HEX = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(rb"[!-~]{1,200}\n?")
 
 
 class Damage(NamedTuple):
@@ -76,63 +66,36 @@ def names_file(storage: StoragePlan) -> str | None:
 # ---- finding ---------------------------------------------------------------------------------------------------------
 
 
-def find(root_fd: int, storage: StoragePlan, *, thorough: bool) -> list[Damage]:
+def find(
+    root_fd: int, storage: StoragePlan, *, thorough: bool, engines: Sequence[EngineVersion | None] = ()
+) -> list[Damage]:
     """What is damaged in the data-root that `root_fd` is open on, whose lease is held. Raises nothing for what is on
-    disk; what is not there is no damage."""
-    found = [damage for damage in _checked(root_fd, storage, thorough=thorough) if damage is not None]
+    disk. `engines` are the one that wrote it last and the one that is to start on it: where one of them is not known to
+    this version, nothing is missed and nothing closely looked at."""
+    tested = bool(engines) and all(engine is not None and engine.release in TESTED for engine in engines)
+    found = [damage for damage in _checked(root_fd, storage, thorough and tested, tested) if damage is not None]
     return found[:_MAX_FOUND]
 
 
-def _checked(root_fd: int, storage: StoragePlan, *, thorough: bool) -> Iterator[Damage | None]:
-    yield from _check_databases(root_fd, storage, _MAX_DATABASE_BYTES if thorough else _QUICK_DATABASE_BYTES)
+def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -> Iterator[Damage | None]:
+    for path, loss in databases.known(storage).items():
+        yield _check(root_fd, path, loss, _check_database)
     names = names_file(storage)
     if names is not None:
-        yield _check(root_fd, names, Loss.NAMES, _check_names)
+        yield _check(root_fd, names, Loss.NAMES, _check_json)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
-    # Engines make these anew when they are empty or gone, and do not come up with anything else in them.
-    yield _check(root_fd, engine_paths.UUID, Loss.NOTHING, _check_uuid)
+    # Engines make these anew when they are empty or gone, and do not come up with noise in them.
+    yield _check(root_fd, engine_paths.UUID, Loss.NOTHING, _check_word_or_none)
     if identity_file(storage) != "engine-id":
         yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
     yield from _check_kinds(root_fd, storage)
     yield from _check_volumes(root_fd)
+    if tested:
+        yield from _check_records(root_fd, storage)
     if storage.store is ImageStore.GRAPHDRIVER:
         home = engine_paths.layer_records(storage.driver)
-        for name, why in graph_layers.find_damaged(root_fd, storage.driver).items():
+        for name, why in graph_layers.find_damaged(root_fd, storage.driver, thorough=thorough).items():
             yield Damage(f"{home}/{name}", why, Loss.IMAGES)
-        if thorough:
-            yield from _check_configurations(root_fd, storage.driver)
-
-
-def _check_databases(root_fd: int, storage: StoragePlan, limit_bytes: int) -> Iterator[Damage | None]:
-    """Each is read once, and shown to all who compare what is in it with something else."""
-    builder = builder_records.BuilderRecords(storage)
-    of_containerd = storage.store is ImageStore.CONTAINERD
-    snapshots = containerd_snapshots.Snapshots(storage.driver) if of_containerd else None
-    blobs = containerd_blobs.Blobs() if of_containerd else None
-    shown = [one.takes for one in (builder, snapshots, blobs) if one is not None]
-    complete: set[str] = set()
-    sound: set[str] = set()
-    for path, database in databases.known(storage).items():
-        takes = [take[path] for take in shown if path in take]
-
-        def look(fd: int, path: str = path, database: Database = database, takes: list[Judge] = takes) -> None:
-            if databases.check(fd, database, limit_bytes, takes):
-                complete.add(path)
-            sound.add(path)
-
-        yield _check(root_fd, path, database.loss, look)
-    broken = builder.find(root_fd, complete)
-    if broken is not None:
-        yield Damage(broken.path, broken.why, Loss.CACHE)
-    if snapshots is not None:
-        found = snapshots.find(root_fd, complete, limit_bytes)
-        for name, why in found.ahead.items():
-            yield Damage(f"{engine_paths.snapshots(storage.driver)}/{name}", why, Loss.NOTHING)
-        if found.broken:
-            yield Damage(engine_paths.snapshots_database(storage.driver), found.broken, Loss.IMAGES)
-    if blobs is not None and engine_paths.META in sound:
-        for name, why in blobs.find_damaged(root_fd).items():
-            yield Damage(f"{engine_paths.BLOBS}/{name}", why, Loss.IMAGES)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:
@@ -155,14 +118,24 @@ def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> 
     return None
 
 
-def _check_names(fd: int) -> None:
+def _check_database(fd: int) -> None:
+    """Its meta pages, the only ones with checksums (cachedind.bolt). An empty file is one that bbolt was about to make,
+    and makes then. Raises ValueError, OSError."""
+    if os.fstat(fd).st_size:
+        bolt.open(fd)
+
+
+def _check_json(fd: int) -> None:
     """Raises ValueError."""
-    if not isinstance(parse_object(_read(fd, _MAX_JSON_BYTES)).get("Repositories", {}), dict):
-        raise ValueError("no list of names")
+    size = os.fstat(fd).st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"it has {size} bytes")
+    parse_object(os.read(fd, size))
 
 
 def _check_word(fd: int) -> None:
-    if not _WORD.fullmatch(_read(fd, 256)):
+    """Raises ValueError."""
+    if not _WORD.fullmatch(os.read(fd, _MAX_WORD_BYTES)):
         raise ValueError("no name in it")
 
 
@@ -172,10 +145,38 @@ def _check_word_or_none(fd: int) -> None:
         _check_word(fd)
 
 
-def _check_uuid(fd: int) -> None:
-    """Raises ValueError."""
-    if os.fstat(fd).st_size and not _UUID.fullmatch(_read(fd, 256)):
-        raise ValueError("no UUID in it")
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _check_records(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
+    """Whether what is there has its records. Without them an engine begins to count again, and finds what it makes in
+    the way ("already exists"), or has steps CACHED of which it has no layers ("can not convert active … to layer"):
+    each build fails. No private daemon tells of that."""
+    if storage.store is ImageStore.CONTAINERD:
+        snapshots = engine_paths.snapshots(storage.driver)
+        needed = [
+            (engine_paths.META, Loss.IMAGES, snapshots),
+            (engine_paths.META, Loss.IMAGES, engine_paths.BLOBS),
+            (engine_paths.snapshots_database(storage.driver), Loss.IMAGES, snapshots),
+        ]
+    else:
+        needed = [("buildkit/snapshots.db", Loss.CACHE, "buildkit/cache.db")]
+    told: set[str] = set()
+    for path, loss, other in needed:
+        if path not in told and not _has_content(root_fd, path) and _has_content(root_fd, other):
+            told.add(path)
+            yield Damage(path, f"it is empty or gone, and there is {other}", loss)
+
+
+def _has_content(root_fd: int, path: str) -> bool:
+    """Whether there is a file with something in it, or a directory; something else is another damage."""
+    try:
+        found = beneath.look(root_fd, path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return bool(beneath.names(root_fd, path)) if stat.S_ISDIR(found.st_mode) else found.st_size > 0
 
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
@@ -198,6 +199,7 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
         [_Shelf(f"{engine_paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
+            _Shelf(f"{image}/layerdb/sha256", 2, None, 1, Loss.IMAGES),
             _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
             _Shelf(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
             _Shelf(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),
@@ -241,27 +243,3 @@ def _check_volumes(root_fd: int) -> Iterator[Damage]:
             yield Damage(path, str(error), Loss.RECORDS)
         except OSError as error:
             yield Damage(path, f"it is not as an engine made it: {error.strerror}", Loss.RECORDS)
-
-
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def _check_configurations(root_fd: int, driver: str) -> Iterator[Damage]:
-    home = engine_paths.configurations(driver)
-    for name in beneath.names(root_fd, home):
-        if not _HEX.fullmatch(name):
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                if hashlib.sha256(beneath.read(root_fd, f"{home}/{name}", _MAX_JSON_BYTES)).hexdigest() != name:
-                    yield Damage(f"{home}/{name}", "its bytes are others than its digest says", Loss.NAMES)
-            except ValueError as error:
-                yield Damage(f"{home}/{name}", str(error), Loss.NAMES)
-
-
-def _read(fd: int, limit_bytes: int) -> bytes:
-    """Raises ValueError for a larger file."""
-    size = os.fstat(fd).st_size
-    if size > limit_bytes:
-        raise ValueError(f"it has {size} bytes")
-    return os.read(fd, size)

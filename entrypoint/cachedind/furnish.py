@@ -151,12 +151,14 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
     if decision.build_request(site.settings, site.daemon).userns_remap:
         return home  # the engine keeps everything in a directory below
     doubt = _doubt(tenancy, noted)
+    before = noted if tenancy is None else tenancy.found.data
+    wrote, starts = None if before is None else before.engine, facts.read_engine_version(site.settings.path)
     deadline = time.monotonic() + mending.MENDING_S if deadline is None else deadline
     has_better = tenancy is not None and _has_other(site, tenancy)
     root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         result = mending.mend(
-            mending.Patient(lease.data_root, root_fd, home.storage, lease.fd),
+            mending.Patient(lease.data_root, root_fd, home.storage, lease.fd, (wrote, starts)),
             doubt,
             has_better=has_better,
             in_pool=tenancy is not None,

@@ -42,7 +42,10 @@ def is_due(home: Pool, goldens: list[Candidate], took_s: float | None, age_s: fl
 def is_sound(slot: Slot, found: SlotState) -> bool:
     """Whether a quick look finds no damage: what is bad in a golden would be bad in every clone of it."""
     data = found.data
-    return data is None or not damage.find(slot.data_fd, StoragePlan(data.store, data.driver, ""), thorough=False)
+    if data is None:
+        return True
+    storage = StoragePlan(data.store, data.driver, "")
+    return not damage.find(slot.data_fd, storage, thorough=False, engines=[data.engine])
 
 
 def last_cost(key_fd: int, now: float) -> tuple[float | None, float | None]:

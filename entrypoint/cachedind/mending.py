@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import docker
 
     from cachedind.damage import Damage
-    from cachedind.model import StoragePlan
+    from cachedind.model import EngineVersion, StoragePlan
     from cachedind.trace import Trace
 
 HOME = ".cachedind"
@@ -61,12 +61,14 @@ _COSTS = {
 
 
 class Patient(NamedTuple):
-    """A data-root whose lease is held: its path, open, and with the lock that a private daemon inherits."""
+    """A data-root whose lease is held: its path, open, and with the lock that a private daemon inherits. `engines` are
+    the one that wrote it last, where that is known, and the one that is to start."""
 
     data_root: str
     root_fd: int
     storage: StoragePlan
     lock_fd: int
+    engines: tuple[EngineVersion | None, ...] = ()
 
 
 class Doubt(NamedTuple):
@@ -144,13 +146,13 @@ def _goes_with(one: Damage, storage: StoragePlan) -> list[str]:
 def _build_cache(storage: StoragePlan) -> list[str]:
     """Everything in which BuildKit refers to results and to each other. One of them alone would speak of what the
     others do not have. The worker's name stays: it is what makes the next build cache this one's."""
-    names = [path for path, one in databases.known(storage).items() if one.loss is Loss.CACHE]
+    names = [path for path, loss in databases.known(storage).items() if loss is Loss.CACHE]
     return [*names, "buildkit/content"] if storage.store is ImageStore.GRAPHDRIVER else names
 
 
 def everything_remakeable(storage: StoragePlan) -> tuple[str, ...]:
     """What an engine makes anew while images and layers stay: all databases but those that list them."""
-    names = [path for path, one in databases.known(storage).items() if one.loss < Loss.IMAGES]
+    names = [path for path, loss in databases.known(storage).items() if loss < Loss.IMAGES]
     return (*names, "buildkit", "network/files", "swarm", "runtimes", "plugins", "content")
 
 
@@ -177,7 +179,7 @@ def mend(
 
     Raises OSError when nothing can be moved (a full or read-only disk). Needs --privileged, and a single thread.
     """
-    found = damage.find(patient.root_fd, patient.storage, thorough=doubt is not None)
+    found = damage.find(patient.root_fd, patient.storage, thorough=doubt is not None, engines=patient.engines)
     found += find_lost_words(patient.root_fd, patient.storage)
     if not found and doubt is None:
         return Result(True)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
-
-from cachedind import beneath, bolt_check
-
-if TYPE_CHECKING:
-    from cachedind.bolt_check import Judge
 
 PAGE_SIZE = 4096
 BRANCH, LEAF, FREELIST = 1, 2, 16
@@ -105,20 +97,6 @@ def bolt_file(tree: Tree) -> bytes:
         return 0, elements
 
     return whole_file(pages, place(tree)[0])
-
-
-def show(root_fd: int, takes: Mapping[str, Judge], limit_bytes: int) -> set[str]:
-    """Show what is in these databases below a directory to those who look at it; which were shown as a whole."""
-    complete = set()
-    for path, take in takes.items():
-        with contextlib.suppress(OSError, ValueError):
-            fd, _ = beneath.open_file(root_fd, path)
-            try:
-                if bolt_check.check(fd, limit_bytes, take).complete:
-                    complete.add(path)
-            finally:
-                os.close(fd)
-    return complete
 
 
 def local_kv(networks: Iterable[tuple[str, str]]) -> bytes:

@@ -27,21 +27,6 @@ NOISE = 'head -c 9999 /dev/urandom >"$f"'
 GONE = 'rm -rf "$f"'
 
 
-def flip(seed: int) -> str:
-    """One bit of a byte that is not zero: what is unused is zeros, mostly. Which one is drawn from the seed."""
-    program = (
-        f'srand({seed}); open(F, "+<", $ARGV[0]) or die; binmode F; local $/; my $all = <F>; my @at; '
-        r"while ($all =~ /[^\0]/g) { push @at, pos($all) - 1 } my $at = $at[int(rand(@at))]; "
-        "seek(F, $at, 0); print F chr(ord(substr($all, $at, 1)) ^ (1 << int(rand(8))))"
-    )
-    return f"perl -e '{program}' \"$f\""
-
-
-def swap(other: str) -> str:
-    """The same file of another data-root of the volume, where it is there and another one."""
-    return f'if cmp -s "../{other}/$f" "$f"; then exit 1; fi; cp -a "../{other}/$f" "$f"'
-
-
 def on(path: str, how: str) -> str:
     """A script that does this to a file, which must be there."""
     return f'f="{path}"; [ -e "$f" ]; {how}'

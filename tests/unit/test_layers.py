@@ -15,9 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths"}),
-    frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath"}),
-    frozenset({"bolt_check"}),
-    frozenset({"databases"}),
+    frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath", "databases"}),
     frozenset(
         {
             "config",
@@ -30,9 +28,6 @@ LAYERS: tuple[frozenset[str], ...] = (
             "build_cache",
             "seed_spool",
             "graph_layers",
-            "containerd_blobs",
-            "containerd_snapshots",
-            "builder_records",
             "store_files",
             "host_daemon",
             "same_image",

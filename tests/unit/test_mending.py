@@ -28,7 +28,7 @@ META = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
 
 
 def of(path: str, storage: StoragePlan = GRAPH) -> Damage:
-    return Damage(path, "bad", known.loss if (known := databases.known(storage).get(path)) else Loss.NAMES)
+    return Damage(path, "bad", databases.known(storage).get(path, Loss.NAMES))
 
 
 def plan(
