@@ -40,11 +40,13 @@ _WORD = re.compile(rb"[!-~]{1,200}\n?")
 
 
 class Damage(NamedTuple):
-    """Something at `path`, relative to the data-root, that an engine cannot use."""
+    """Something at `path`, relative to the data-root, that an engine cannot use. `silent` is what no private daemon can
+    tell of: one comes up on it, and then builds fail."""
 
     path: str
     why: str
     loss: Loss
+    silent: bool = False
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -
     if storage.store is ImageStore.GRAPHDRIVER:
         home = engine_paths.layer_records(storage.driver)
         for name, why in graph_layers.find_damaged(root_fd, storage.driver, thorough=thorough).items():
-            yield Damage(f"{home}/{name}", why, Loss.IMAGES)
+            yield Damage(f"{home}/{name}", why, Loss.IMAGES, silent=True)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:
@@ -151,7 +153,7 @@ def _check_word_or_none(fd: int) -> None:
 def _check_records(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
     """Whether what is there has its records. Without them an engine begins to count again, and finds what it makes in
     the way ("already exists"), or has steps CACHED of which it has no layers ("can not convert active … to layer"):
-    each build fails. No private daemon tells of that."""
+    each build fails."""
     if storage.store is ImageStore.CONTAINERD:
         snapshots = engine_paths.snapshots(storage.driver)
         needed = [
@@ -165,7 +167,7 @@ def _check_records(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
     for path, loss, other in needed:
         if path not in told and not _has_content(root_fd, path) and _has_content(root_fd, other):
             told.add(path)
-            yield Damage(path, f"it is empty or gone, and there is {other}", loss)
+            yield Damage(path, f"it is empty or gone, and there is {other}", loss, silent=True)
 
 
 def _has_content(root_fd: int, path: str) -> bool:
