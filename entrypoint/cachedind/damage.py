@@ -22,7 +22,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, databases, engine_paths, graph_layers
+from cachedind import beneath, bolt, containerd_snapshots, databases, engine_paths, graph_layers
 from cachedind.model import ImageStore, Loss
 from cachedind.state import parse_object
 
@@ -94,6 +94,9 @@ def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -
     yield from _check_volumes(root_fd)
     if tested:
         yield from _check_records(root_fd, storage)
+    if thorough and storage.store is ImageStore.CONTAINERD:
+        for name, why in containerd_snapshots.find_ahead(root_fd, storage.driver).items():
+            yield Damage(f"{engine_paths.snapshots(storage.driver)}/{name}", why, Loss.NOTHING, silent=True)
     if storage.store is ImageStore.GRAPHDRIVER:
         home = engine_paths.layer_records(storage.driver)
         for name, why in graph_layers.find_damaged(root_fd, storage.driver, thorough=thorough).items():
@@ -201,7 +204,6 @@ def _shelves(storage: StoragePlan) -> list[_Shelf]:
         [_Shelf(f"{engine_paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
-            _Shelf(f"{image}/layerdb/sha256", 2, None, 1, Loss.IMAGES),
             _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
             _Shelf(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
             _Shelf(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),

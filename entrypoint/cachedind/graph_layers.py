@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BYTES = 1 << 16
 
@@ -33,24 +34,26 @@ def find_damaged(root_fd: int, driver: str, *, thorough: bool) -> dict[str, str]
     Raises nothing for what is on disk. A link in place of the directory of all layers is people's own, who put them on
     another disk: nothing is known of those.
     """
+    bad: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         try:
             records_fd = _enter(stack, root_fd, engine_paths.layer_records(driver))
             names = _names(records_fd)
         except OSError:
             return {}
-        if driver not in engine_paths.OVERLAYS or _is_link(root_fd, driver):
-            return {}
-        try:
-            layers_fd = _enter(stack, root_fd, driver)
-        except OSError as error:
-            return dict.fromkeys(names, f"its directory in {driver} is gone: {error.strerror}")
-        bad: dict[str, str] = {}
+        layers_fd, all_gone = None, ""
+        if driver in engine_paths.OVERLAYS and not _is_link(root_fd, driver):
+            try:
+                layers_fd = _enter(stack, root_fd, driver)
+            except OSError as error:
+                all_gone = f"its directory in {driver} is gone: {error.strerror}"
         for name, is_directory in names.items():
             try:
-                if not is_directory:
-                    raise ValueError("it is no directory")
-                _check(records_fd, name, layers_fd, thorough=thorough)
+                if all_gone or not is_directory:
+                    raise ValueError(all_gone or "it is no directory")
+                _check_kinds(records_fd, name)
+                if layers_fd is not None:
+                    _check(records_fd, name, layers_fd, thorough=thorough)
             except ValueError as error:
                 bad[name] = str(error)
             except OSError as error:
@@ -74,6 +77,18 @@ def _is_link(root_fd: int, path: str) -> bool:
     with contextlib.suppress(OSError):
         return stat.S_ISLNK(beneath.look(root_fd, path).st_mode)
     return False
+
+
+def _check_kinds(records_fd: int, name: str) -> None:
+    """An engine reads all of them when it starts, and would wait for a pipe. Raises ValueError, OSError."""
+    fd = os.open(name, _DIRECTORY, dir_fd=records_fd)
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if not entry.is_file(follow_symlinks=False):
+                    raise ValueError(f"its {entry.name} is no file")
+    finally:
+        os.close(fd)
 
 
 def _check(records_fd: int, name: str, layers_fd: int, *, thorough: bool) -> None:

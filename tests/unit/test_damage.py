@@ -262,10 +262,24 @@ def test_what_is_there_without_its_records(
         assert damage.find(root, storage, thorough=True, engines=engines) == []
 
 
-def test_whose_records_are_whole_may_have_anything(root: int, tmp_path: Path) -> None:
+def test_a_snapshot_that_is_not_in_the_records_yet_is_in_the_way_of_the_next(root: int, tmp_path: Path) -> None:
+    build(tmp_path, CONTAINERD)
+    pages = [leaf_page(3, [(1, b"v1", bucket(4))]), leaf_page(4, [(1, b"snapshots", bucket(5))]), leaf_page(5, [])]
+    (tmp_path / engine_paths.snapshots_database("overlayfs")).write_bytes(whole_file(pages))
+    for name in ("7", "8", "70", "new-123", "x9"):  # helpers.boltfiles.bucket says that 7 was the last one
+        (tmp_path / SNAPSHOTS / name).mkdir(parents=True)
+    found = damage.find(root, CONTAINERD, thorough=True, engines=TESTED)
+    assert [os.path.basename(one.path) for one in found] == ["70", "8"]
+    assert {(one.loss, one.silent) for one in found} == {(Loss.NOTHING, True)}
+    assert damage.find(root, CONTAINERD, thorough=False, engines=TESTED) == []
+    for engines in UNTESTED:
+        assert damage.find(root, CONTAINERD, thorough=True, engines=engines) == []
+
+
+def test_whose_records_cannot_be_read_may_have_anything(root: int, tmp_path: Path) -> None:
     build(tmp_path, CONTAINERD)
     for name in ("1", "99", "new-123"):
-        (tmp_path / engine_paths.snapshots("overlayfs") / name / "fs").mkdir(parents=True)
+        (tmp_path / SNAPSHOTS / name / "fs").mkdir(parents=True)
     (tmp_path / engine_paths.BLOBS).mkdir(parents=True)
     (tmp_path / engine_paths.BLOBS / CHAIN).write_text("nobody looks at its bytes")
     assert damage.find(root, CONTAINERD, thorough=True, engines=TESTED) == []

@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "build_cache",
             "seed_spool",
             "graph_layers",
+            "containerd_snapshots",
             "store_files",
             "host_daemon",
             "same_image",
