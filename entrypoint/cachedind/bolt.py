@@ -29,18 +29,15 @@ DEFAULT_LIMIT_BYTES = 64 << 20
 
 _MAGIC = 0xED0CDAED
 _VERSION = 2
-PAGE = struct.Struct("=QHHI")
+_PAGE = struct.Struct("=QHHI")
 _META = struct.Struct("=IIIIQQQQQQ")
-LEAF = struct.Struct("=IIII")
-BRANCH = struct.Struct("=IIQ")
-BUCKET = struct.Struct("=QQ")
-BRANCH_PAGE = 0x01
-LEAF_PAGE = 0x02
-FREE_LIST_PAGE = 0x10
-_NO_FREE_LIST = 0xFFFFFFFFFFFFFFFF
-"""Of a file that was opened with NoFreelistSync: the list is made anew each time."""
-BUCKET_ELEMENT = 0x01
-MAX_DEPTH = 32
+_LEAF = struct.Struct("=IIII")
+_BRANCH = struct.Struct("=IIQ")
+_BUCKET = struct.Struct("=QQ")
+_BRANCH_PAGE = 0x01
+_LEAF_PAGE = 0x02
+_BUCKET_ELEMENT = 0x01
+_MAX_DEPTH = 32
 _PAGE_SIZES = tuple(1 << power for power in range(10, 17))
 """From 1 KiB, which bbolt itself starts guessing at, to the 64 KiB of large-page kernels."""
 
@@ -49,15 +46,13 @@ class Meta(NamedTuple):
     """What the meta page in force says.
 
     `number` is the page it stands on (0 or 1), `pages` the high-water mark: pages from there on are not in use.
-    `free_list` is the page with the list of those that are free, None where the file has no such list. `size_bytes` is
-    the file's real size.
+    `size_bytes` is the file's real size.
     """
 
     number: int
     txid: int
     page_size: int
     root: int
-    free_list: int | None
     pages: int
     size_bytes: int
     other_valid: bool
@@ -102,23 +97,21 @@ def find_meta(read: Read, size_bytes: int) -> Meta:
     valid = [meta for meta in (first, second) if meta is not None]
     if not valid:
         raise ValueError("neither meta page is valid")
-    number, txid, page_size, root, free_list, pages = max(valid, key=lambda meta: meta[1])
-    known = None if free_list == _NO_FREE_LIST else free_list
-    return Meta(number, txid, page_size, root, known, pages, size_bytes, len(valid) == 2)
+    number, txid, page_size, root, pages = max(valid, key=lambda meta: meta[1])
+    return Meta(number, txid, page_size, root, pages, size_bytes, len(valid) == 2)
 
 
-def _read_meta(read: Read, number: int, page_size: int) -> tuple[int, int, int, int, int, int] | None:
-    """Page number, transaction id, page size, root page, page of the free ones and high-water mark of a meta page; None
-    for an invalid one."""
-    raw = read(_META.size, number * page_size + PAGE.size)
+def _read_meta(read: Read, number: int, page_size: int) -> tuple[int, int, int, int, int] | None:
+    """Page number, transaction id, page size, root page and high-water mark of a meta page; None for an invalid one."""
+    raw = read(_META.size, number * page_size + _PAGE.size)
     if len(raw) < _META.size:
         return None
-    magic, version, found_size, _, root, _, free_list, pages, txid, checksum = _META.unpack(raw)
+    magic, version, found_size, _, root, _, _, pages, txid, checksum = _META.unpack(raw)
     if (magic, version, checksum) != (_MAGIC, _VERSION, _fnv64a(raw[:-8])):
         return None
     if found_size not in _PAGE_SIZES or (number and found_size != page_size):
         return None
-    return number, txid, found_size, root, free_list, pages
+    return number, txid, found_size, root, pages
 
 
 def _fnv64a(raw: bytes) -> int:
@@ -153,8 +146,8 @@ class Database:
         """The number that the bucket at `path` has given out last. Raises ValueError, also for no such bucket."""
         *above, name = path
         for element in self._elements(above):
-            if element.is_bucket and element.key == name and len(element.value) >= BUCKET.size:
-                number: int = BUCKET.unpack_from(element.value)[1]
+            if element.is_bucket and element.key == name and len(element.value) >= _BUCKET.size:
+                number: int = _BUCKET.unpack_from(element.value)[1]
                 return number
         raise ValueError(f"no bucket {name!r}")
 
@@ -181,13 +174,13 @@ class _Walk:
 
     def bucket(self, header: bytes) -> Iterator[Element]:
         """The elements of the bucket whose header that is."""
-        if len(header) < BUCKET.size:
+        if len(header) < _BUCKET.size:
             raise ValueError("a bucket without a header")
-        root, _ = BUCKET.unpack_from(header)
+        root, _ = _BUCKET.unpack_from(header)
         if root:
             return self.tree(root)
-        page = header[BUCKET.size :]
-        if len(page) < PAGE.size or PAGE.unpack_from(page)[1] != LEAF_PAGE:
+        page = header[_BUCKET.size :]
+        if len(page) < _PAGE.size or _PAGE.unpack_from(page)[1] != _LEAF_PAGE:
             raise ValueError("an inline bucket without its page")
         return _leaf_elements(page)
 
@@ -196,13 +189,13 @@ class _Walk:
         waiting = [(root, 1)]
         while waiting:
             number, depth = waiting.pop()
-            if depth > MAX_DEPTH:
-                raise ValueError(f"page {number} lies deeper than {MAX_DEPTH} levels")
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"page {number} lies deeper than {_MAX_DEPTH} levels")
             page = self._page(number)
-            kind = PAGE.unpack_from(page)[1]
-            if kind == LEAF_PAGE:
+            kind = _PAGE.unpack_from(page)[1]
+            if kind == _LEAF_PAGE:
                 yield from _leaf_elements(page)
-            elif kind == BRANCH_PAGE:
+            elif kind == _BRANCH_PAGE:
                 waiting.extend((child, depth + 1) for child in reversed(_branch_children(page)))
             else:
                 raise ValueError(f"page {number} is neither branch nor leaf (flags {kind:#x})")
@@ -216,7 +209,7 @@ class _Walk:
         self._seen.add(number)
         offset = number * self._meta.page_size
         page = self._take(self._meta.page_size, offset)
-        own_number, _, _, overflow = PAGE.unpack_from(page)
+        own_number, _, _, overflow = _PAGE.unpack_from(page)
         if own_number != number:
             raise ValueError(f"page {number} calls itself {own_number}")
         if overflow:
@@ -237,9 +230,9 @@ class _Walk:
 
 def _leaf_elements(page: bytes) -> Iterator[Element]:
     room = len(page)
-    for index in range(_count(page, LEAF)):
-        at = PAGE.size + index * LEAF.size
-        flags, position, key_size, value_size = LEAF.unpack_from(page, at)
+    for index in range(_count(page, _LEAF)):
+        at = _PAGE.size + index * _LEAF.size
+        flags, position, key_size, value_size = _LEAF.unpack_from(page, at)
         start = at + position
         middle, end = start + key_size, start + key_size + value_size
         if end > len(page):
@@ -248,15 +241,15 @@ def _leaf_elements(page: bytes) -> Iterator[Element]:
         room -= key_size + value_size
         if room < 0:
             raise ValueError("elements that overlap")
-        yield Element(page[start:middle], page[middle:end], bool(flags & BUCKET_ELEMENT))
+        yield Element(page[start:middle], page[middle:end], bool(flags & _BUCKET_ELEMENT))
 
 
 def _branch_children(page: bytes) -> list[int]:
-    return [BRANCH.unpack_from(page, PAGE.size + index * BRANCH.size)[2] for index in range(_count(page, BRANCH))]
+    return [_BRANCH.unpack_from(page, _PAGE.size + index * _BRANCH.size)[2] for index in range(_count(page, _BRANCH))]
 
 
 def _count(page: bytes, element: struct.Struct) -> int:
-    count: int = PAGE.unpack_from(page)[2]
-    if PAGE.size + count * element.size > len(page):
+    count: int = _PAGE.unpack_from(page)[2]
+    if _PAGE.size + count * element.size > len(page):
         raise ValueError("a page with more elements than it has room for")
     return count

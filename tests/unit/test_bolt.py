@@ -65,7 +65,7 @@ def test_a_file_is_read_where_it_lies_and_stays_as_it_is(tmp_path: Path) -> None
     fd = os.open(path, os.O_RDONLY)
     try:
         assert bolt.open(fd).buckets() == [b"big", b"small"]
-        assert bolt.open(fd).meta == bolt.Meta(0, 8, PAGE_SIZE, 3, 2, 9, len(GOOD), True)
+        assert bolt.open(fd).meta == bolt.Meta(0, 8, PAGE_SIZE, 3, 9, len(GOOD), True)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 0
     finally:
         os.close(fd)
@@ -132,7 +132,7 @@ def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
             bolt.open(fd)
     finally:
         os.close(fd)
-    assert bolt.Meta(0, 1, 4096, 3, None, 4, 4 * 4096, True).is_complete
+    assert bolt.Meta(0, 1, 4096, 3, 4, 4 * 4096, True).is_complete
 
 
 # ---- garbage ------------------------------------------------------------------------------------------------------
