@@ -12,7 +12,10 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+import pytest
+
 from helpers.builds import Project
+from helpers.flavours import FLAVOURS
 from helpers.ward import marked_project
 
 if TYPE_CHECKING:
@@ -126,6 +129,7 @@ def test_kills_amid_a_prune_cost_nothing(engine: Engine, flavour: Flavour) -> No
         assert (dind.run_image(kept) == build_id) is (uncached == [])
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS[1:], ids=str)
 def test_whatever_an_engine_has_done(engine: Engine, flavour: Flavour) -> None:
     """Each time the daemon is killed, its data is looked at, and it is started again. 28.5 takes 26.1's over."""
     volume = engine.volume()
