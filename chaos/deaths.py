@@ -29,7 +29,7 @@ def die(player: Player, work: Callable[[Dind], object]) -> None:
         case Fate.CANCELLED:
             time.sleep(start.after_s)
             if start.how == "TERM":
-                dind.stop(timeout_s=3)
+                dind.stop(timeout_s=2)
         case Fate.REFUSED:
             status = dind.wait_exit(timeout_s=120 + 8 * start.slow_s)
             assert status != 0, dind.describe()
@@ -46,7 +46,7 @@ def die(player: Player, work: Callable[[Dind], object]) -> None:
 
 def _work_until_killed(dind: Dind, work: Callable[[Dind], object]) -> None:
     with contextlib.suppress(CommandFailedError, AssertionError, APIError):
-        dind.wait_ready(timeout_s=30)
+        dind.wait_ready(timeout_s=30, every_s=0.3)
         work(dind)
 
 

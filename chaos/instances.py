@@ -37,7 +37,7 @@ class Player(NamedTuple):
 
     def ready(self) -> None:
         """Each private daemon of a start is as slow as its engine."""
-        self.dind.wait_ready(timeout_s=120 + 8 * self.start.slow_s)
+        self.dind.wait_ready(timeout_s=120 + 8 * self.start.slow_s, every_s=0.3)
 
     def describe(self) -> str:
         ended = _TALES.get(self.dind.name)
@@ -135,7 +135,7 @@ def end_daemon(dind: Dind, dice: random.Random) -> str:
 def restart(dind: Dind, dice: random.Random) -> str:
     """End the container, and start the same one again. Returns how."""
     if dice.random() < 0.5:
-        dind.stop(timeout_s=15)
+        _stop(dind)
         how = "stop and start of its container"
     else:
         dind.kill()
@@ -147,13 +147,19 @@ def restart(dind: Dind, dice: random.Random) -> str:
 def end(dind: Dind, *, clean: bool) -> None:
     """Take it down for good: as `docker stop` does, or killed."""
     if clean:
-        dind.stop(timeout_s=15)
+        _stop(dind)
     dind.kill()
     log = dind.log()
     _TALES[dind.name] = tale(dind)
     assert "Traceback" not in log, log
     dind.remove()
     dind.engine.dinds.remove(dind)
+
+
+def _stop(dind: Dind) -> None:
+    """A loop in a shell drops the signal, and is killed in the end, which need not take long."""
+    looped = "while" in str(dind.container.attrs["Config"]["Entrypoint"])
+    dind.stop(timeout_s=2 if looped else 15)
 
 
 # ---- what it says ------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ class Dind:
         )
         return int(state["ExitCode"])
 
-    def wait_ready(self, timeout_s: float = 60) -> float:
+    def wait_ready(self, timeout_s: float = 60, *, every_s: float = 0.05) -> float:
         """Wait until the inner daemon answers; returns the seconds since the call."""
         started = time.monotonic()
 
@@ -214,6 +214,7 @@ class Dind:
             lambda: self.docker_status("version", timeout_s=5) == 0,
             what=f"{self.name} to be ready",
             timeout_s=timeout_s,
+            every_s=every_s,
             hopeless=self.why_not_running,
             diagnose=self.describe,
         )
