@@ -313,16 +313,23 @@ def open_key(home: Pool, key: str, *, create: bool) -> int | None:
     """The key's directory; None when there is none and it is not to be made. Raises PoolUnusableError, OSError."""
     name = directory_name(key)
     fd = pool.open_directory(home.keys_fd, name)
-    if fd is None and create:
+    while fd is None and create:
+        # What has been made may be removed before it is opened: then it is made again.
         _make_key(home, name, key)
         fd = pool.open_directory(home.keys_fd, name)
-    if fd is None:
-        if create:
+        if fd is None and _is_in_the_way(home.keys_fd, name):
             raise PoolUnusableError(
                 f"keys/{name} in the pool {home.path} is no directory", "look at it, and move it away"
             )
-        return None
     return fd
+
+
+def _is_in_the_way(parent_fd: int, name: str) -> bool:
+    """Whether there is something that is no directory. Raises OSError."""
+    try:
+        return not stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _make_key(home: Pool, name: str, key: str) -> None:
