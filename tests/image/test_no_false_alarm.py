@@ -44,8 +44,8 @@ found = [
 print(json.dumps(found))
 """
 
-# Stops the daemon again and again amid a prune, until one of BuildKit's records is marked as deleted, and its layer
-# gone, where that is a record of its own; then kills it.
+# Stops the daemon again and again amid a prune, until one of BuildKit's records that others were built on is marked as
+# deleted, and its layer gone, where that is a record of its own; then kills it.
 KILL_AMID_PRUNE = r"""
 import glob, json, os, signal, subprocess, sys, time
 sys.path[:0] = glob.glob("/opt/cachedind/lib/python3*/site-packages")
@@ -56,7 +56,7 @@ def is_half_done():
     known = bolt.open(layers).buckets() if layers is not None else ()
     for name in database.buckets([b"_main"]):
         fields = dict(database.items([b"_main", name]))
-        if b"cache.deleted" in fields and b"cache.snapshot" in fields:
+        if {b"cache.deleted", b"snapshot.committed"} <= fields.keys() and not fields.get(b"cache.equalMutable"):
             if json.loads(fields[b"cache.snapshot"])["value"].encode() not in known:
                 return True
     return False
