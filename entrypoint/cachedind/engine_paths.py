@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 
+NETWORKS = "network"
+NETWORK_DATABASE = f"{NETWORKS}/files/local-kv.db"
+"""libnetwork's records of networks, and its drivers' (moby, libnetwork/internal/kvstore/boltdb)."""
+
 # ---- graph drivers ---------------------------------------------------------------------------------------------------
 
 OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import struct
 import sys
 from typing import NamedTuple
@@ -39,6 +40,7 @@ LOOP_MAJOR = 7
 LOOP_CONTROL = (10, 237)
 
 _PR_SET_PDEATHSIG = 1
+_SIOCBRADDBR = 0x89A0
 _NS_GET_MNTNS_ID = 0x8008B705
 _BTRFS_SUBVOL_CREATE = 0x5000940E
 _BTRFS_SNAP_DESTROY = 0x5000940F
@@ -180,6 +182,12 @@ def mount_namespace_id(fd: int) -> int:
     except OSError:
         return 0
     return int.from_bytes(buffer, sys.byteorder)
+
+
+def add_bridge(name: str) -> None:
+    """SIOCBRADDBR: a bridge in this process's network namespace. Raises OSError (EEXIST, EINVAL: no name for one)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as control:
+        _ioctl(control.fileno(), _SIOCBRADDBR, name.encode("ascii").ljust(16, b"\0"))
 
 
 def die_with_parent() -> None:

@@ -16,7 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import beneath, bolt, pruning, state
+from cachedind import beneath, bolt, engine_paths, networks, pruning, state
 from cachedind.errors import MaintenanceError
 from cachedind.private_daemon import DEADLINE_S, private_daemon, whole_seconds_left
 
@@ -34,16 +34,10 @@ UNREADABLE_NETWORKS = "unreadable"
 """Stands among the networks when libnetwork's database cannot be read. dockerd could not either, and would not start;
 it is moved out of the way, which takes all networks with it."""
 
-_NETWORK_DATABASE = ("network", "files", "local-kv.db")
-_NETWORK_BUCKET = b"libnetwork"
-_NETWORK_PREFIX = b"docker/network/v1.0/network/"
-_INDEX_BYTES = 8
-"""Each of libnetwork's values begins with the number of its last change (moby, libnetwork/internal/kvstore/boltdb)."""
 _PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
 _SWARM_NETWORK = "docker_gwbridge"
 """Made by a swarm, and left by it. Its overlay networks are in its own state, not in libnetwork's."""
 _MAX_CONFIG_BYTES = 8 << 20
-_MAX_DATABASE_BYTES = 16 << 20
 _ASIDE = "set this data-root aside and start with another"
 
 
@@ -98,11 +92,11 @@ def find_leftovers(data_root: str, keep: frozenset[str]) -> Leftovers:
     with _at_work(data_root) as root_fd:
         containers = _names_below(root_fd, CONTAINERS)
         used = _used_by(root_fd, containers) if CONTAINERS in keep else frozenset()
-        networks = () if NETWORKS in keep else _find_networks(root_fd, used)
+        made = () if NETWORKS in keep else _find_networks(root_fd, used)
         volumes = () if VOLUMES in keep else _directories_below(root_fd, VOLUMES)
         swarm = CONTAINERS not in keep and "docker-state.json" in _names_below(root_fd, "swarm")
     return Leftovers(
-        () if CONTAINERS in keep else containers, networks, tuple(name for name in volumes if name not in used), swarm
+        () if CONTAINERS in keep else containers, made, tuple(name for name in volumes if name not in used), swarm
     )
 
 
@@ -137,34 +131,22 @@ def _directories_below(root_fd: int, name: str) -> tuple[str, ...]:
 
 def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
     """Ids of networks that somebody made and nobody in `used` uses, from libnetwork's database."""
-    *directory, name = _NETWORK_DATABASE
-    with _opened(root_fd, *directory) as fd:
-        if fd is None or name not in os.listdir(fd):
-            return ()
-        try:
-            file_fd = beneath.open_path(fd, name)
-        except OSError:
-            return (UNREADABLE_NETWORKS,)
+    if not beneath.exists(root_fd, engine_paths.NETWORK_DATABASE):
+        return ()
+    try:
+        file_fd, _ = beneath.open_file(root_fd, engine_paths.NETWORK_DATABASE)
+    except (ValueError, OSError):
+        return (UNREADABLE_NETWORKS,)
     try:
         return tuple(
             identity
-            for identity, network in read_networks(bolt.open(file_fd, _MAX_DATABASE_BYTES))
+            for identity, network in networks.read_networks(bolt.open(file_fd, networks.MAX_BYTES))
             if network not in _PREDEFINED_NETWORKS and not {identity, network} & used
         )
     except (ValueError, OSError):
         return (UNREADABLE_NETWORKS,)
     finally:
         os.close(file_fd)
-
-
-def read_networks(database: bolt.Database) -> Iterator[tuple[str, str]]:
-    """Id and name of each network in local-kv.db (layout of engines 26.1 and 28.5). Raises ValueError."""
-    if _NETWORK_BUCKET not in database.buckets():
-        return
-    for key, value in database.items([_NETWORK_BUCKET]):
-        if key.startswith(_NETWORK_PREFIX):
-            record = state.parse_object(value[_INDEX_BYTES:])
-            yield key.removeprefix(_NETWORK_PREFIX).strip(b"/").decode("ascii", "replace"), str(record.get("name"))
 
 
 def _used_by(root_fd: int, containers: Iterable[str]) -> frozenset[str]:
@@ -212,7 +194,7 @@ def maintain(
     wanted: Pruning | None = None,
 ) -> Cleaned:
     """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, and have it pruned, within DEADLINE_S
-    seconds.
+    seconds. Where nothing of networks can be kept, no record of any is: the last job may have had another bridge.
 
     Raises MaintenanceError when some of it is still there afterwards. If this process is killed, the next start finds
     what is left and does the rest. Needs --privileged, and a single thread.
@@ -220,22 +202,35 @@ def maintain(
     started = time.monotonic()
     deadline = started + DEADLINE_S
     told: list[str] = []
-    _note_uses(data_root, leftovers.containers)
+    if leftovers.containers:
+        _note_uses(data_root, leftovers.containers)
     if leftovers.swarm:
         end_swarm(data_root)
-    if UNREADABLE_NETWORKS in leftovers.networks:
-        told += set_networks_aside(data_root)
-    with private_daemon(data_root, storage, lock_fd=lock_fd, environ=environ, deadline=deadline) as client:
-        trace.reach("maintain.started")
-        cleaned = clean(client, leftovers, keep, deadline=deadline)
-        trace.reach("maintain.cleaned")
-        if wanted is not None:
-            limit = _prune(client, data_root, storage.store, wanted, deadline, log)
-            cleaned = cleaned._replace(cache_limit_bytes=limit)
-            trace.reach("maintain.pruned")
-    told += cleaned.problems
-    still_there = find_leftovers(data_root, keep).containers
-    told += remove_unknown_containers(data_root, [name for name in still_there if name in cleaned.unknown])
+    told += _settle_networks(data_root, leftovers, keep)
+    if not leftovers and wanted is None:
+        return Cleaned(leftovers)
+    by_daemon = leftovers if CONTAINERS in keep else leftovers._replace(networks=())
+    cleaned = Cleaned(leftovers)
+    if by_daemon._replace(swarm=False) or wanted is not None:
+        with private_daemon(
+            data_root,
+            storage,
+            lock_fd=lock_fd,
+            environ=environ,
+            deadline=deadline,
+            keeps_networks=bool(by_daemon.networks),
+        ) as client:
+            trace.reach("maintain.started")
+            cleaned = clean(client, by_daemon, keep, deadline=deadline)
+            cleaned = cleaned._replace(removed=cleaned.removed._replace(networks=leftovers.networks))
+            trace.reach("maintain.cleaned")
+            if wanted is not None:
+                limit = _prune(client, data_root, storage.store, wanted, deadline, log)
+                cleaned = cleaned._replace(cache_limit_bytes=limit)
+                trace.reach("maintain.pruned")
+        told += cleaned.problems
+        still_there = find_leftovers(data_root, keep).containers
+        told += remove_unknown_containers(data_root, [name for name in still_there if name in cleaned.unknown])
     for problem in told:
         log.warn(f"maintenance: {problem}")
     left = find_leftovers(data_root, keep)
@@ -246,6 +241,16 @@ def maintain(
     if leftovers:
         log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
     return cleaned._replace(problems=tuple(told))
+
+
+def _settle_networks(data_root: str, leftovers: Leftovers, keep: frozenset[str]) -> list[str]:
+    """What is done about networks without a daemon. Returns what there is to say. Raises MaintenanceError."""
+    with _at_work(data_root):
+        if UNREADABLE_NETWORKS in leftovers.networks:
+            return networks.set_aside(data_root)
+        if not keep & {CONTAINERS, NETWORKS}:
+            networks.forget(data_root)
+    return []
 
 
 def _note_uses(data_root: str, containers: Iterable[str]) -> None:
@@ -319,12 +324,12 @@ def clean(client: docker.DockerClient, leftovers: Leftovers, keep: frozenset[str
         return tuple(gone)
 
     with_volumes = VOLUMES not in keep
-    networks = (name for name in leftovers.networks if name != UNREADABLE_NETWORKS)
+    made = (name for name in leftovers.networks if name != UNREADABLE_NETWORKS)
     removed = Leftovers(
         try_all(
             "container", leftovers.containers, lambda i: client.api.remove_container(i, v=with_volumes, force=True)
         ),
-        try_all("network", networks, client.api.remove_network),
+        try_all("network", made, client.api.remove_network),
         try_all("volume", leftovers.volumes, lambda name: client.api.remove_volume(name, force=True)),
         leftovers.swarm,
     )
@@ -352,16 +357,6 @@ def end_swarm(data_root: str) -> None:
     with _at_work(data_root) as root_fd, _opened(root_fd, "swarm") as fd:
         for name in () if fd is None else os.listdir(fd):
             _remove(name, fd)
-
-
-def set_networks_aside(data_root: str) -> list[str]:
-    """Move a database of networks that no engine can read out of the way. Raises MaintenanceError."""
-    *directory, name = _NETWORK_DATABASE
-    aside = f"{name}.unreadable"
-    with _at_work(data_root) as root_fd, _opened(root_fd, *directory) as fd:
-        if fd is not None:
-            os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
-    return [f"{'/'.join(_NETWORK_DATABASE)} is unreadable: it is now {aside}, and all networks are made anew"]
 
 
 def remove_unknown_containers(data_root: str, names: Iterable[str]) -> list[str]:

@@ -151,11 +151,9 @@ def clean(
     """
     from cachedind import maintenance
 
-    leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
-    wanted = None if settings.read_only else _wanted_pruning(settings, lease, tenancy)
-    if not leftovers and wanted is None:
-        return maintenance.Cleaned(leftovers)
     try:
+        leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
+        wanted = None if settings.read_only else _wanted_pruning(settings, lease, tenancy)
         cleaned = maintenance.maintain(
             lease.data_root,
             storage,
@@ -170,6 +168,8 @@ def clean(
     except MaintenanceError as error:
         log.warn(f"{error.cause}; {error.hint}")
         return None
+    if not leftovers and wanted is None:
+        return cleaned
     try:
         pool_lease.promote_cleaned(tenancy)
     except (OSError, PoolUnusableError) as error:

@@ -4,6 +4,10 @@ It has one unix socket that only root reaches, no TCP, and mount and network nam
 a bridge of it is ever seen, and none is left however it ends. The kernel kills it when this process dies. It starts no
 containers, whatever their restart policies, no swarm and no plugins, and collects no garbage.
 
+Of networks it sees a copy of the records, and what it writes there is gone with it. In a namespace without the user's
+own bridge (--bridge=dind1) a daemon cannot delete the default network's record in the bridge driver, and the next
+daemon that has that bridge ends with "networks have same bridge name" (decisions/0024).
+
 containerd is started here, before dockerd and not by it. dockerd would dial containerd before that listens, and wait
 for its next attempt; and at its end it looks only once a second whether containerd has ended. Measured from start to
 end on an empty data-root: 0.11 s instead of 2.1 s with engine 26.1, 0.09 s instead of 1.1 s with 28.5.
@@ -19,7 +23,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import engine_paths, linux
+from cachedind import engine_paths, linux, networks
 from cachedind.errors import MaintenanceError
 from cachedind.model import ImageStore
 from cachedind.processes import Program
@@ -60,6 +64,7 @@ def private_daemon(
     environ: Mapping[str, str],
     deadline: float | None = None,
     directory: str = DIRECTORY,
+    keeps_networks: bool = False,
 ) -> Iterator[docker.DockerClient]:
     """Run a daemon on `data_root` for the length of a block; the value is its client, whose requests time out at
     `deadline` (of time.monotonic(); None: DEADLINE_S seconds from now).
@@ -73,14 +78,13 @@ def private_daemon(
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     os.mkdir(directory, 0o700)
     env = {name: value for name, value in environ.items() if name in _PASSED_ON} | {"container": "docker"}
+    seclude = _seclusion(os.getpid(), data_root, keeps_networks=keeps_networks)
     programs: list[Program] = []
     stop_s = _STOP_UNANSWERED_S
 
     def start(*argv: str) -> None:
         log_path = f"{directory}/log"
-        programs.append(
-            Program(argv, env=env, log_path=log_path, pass_fds=[lock_fd], in_child=_seclusion(os.getpid(), data_root))
-        )
+        programs.append(Program(argv, env=env, log_path=log_path, pass_fds=[lock_fd], in_child=seclude))
 
     try:
         _write_configuration(directory, data_root, storage)
@@ -114,9 +118,13 @@ def _remove(directory: str) -> None:
         rmtree(directory)
 
 
-def _seclusion(parent: int, data_root: str) -> Callable[[], None]:
+def _seclusion(parent: int, data_root: str, *, keeps_networks: bool) -> Callable[[], None]:
     """What a new process does before it becomes a daemon."""
     hidden = [path for name in _HIDDEN if os.path.isdir(path := f"{data_root}/{name}")]
+    raw = None if keeps_networks else networks.read(data_root)
+    bridges = networks.own_bridges(data_root) if keeps_networks else frozenset()
+    if not keeps_networks:
+        os.makedirs(f"{data_root}/{engine_paths.NETWORKS}", mode=0o750, exist_ok=True)
 
     def seclude() -> None:
         linux.die_with_parent()
@@ -127,6 +135,12 @@ def _seclusion(parent: int, data_root: str) -> Callable[[], None]:
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
         for path in hidden:
             linux.mount("tmpfs", path, "tmpfs", data="mode=0700")
+        for name in bridges:
+            linux.add_bridge(name)
+        if not keeps_networks:
+            linux.mount("tmpfs", f"{data_root}/{engine_paths.NETWORKS}", "tmpfs", data="mode=0750")
+            if raw is not None:
+                networks.write(data_root, raw)
 
     return seclude
 

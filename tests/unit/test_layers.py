@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "clone",
             "loops",
             "build_cache",
+            "networks",
             "seed_spool",
             "graph_layers",
             "containerd_snapshots",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cachedind import networks as networks_database
 from cachedind.errors import MaintenanceError
 from cachedind.maintenance import (
     UNREADABLE_NETWORKS,
@@ -17,7 +18,6 @@ from cachedind.maintenance import (
     end_swarm,
     find_leftovers,
     remove_unknown_containers,
-    set_networks_aside,
 )
 from helpers.boltfiles import bucket, leaf_page, local_kv, whole_file
 
@@ -144,7 +144,7 @@ def test_unreadable_networks_are_left_over_and_can_be_set_aside(fresh: Path, con
     # Whoever keeps networks leaves it to dockerd to say what it thinks of them.
     assert not find_leftovers(str(fresh), frozenset({"networks"}))
 
-    [told] = set_networks_aside(str(fresh))
+    [told] = networks_database.set_aside(str(fresh))
     assert "local-kv.db.unreadable" in told
     assert not path.exists()
     assert (fresh / "network/files/local-kv.db.unreadable").read_bytes() == content
