@@ -9,6 +9,7 @@ over those.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,9 @@ def _has_entries(path: str) -> bool:
 def _names(path: str) -> list[str]:
     try:
         return os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return []
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import dataroot, decision, facts, probes, procfs, state
+from cachedind import dataroot, decision, directories, facts, probes, procfs, state
 from cachedind.errors import MaintenanceError, PoolUnusableError
 from cachedind.model import Degradation
 from cachedind.trace import Trace
@@ -69,6 +69,11 @@ def settle(site: Site, lease: Lease, tenancy: Tenancy | None, moves: int = 0, de
     `moves` counts the slots of the pool that were given up before this one, whose mending took of the time until
     `deadline` (of time.monotonic()).
     """
+    if tenancy is not None:
+        odd = directories.find_odd_in(lease.data_root)
+        if odd is not None:
+            why = f"{odd} is no directory: the last job has put something else in its place"
+            return _move_elsewhere(site, lease, tenancy, why, moves, deadline)
     place, existing, noted = observe(lease, tenancy, site.log)
     storage = decide(site.settings, site.daemon, lease, tenancy, place, existing, site.log)
     return mend(site, Home(lease, tenancy, place, storage), noted, moves, deadline)
@@ -177,7 +182,7 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
     finally:
         os.close(root_fd)
     if not result.fit and tenancy is not None:
-        return _move_elsewhere(site, home, result.why, moves, deadline)
+        return _move_elsewhere(site, lease, tenancy, result.why, moves, deadline)
     _tell(result, doubt, in_pool=tenancy is not None, log=log)
     return home
 
@@ -210,15 +215,16 @@ def _has_other(site: Site, tenancy: Tenancy) -> bool:
     return pool_lease.has_other(tenancy, pool_start.make_order(site.settings, site.daemon))
 
 
-def _move_elsewhere(site: Site, home: Home, why: str, moves: int, deadline: float | None = None) -> Home:
+def _move_elsewhere(
+    site: Site, lease: Lease, tenancy: Tenancy, why: str, moves: int, deadline: float | None = None
+) -> Home:
     """Set the slot aside, with the golden of the same state, and take what is next best; an empty one after several, or
     when the time is over."""
     from cachedind import pool_start
 
-    assert home.tenancy is not None
     fresh = moves >= _MAX_MOVES or (deadline is not None and time.monotonic() >= deadline)
     order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=fresh)
-    lease, tenancy = pool_start.move_elsewhere(home.tenancy, order, home.lease.data_root, why, site.log)
+    lease, tenancy = pool_start.move_elsewhere(tenancy, order, lease.data_root, why, site.log)
     return settle(site, lease, tenancy, moves + 1, deadline)
 
 
@@ -253,7 +259,8 @@ def clean(site: Site, home: Home) -> Home:
         cleaned = pool_start.clean(site.settings, site.environ, home.storage, home.lease, tenancy, site.log)
         if cleaned is not None:
             return home._replace(cache_max_bytes=cleaned.cache_limit_bytes)
-        home = _move_elsewhere(site, home, "the last job's leftovers could not be removed from it", moves)
+        why = "the last job's leftovers could not be removed from it"
+        home = _move_elsewhere(site, home.lease, tenancy, why, moves)
     return home
 
 

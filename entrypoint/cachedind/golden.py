@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import damage, pool, slots, state
+from cachedind import damage, directories, pool, slots, state
 from cachedind.clone import CloneMethod, clone_directory
 from cachedind.model import StoragePlan
 from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
@@ -41,6 +41,8 @@ def is_due(home: Pool, goldens: list[Candidate], took_s: float | None, age_s: fl
 
 def is_sound(slot: Slot, found: SlotState) -> bool:
     """Whether a quick look finds no damage: what is bad in a golden would be bad in every clone of it."""
+    if directories.find_odd(slot.data_fd) is not None:
+        return False
     data = found.data
     if data is None:
         return True

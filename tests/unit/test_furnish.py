@@ -152,5 +152,5 @@ def test_an_empty_slot_is_taken_after_several_or_when_the_time_is_over(
     plan = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
     place = Place(lease.data_root, Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset()), 1, 1, 1, 1)
     home = furnish.Home(lease, tenancy, place, plan)
-    assert furnish._move_elsewhere(site, home, "bad", moves, deadline) is home
+    assert furnish._move_elsewhere(site, lease, tenancy, "bad", moves, deadline) is home
     assert [order.fresh for order in orders] == [fresh]

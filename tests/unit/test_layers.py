@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "clone",
             "loops",
             "build_cache",
+            "directories",
             "networks",
             "seed_spool",
             "graph_layers",

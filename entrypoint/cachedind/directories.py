@@ -1,0 +1,81 @@
+"""Directories of an engine's data that a start goes through: they are directories, or no engine has left them so.
+
+Whoever is root in a job can put a link, a file, a pipe or a socket where one of them was. In a slot of a pool that is
+proof that the slot is not as an engine made it, and another one costs nothing. In direct mode people put such
+directories on other disks by links, which an engine follows; there nothing is judged by this.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cachedind import beneath, engine_paths
+from cachedind.model import GRAPH_DRIVERS
+
+_PLAIN = (
+    ".cachedind/aside",
+    ".cachedind/kept/buildkit",
+    ".cachedind/kept/image",
+    "buildkit/content",
+    "containers",
+    "content",
+    "network/files",
+    "plugins",
+    "rootfs",
+    "runtimes",
+    "swarm",
+    "tmp",
+    "volumes",
+    engine_paths.BLOBS,
+)
+_WITH_ANY = ("buildkit", "image", engine_paths.CONTAINERD)
+"""In these, nothing but a directory begins with one of _BEGINNINGS."""
+_BEGINNINGS = ("containerd-", "io.containerd.", *GRAPH_DRIVERS)
+
+
+def _known() -> tuple[str, ...]:
+    """Paths of directories, each after the one that it lies in."""
+    paths = {*_PLAIN, *_WITH_ANY}
+    for driver in GRAPH_DRIVERS:
+        paths |= {engine_paths.layers(driver), engine_paths.configurations(driver), engine_paths.layer_records(driver)}
+        paths.add(f"{engine_paths.images(driver)}/distribution")
+    for path in tuple(paths):
+        while path := path.rpartition("/")[0]:
+            paths.add(path)
+    return tuple(sorted(paths))
+
+
+_KNOWN = _known()
+
+
+def find_odd(root_fd: int) -> str | None:
+    """The path of something that stands where an engine, or cachedind, has a directory, if there is such a thing.
+
+    Costs some dozens of system calls. Raises OSError for a disk that cannot be read.
+    """
+    missing: set[str] = set()
+    for path in _KNOWN:
+        if path.rpartition("/")[0] in missing:
+            missing.add(path)
+            continue
+        try:
+            if not stat.S_ISDIR(beneath.look(root_fd, path).st_mode):
+                return path
+        except FileNotFoundError:
+            missing.add(path)
+    for above in _WITH_ANY:
+        for name in beneath.names(root_fd, above):
+            path = f"{above}/{name}"
+            if name.startswith(_BEGINNINGS) and not stat.S_ISDIR(beneath.look(root_fd, path).st_mode):
+                return path
+    return None
+
+
+def find_odd_in(data_root: str) -> str | None:
+    """The same for a path."""
+    fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return find_odd(fd)
+    finally:
+        os.close(fd)
