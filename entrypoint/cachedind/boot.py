@@ -152,12 +152,14 @@ def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, 
 def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
     """Lease the data-root itself; from here on nobody else touches it."""
     from cachedind import facts, lease
+    from cachedind.engine_root import read_remap
 
     data_root = os.path.realpath(daemon.data_root)
     degradation = facts.check_lock_filesystem(facts.read_mount(data_root), data_root, allowed=settings.allow_network_fs)
     if degradation is not None:
         log.degraded(degradation)
-    return lease.acquire(
+    remap = read_remap(daemon.text("userns-remap"))
+    held = lease.acquire(
         data_root,
         facts.read_holder_of_now(time.time()),
         settings.lock_timeout_s,
@@ -165,6 +167,7 @@ def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease
             f"waiting up to {settings.lock_timeout_s:g} s for {data_root}, in use by {lease.describe_holder(holder)}"
         ),
     )
+    return held._replace(state_name=lease.state_name(remap))
 
 
 def post_witness(
@@ -252,9 +255,11 @@ def write_merged_config(text: str) -> None:
 
 def report(home: Home, stopwatch: Stopwatch, log: Log) -> None:
     from cachedind import dataroot, summary
+    from cachedind.engine_root import engine_root
 
     lease, tenancy = home.lease, home.tenancy
-    layers = dataroot.count_layers(lease.data_root, home.storage.store, home.storage.driver)
+    root = engine_root(lease.data_root, home.storage.remap)
+    layers = dataroot.count_layers(root, home.storage.store, home.storage.driver)
     if tenancy is None:
         last_used_s = None if lease.previous is None else time.time() - lease.previous.since
         origin = summary.Origin.of_data_root(lease.data_root, layers, last_used_s, seeded=home.seeded)

@@ -255,14 +255,6 @@ def _limit_build_cache(
     return (ignored,)
 
 
-def has_userns_remap(settings: DaemonSettings) -> bool:
-    """Whether containers get mapped users, which the containerd store cannot do (moby, daemon/command/daemon.go).
-
-    An empty value is none, also on the command line.
-    """
-    return bool(settings.text("userns-remap"))
-
-
 def describe(words: Sequence[str]) -> str:
     """A command line for people."""
     import shlex

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 from cachedind import engine_paths
@@ -110,6 +111,7 @@ def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
         ready_s=_time(raw, "ready_s"),
         failures=_count(raw, "failures"),
         seeding=_count(raw, "seeding"),
+        remap=_remap(raw),
     )
 
 
@@ -117,6 +119,13 @@ def _count(raw: dict[str, object], key: str) -> int:
     value = raw.get(key, 0)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
         raise ValueError(f"{key} is not a number")
+    return value
+
+
+def _remap(raw: dict[str, object]) -> str:
+    value = raw.get("remap", "")
+    if not isinstance(value, str) or not re.fullmatch(r"(\d{1,10}\.\d{1,10})?", value, re.ASCII):
+        raise ValueError("remap is no pair of IDs")
     return value
 
 
@@ -141,8 +150,11 @@ def next_state(
 ) -> DataRootState:
     """What to note down for this start, before its daemon touches anything: `ready_at` is the witness's to fill in."""
     failures = 0 if before is None else before.failures_now
+    remap = plan.remap.directory if plan.remap else ""
     seeding = 0 if before is None or before.ready_at is not None else before.seeding
-    return DataRootState(engine, plan.store, plan.driver, fstype, boot_id, now, failures=failures, seeding=seeding)
+    return DataRootState(
+        engine, plan.store, plan.driver, fstype, boot_id, now, failures=failures, seeding=seeding, remap=remap
+    )
 
 
 def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
@@ -160,6 +172,7 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
         "driver": state.driver,
         "fstype": state.fstype,
         "boot_id": state.boot_id,
+        "remap": state.remap,
     }
     values = {
         **lasting,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cachedind import facts
 from cachedind.config import ENGINE_STORE_VARIABLES
-from cachedind.daemon_config import has_userns_remap
+from cachedind.engine_root import read_remap
 from cachedind.errors import DriverConflictError
 from cachedind.storage import (
     VOLUME_DRIVERS,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = False) -> StorageRequest:
-    """Everything that was said about storage, wherever it was said. Raises DriverConflictError."""
+    """Everything that was said about storage, wherever it was said. Raises DriverConflictError, DaemonConfigError."""
     drivers, stores = [], []
     if daemon.requested_driver:
         drivers.append(Demand(*daemon.requested_driver))
@@ -42,7 +42,7 @@ def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = F
         driver=unite_demands(drivers),
         store=unite_demands(stores),
         docker_driver=settings.docker_driver,
-        userns_remap=has_userns_remap(daemon),
+        userns_remap=read_remap(daemon.text("userns-remap")),
         allow_vfs=settings.allow_vfs,
         in_pool=in_pool,
     )
@@ -65,7 +65,7 @@ def decide(
     Raises what plan_storage raises."""
     verdicts = try_drivers(data_root, existing, request)
     found = StorageFacts(data_root, fstype, engine, existing, verdicts)
-    plan = plan_storage(found, request)
+    plan = plan_storage(found, request)._replace(remap=request.userns_remap)
     return plan, name_asked(found, request, plan)
 
 

@@ -49,21 +49,43 @@ def _known() -> tuple[str, ...]:
 _KNOWN = _known()
 
 
-def find_odd(root_fd: int) -> str | None:
+def find_odd(data_fd: int, remap: str = "") -> str | None:
     """The path of something that stands where an engine, or cachedind, has a directory, if there is such a thing.
 
-    Costs some dozens of system calls. Raises OSError for a disk that cannot be read.
+    `remap` names the engine's own directory in a data-root, where it has one. A directory that cannot be opened is
+    odd, too. Costs some dozens of system calls, and raises nothing.
     """
+    odd = _find_odd(data_fd)
+    if odd is not None or not remap:
+        return odd
+    try:
+        root_fd = beneath.open_path(data_fd, remap, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return remap
+    try:
+        odd = _find_odd(root_fd)
+        return odd and f"{remap}/{odd}"
+    finally:
+        os.close(root_fd)
+
+
+def _find_odd(root_fd: int) -> str | None:
     missing: set[str] = set()
     for path in _KNOWN:
         if path.rpartition("/")[0] in missing:
             missing.add(path)
             continue
         try:
-            if not stat.S_ISDIR(beneath.look(root_fd, path).st_mode):
-                return path
+            is_directory = stat.S_ISDIR(beneath.look(root_fd, path).st_mode)
         except FileNotFoundError:
             missing.add(path)
+        except OSError:
+            return path
+        else:
+            if not is_directory:
+                return path
     for above in _WITH_ANY:
         for name in beneath.names(root_fd, above):
             path = f"{above}/{name}"
@@ -72,10 +94,10 @@ def find_odd(root_fd: int) -> str | None:
     return None
 
 
-def find_odd_in(data_root: str) -> str | None:
+def find_odd_in(data_root: str, remap: str = "") -> str | None:
     """The same for a path."""
     fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return find_odd(fd)
+        return find_odd(fd, remap)
     finally:
         os.close(fd)

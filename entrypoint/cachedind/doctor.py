@@ -30,6 +30,7 @@ from cachedind import (
     witness,
 )
 from cachedind.arguments import parse_daemon_arguments
+from cachedind.engine_root import engine_root
 from cachedind.errors import CachedindError, PoolMissingError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from cachedind.arguments import DaemonArguments
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
-    from cachedind.model import DataRootState, ExistingData
+    from cachedind.model import DataRootState, ExistingData, Remap
 
 Report = dict[str, object]
 
@@ -86,11 +87,13 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     facts.check_lock_filesystem(mount, data_root, allowed=settings.allow_network_fs)
     if not os.path.isdir(data_root):
         raise CachedindError(f"{data_root} does not exist yet", "a start makes it; create it to examine it")
-    noted = _read_noted(data_root)
-    existing = dataroot.read_existing(data_root, noted)
-    _examine_data(report, data_root, existing, noted)
-    _examine_aside(report, data_root)
     request = decision.build_request(settings, daemon)
+    noted = _read_noted(data_root, request.userns_remap)
+    root = engine_root(data_root, request.userns_remap)
+    existing = dataroot.read_existing(root, noted)
+    _examine_data(report, data_root, existing, noted)
+    if os.path.isdir(root):
+        _examine_aside(report, root)
     verdicts = decision.try_drivers(data_root, existing, request, every=True)
     report["trials"] = {name: {"works": verdict.works, "why": verdict.why} for name, verdict in verdicts.items()}
     plan = storage.plan_storage(storage.StorageFacts(data_root, mount.fstype, engine, existing, verdicts), request)
@@ -213,13 +216,13 @@ def _examine_lease(data_root: str) -> str:
     return "free" if holder is None else f"free; last held by {lease.describe_holder(holder)}"
 
 
-def _read_noted(data_root: str) -> DataRootState | None:
+def _read_noted(data_root: str, remap: Remap | None) -> DataRootState | None:
     try:
         fd = os.open(f"{data_root}/{lease.DIRECTORY}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return dataroot.read_data_root_state(fd, lease.STATE_NAME)
+        return dataroot.read_data_root_state(fd, lease.state_name(remap))
     except (ValueError, OSError):
         return None
     finally:

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import dataroot, decision, directories, facts, probes, procfs, state
+from cachedind import dataroot, decision, directories, engine_root, facts, probes, procfs, state
 from cachedind.errors import MaintenanceError, PoolUnusableError
 from cachedind.model import Degradation
 from cachedind.trace import Trace
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachedind.log import Log
     from cachedind.mending import Doubt
     from cachedind.mending import Result as MendingResult
-    from cachedind.model import DataRootState, ExistingData, StoragePlan
+    from cachedind.model import DataRootState, ExistingData, Remap, StoragePlan
     from cachedind.pool_lease import Tenancy
     from cachedind.seed_plan import Plan
     from cachedind.seeding import Found, Result, Target
@@ -69,17 +69,20 @@ def settle(site: Site, lease: Lease, tenancy: Tenancy | None, moves: int = 0, de
     `moves` counts the slots of the pool that were given up before this one, whose mending took of the time until
     `deadline` (of time.monotonic()).
     """
+    remap = decision.build_request(site.settings, site.daemon).userns_remap
     if tenancy is not None:
-        odd = directories.find_odd_in(lease.data_root)
+        odd = directories.find_odd_in(lease.data_root, remap.directory if remap else "")
         if odd is not None:
             why = f"{odd} is no directory: the last job has put something else in its place"
             return _move_elsewhere(site, lease, tenancy, why, moves, deadline)
-    place, existing, noted = observe(lease, tenancy, site.log)
+    place, existing, noted = observe(lease, tenancy, site.log, remap)
     storage = decide(site.settings, site.daemon, lease, tenancy, place, existing, site.log)
     return mend(site, Home(lease, tenancy, place, storage), noted, moves, deadline)
 
 
-def observe(lease: Lease, tenancy: Tenancy | None, log: Log) -> tuple[Place, ExistingData, DataRootState | None]:
+def observe(
+    lease: Lease, tenancy: Tenancy | None, log: Log, remap: Remap | None = None
+) -> tuple[Place, ExistingData, DataRootState | None]:
     """Look at the data-root, now that it is ours: where it is, what is in it, and what its last start noted down."""
     try:
         noted = dataroot.read_data_root_state(lease.directory_fd, lease.state_name)
@@ -94,7 +97,7 @@ def observe(lease: Lease, tenancy: Tenancy | None, log: Log) -> tuple[Place, Exi
     ]:
         log.debug("removed what killed trials of a storage driver had left")
     place = facts.read_place(lease.data_root)
-    existing = dataroot.read_existing(lease.data_root, noted)
+    existing = dataroot.read_existing(engine_root.make(lease.data_root, remap), noted)
     found = [facts.check_room(place, fresh=not existing.pairs)]
     if tenancy is None:
         found.append(facts.persistence(place))
@@ -153,14 +156,12 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
     from cachedind import mending
 
     lease, tenancy, log = home.lease, home.tenancy, site.log
-    if decision.build_request(site.settings, site.daemon).userns_remap:
-        return home  # the engine keeps everything in a directory below
     doubt = _doubt(tenancy, noted)
     before = noted if tenancy is None else tenancy.found.data
     wrote, starts = None if before is None else before.engine, facts.read_engine_version(site.settings.path)
     deadline = time.monotonic() + mending.MENDING_S if deadline is None else deadline
     has_better = tenancy is not None and _has_other(site, tenancy)
-    root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = engine_root.open_root(lease.data_root, home.storage.remap)
     try:
         result = mending.mend(
             mending.Patient(lease.data_root, root_fd, home.storage, lease.fd, (wrote, starts)),
@@ -183,6 +184,9 @@ def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadli
         os.close(root_fd)
     if not result.fit and tenancy is not None:
         return _move_elsewhere(site, lease, tenancy, result.why, moves, deadline)
+    if home.storage.remap is not None:
+        below = home.storage.remap.directory
+        result = result._replace(moved=tuple(one._replace(where=f"{below}/{one.where}") for one in result.moved))
     _tell(result, doubt, in_pool=tenancy is not None, log=log)
     return home
 
@@ -302,7 +306,7 @@ def seed(site: Site, home: Home) -> tuple[Home, Seeds | None]:
 def _look(home: Home, found: Found, log: Log) -> Seeds:
     from cachedind import seeding
 
-    root_fd = os.open(home.lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = engine_root.open_root(home.lease.data_root, home.storage.remap)
     try:
         return Seeds(found, seeding.compare(found, root_fd, home.storage, log))
     finally:

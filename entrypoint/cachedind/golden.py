@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import damage, directories, pool, slots, state
+from cachedind import damage, directories, engine_root, pool, slots, state
 from cachedind.clone import CloneMethod, clone_directory
 from cachedind.model import StoragePlan
 from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
@@ -41,13 +41,20 @@ def is_due(home: Pool, goldens: list[Candidate], took_s: float | None, age_s: fl
 
 def is_sound(slot: Slot, found: SlotState) -> bool:
     """Whether a quick look finds no damage: what is bad in a golden would be bad in every clone of it."""
-    if directories.find_odd(slot.data_fd) is not None:
-        return False
     data = found.data
+    if directories.find_odd(slot.data_fd, "" if data is None else data.remap) is not None:
+        return False
     if data is None:
         return True
-    storage = StoragePlan(data.store, data.driver, "")
-    return not damage.find(slot.data_fd, storage, thorough=False, engines=[data.engine])
+    try:
+        root_fd = engine_root.open_in(slot.data_fd, data.remap)
+    except FileNotFoundError:
+        return True
+    try:
+        storage = StoragePlan(data.store, data.driver, "")
+        return not damage.find(root_fd, storage, thorough=False, engines=[data.engine])
+    finally:
+        os.close(root_fd)
 
 
 def last_cost(key_fd: int, now: float) -> tuple[float | None, float | None]:

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.errors import DataRootBusyError, DataRootInvalidError, DataRootUnwritableError
-from cachedind.model import Holder
+from cachedind.model import Holder, Remap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,11 @@ class Lease(NamedTuple):
     previous: Holder | None
     waited_s: float
     state_name: str = STATE_NAME
+
+
+def state_name(remap: Remap | None) -> str:
+    """The state file of a data-root without a pool: each remap's engine has data of its own there. Pure."""
+    return STATE_NAME if remap is None else f"state-{remap.directory}.json"
 
 
 def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]) -> Lease:

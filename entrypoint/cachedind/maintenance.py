@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import beneath, bolt, engine_paths, networks, pruning, state
+from cachedind.engine_root import engine_root
 from cachedind.errors import MaintenanceError
 from cachedind.private_daemon import DEADLINE_S, private_daemon, whole_seconds_left
 
@@ -83,7 +84,7 @@ class Cleaned(NamedTuple):
 
 
 def find_leftovers(data_root: str, keep: frozenset[str]) -> Leftovers:
-    """What is in a data-root whose lease we hold, but for the kinds in `keep`.
+    """What is in an engine's root whose lease we hold, but for the kinds in `keep`.
 
     What kept containers use is kept with them: their volumes, their networks, and a swarm, whose services they may be.
     Follows no links below `data_root` and reads no more than a bounded part of any file. Raises MaintenanceError when a
@@ -202,11 +203,12 @@ def maintain(
     started = time.monotonic()
     deadline = started + DEADLINE_S
     told: list[str] = []
+    root = engine_root(data_root, storage.remap)
     if leftovers.containers:
-        _note_uses(data_root, leftovers.containers)
+        _note_uses(root, leftovers.containers)
     if leftovers.swarm:
-        end_swarm(data_root)
-    told += _settle_networks(data_root, leftovers, keep)
+        end_swarm(root)
+    told += _settle_networks(root, leftovers, keep)
     if not leftovers and wanted is None:
         return Cleaned(leftovers)
     by_daemon = leftovers if CONTAINERS in keep else leftovers._replace(networks=())
@@ -225,15 +227,15 @@ def maintain(
             cleaned = cleaned._replace(removed=cleaned.removed._replace(networks=leftovers.networks))
             trace.reach("maintain.cleaned")
             if wanted is not None:
-                limit = _prune(client, data_root, storage.store, wanted, deadline, log)
+                limit = _prune(client, root, storage.store, wanted, deadline, log)
                 cleaned = cleaned._replace(cache_limit_bytes=limit)
                 trace.reach("maintain.pruned")
         told += cleaned.problems
-        still_there = find_leftovers(data_root, keep).containers
-        told += remove_unknown_containers(data_root, [name for name in still_there if name in cleaned.unknown])
+        still_there = find_leftovers(root, keep).containers
+        told += remove_unknown_containers(root, [name for name in still_there if name in cleaned.unknown])
     for problem in told:
         log.warn(f"maintenance: {problem}")
-    left = find_leftovers(data_root, keep)
+    left = find_leftovers(root, keep)
     if left:
         why = "; ".join(told[:3]) or "the daemon kept it"
         raise MaintenanceError(f"of what the last job left, {left} could not be removed: {why}", _ASIDE)

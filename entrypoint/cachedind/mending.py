@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachedind import beneath, damage, databases, state
+from cachedind.engine_root import engine_root
 from cachedind.errors import MaintenanceError
 from cachedind.model import ImageStore, Loss
 from cachedind.private_daemon import private_daemon
@@ -61,8 +62,8 @@ _COSTS = {
 
 
 class Patient(NamedTuple):
-    """A data-root whose lease is held: its path, open, and with the lock that a private daemon inherits. `engines` are
-    the one that wrote it last, where that is known, and the one that is to start."""
+    """A data-root whose lease is held: its path, the engine's root in it, open, and the lock that a private daemon
+    inherits. `engines` are the one that wrote it last, where that is known, and the one that is to start."""
 
     data_root: str
     root_fd: int
@@ -259,7 +260,10 @@ def _is_to_blame(patient: Patient, environ: Mapping[str, str], deadline: float) 
         clone.remove(home_fd, CONTROL)
         os.mkdir(CONTROL, 0o710, dir_fd=home_fd)
         try:
-            empty = patient._replace(data_root=f"{patient.data_root}/{HOME}/{CONTROL}")
+            root = engine_root(patient.data_root, patient.storage.remap)
+            empty = patient._replace(data_root=f"{root}/{HOME}/{CONTROL}")
+            if patient.storage.remap is not None:
+                os.fchmod(home_fd, 0o711)  # an engine looks whether its remapped root gets there
             return _prove(empty, None, environ, deadline)[0] is None
         finally:
             clone.remove(home_fd, CONTROL)

@@ -81,12 +81,26 @@ class Verdict(NamedTuple):
     privilege: bool = False
 
 
+class Remap(NamedTuple):
+    """What --userns-remap means here: its value as it was given, and the IDs that stand for root in containers."""
+
+    setting: str
+    uid: int
+    gid: int
+
+    @property
+    def directory(self) -> str:
+        """The engine's own directory in the data-root."""
+        return f"{self.uid}.{self.gid}"
+
+
 class DataRootState(NamedTuple):
     """What .cachedind/state.json or slot.json remembers of the last start on a data-root.
 
     `ready_at` is when its daemon answered first, `ready_s` how long that took from the container's start; both are None
     until it does, and stay so when it never did. `failures` counts such starts before this one. `seeding` counts the
-    starts in a row that did not come to the end of putting seeds in, which says nothing about the data.
+    starts in a row that did not come to the end of putting seeds in, which says nothing about the data. `remap` names
+    the directory of an engine with userns-remap.
     """
 
     engine: EngineVersion
@@ -99,6 +113,7 @@ class DataRootState(NamedTuple):
     ready_s: float | None = None
     failures: int = 0
     seeding: int = 0
+    remap: str = ""
 
     @property
     def failures_now(self) -> int:
@@ -129,13 +144,15 @@ class Holder(NamedTuple):
 
 
 class StoragePlan(NamedTuple):
-    """The decision: which image store and driver, why, and what had to be passed over (one line each)."""
+    """The decision: which image store and driver, why, and what had to be passed over (one line each); and with which
+    remapped users the engine runs, which has its own directory then."""
 
     store: ImageStore
     driver: str
     reason: str
     notes: tuple[str, ...] = ()
     degradations: tuple[Degradation, ...] = ()
+    remap: Remap | None = None
 
 
 class Degradation(NamedTuple):

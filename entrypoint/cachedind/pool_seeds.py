@@ -76,7 +76,7 @@ def newest_golden(home: Pool, key: str, wish: Wish, boot_id: str) -> Iterator[Op
             data = ranked[0].state.data if ranked else None
             if data is not None:
                 with contextlib.suppress(OSError):
-                    fd = slots.open_below(key_fd, f"{ranked[0].name}/data")
+                    fd = slots.open_below(key_fd, f"{ranked[0].name}/data{data.remap and '/'}{data.remap}")
                     found = OpenGolden(fd, StoragePlan(data.store, data.driver, "the golden was made with it"))
     try:
         yield found

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import decision, facts, linux, mounts, pool, pool_lease, procfs, slots
+from cachedind import decision, engine_root, facts, linux, mounts, pool, pool_lease, procfs, slots
 from cachedind.errors import (
     CachedindError,
     ImageImpossibleError,
@@ -152,8 +152,8 @@ def clean(
     from cachedind import maintenance
 
     try:
-        leftovers = maintenance.find_leftovers(lease.data_root, settings.keep)
-        wanted = None if settings.read_only else _wanted_pruning(settings, lease, tenancy)
+        leftovers = maintenance.find_leftovers(engine_root.make(lease.data_root, storage.remap), settings.keep)
+        wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, tenancy)
         cleaned = maintenance.maintain(
             lease.data_root,
             storage,
@@ -177,7 +177,7 @@ def clean(
     return cleaned
 
 
-def _wanted_pruning(settings: Config, lease: Lease, tenancy: Tenancy) -> Pruning | None:
+def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, tenancy: Tenancy) -> Pruning | None:
     """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
     from cachedind import pruning
 
@@ -192,7 +192,7 @@ def _wanted_pruning(settings: Config, lease: Lease, tenancy: Tenancy) -> Pruning
     from cachedind import image_names, seed_ledger
     from cachedind.maintenance import Pruning
 
-    root_fd = os.open(lease.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = engine_root.open_root(lease.data_root, storage.remap)
     try:
         entries, _ = seed_ledger.read(root_fd)
     finally:

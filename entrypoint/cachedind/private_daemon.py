@@ -23,7 +23,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import engine_paths, linux, networks
+from cachedind import engine_paths, engine_root, linux, networks
 from cachedind.errors import MaintenanceError
 from cachedind.model import ImageStore
 from cachedind.processes import Program
@@ -69,7 +69,8 @@ def private_daemon(
     """Run a daemon on `data_root` for the length of a block; the value is its client, whose requests time out at
     `deadline` (of time.monotonic(); None: DEADLINE_S seconds from now).
 
-    The lock's descriptor is inherited: the lease lasts as long as anything that may touch the data-root. `directory` is
+    With userns-remap it has the same remap as the job's, and works in the same directory of the data-root. The lock's
+    descriptor is inherited: the lease lasts as long as anything that may touch the data-root. `directory` is
     for sockets, configuration and log, emptied before and gone afterwards. Raises MaintenanceError with the end of its
     log when the daemon does not come up. Needs --privileged, and a single thread.
     """
@@ -78,7 +79,8 @@ def private_daemon(
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     os.mkdir(directory, 0o700)
     env = {name: value for name, value in environ.items() if name in _PASSED_ON} | {"container": "docker"}
-    seclude = _seclusion(os.getpid(), data_root, keeps_networks=keeps_networks)
+    root = engine_root.make(data_root, storage.remap)
+    seclude = _seclusion(os.getpid(), root, keeps_networks=keeps_networks)
     programs: list[Program] = []
     stop_s = _STOP_UNANSWERED_S
 
@@ -87,7 +89,7 @@ def private_daemon(
         programs.append(Program(argv, env=env, log_path=log_path, pass_fds=[lock_fd], in_child=seclude))
 
     try:
-        _write_configuration(directory, data_root, storage)
+        _write_configuration(directory, root, storage)
         start("containerd", "--config", f"{directory}/containerd.toml")
         _wait(programs, directory, deadline, lambda: _accepts(f"{directory}/containerd.sock"))
         start("dockerd", *_arguments(directory, data_root, storage))
@@ -118,13 +120,13 @@ def _remove(directory: str) -> None:
         rmtree(directory)
 
 
-def _seclusion(parent: int, data_root: str, *, keeps_networks: bool) -> Callable[[], None]:
+def _seclusion(parent: int, root: str, *, keeps_networks: bool) -> Callable[[], None]:
     """What a new process does before it becomes a daemon."""
-    hidden = [path for name in _HIDDEN if os.path.isdir(path := f"{data_root}/{name}")]
-    raw = None if keeps_networks else networks.read(data_root)
-    bridges = networks.own_bridges(data_root) if keeps_networks else frozenset()
+    hidden = [path for name in _HIDDEN if os.path.isdir(path := f"{root}/{name}")]
+    raw = None if keeps_networks else networks.read(root)
+    bridges = networks.own_bridges(root) if keeps_networks else frozenset()
     if not keeps_networks:
-        os.makedirs(f"{data_root}/{engine_paths.NETWORKS}", mode=0o750, exist_ok=True)
+        os.makedirs(f"{root}/{engine_paths.NETWORKS}", mode=0o750, exist_ok=True)
 
     def seclude() -> None:
         linux.die_with_parent()
@@ -136,23 +138,24 @@ def _seclusion(parent: int, data_root: str, *, keeps_networks: bool) -> Callable
         for path in hidden:
             linux.mount("tmpfs", path, "tmpfs", data="mode=0700")
         for name in bridges:
-            linux.add_bridge(name)
+            with contextlib.suppress(OSError):
+                linux.add_bridge(name)
         if not keeps_networks:
-            linux.mount("tmpfs", f"{data_root}/{engine_paths.NETWORKS}", "tmpfs", data="mode=0750")
+            linux.mount("tmpfs", f"{root}/{engine_paths.NETWORKS}", "tmpfs", data="mode=0750")
             if raw is not None:
-                networks.write(data_root, raw)
+                networks.write(root, raw)
 
     return seclude
 
 
-def _write_configuration(directory: str, data_root: str, storage: StoragePlan) -> None:
+def _write_configuration(directory: str, root: str, storage: StoragePlan) -> None:
     features = {"containerd-snapshotter": storage.store is ImageStore.CONTAINERD}
     # The user's own limits are not known here, and the engine's may be below them.
     daemon = {"features": features, "builder": {"gc": {"enabled": False}}}
     # What dockerd writes for a containerd of its own (moby, libcontainerd/supervisor). A JSON string is a TOML string.
     containerd = [
         "version = 2",
-        f"root = {json.dumps(f'{data_root}/{engine_paths.CONTAINERD}')}",
+        f"root = {json.dumps(f'{root}/{engine_paths.CONTAINERD}')}",
         f"state = {json.dumps(f'{directory}/containerd')}",
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
         "[grpc]",
@@ -168,7 +171,9 @@ def _write_configuration(directory: str, data_root: str, storage: StoragePlan) -
 
 
 def _arguments(directory: str, data_root: str, storage: StoragePlan) -> list[str]:
+    remap = [] if storage.remap is None else [f"--userns-remap={storage.remap.setting}"]
     return [
+        *remap,
         f"--config-file={directory}/daemon.json",
         f"--host=unix://{directory}/docker.sock",
         f"--pidfile={directory}/docker.pid",

@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import facts, image_stores, seed_files, seed_host, seed_ledger, seed_plan, state
+from cachedind import engine_root, facts, image_stores, seed_files, seed_host, seed_ledger, seed_plan, state
 from cachedind.model import Degradation, ImageStore
 from cachedind.seeds import BadSeed, Entry, Record, SeedKind, chain_ids
 
@@ -107,7 +107,7 @@ def put_in(
     seeds = "1 seed" if len(plan.missing) == 1 else f"{len(plan.missing)} seeds"
     log.info(f"putting in {seeds} ({facts.format_bytes(size_bytes)}); clients wait until that is done")
     _mark(target, _attempts(target) + 1)
-    root_fd = os.open(target.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = engine_root.open_root(target.data_root, target.storage.remap)
     try:
         with contextlib.ExitStack() as stack:
 
@@ -140,7 +140,7 @@ def put_in_running(plan: Plan, found: Found, target: Target, addresses: list[str
     import docker
 
     address = next((address for address in addresses if address.startswith("unix://")), addresses[0])
-    root_fd = os.open(target.data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = engine_root.open_root(target.data_root, target.storage.remap)
     try:
         with contextlib.closing(docker.APIClient(address, version="auto", timeout=STALL_S)) as api:
             outcome = _run(plan, found, target, root_fd, lambda: api, log, bars=False, running=True)
@@ -188,7 +188,7 @@ def _run(
             connect_once,
             fetch,
             reporter,
-            spool_directory=target.data_root,
+            spool_directory=engine_root.engine_root(target.data_root, target.storage.remap),
             min_free_bytes=facts.MIN_FREE_BYTES,
         )
         outcome = runner.run([seed for seed in plan.missing if seed.identity not in held])

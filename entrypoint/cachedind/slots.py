@@ -85,8 +85,8 @@ class Candidate(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What a start can use: data of its own or an older engine, of its architecture, and of the store and driver that
-    were asked for."""
+    """What a start can use: data of its own or an older engine, of its architecture, with its remapped users, and of
+    the store and driver that were asked for."""
 
     engine: EngineVersion
     arch: str
@@ -94,6 +94,7 @@ class Wish(NamedTuple):
     driver: str | None = None
     docker_driver: str = ""
     """DOCKER_DRIVER's, a wish that is given up where it cannot be followed."""
+    remap: str = ""
 
 
 def build_wish(request: StorageRequest, engine: EngineVersion) -> Wish:
@@ -105,6 +106,7 @@ def build_wish(request: StorageRequest, engine: EngineVersion) -> Wish:
         store=ImageStore.GRAPHDRIVER if request.userns_remap else store,
         driver=request.driver.value if request.driver else None,
         docker_driver=request.docker_driver,
+        remap=request.userns_remap.directory if request.userns_remap else "",
     )
 
 
@@ -117,8 +119,9 @@ def class_name(found: SlotState) -> str:
     if data is None:
         return "empty"
     major, minor = data.engine.release
+    remap = f"-{data.remap}" if data.remap else ""
     asked = f"-by-{found.asked}" if found.asked else ""
-    return f"{major}.{minor}-{data.store}-{data.driver}-{found.arch}{asked}"
+    return f"{major}.{minor}-{data.store}-{data.driver}-{found.arch}{remap}{asked}"
 
 
 def is_compatible(found: SlotState, wish: Wish) -> bool:
@@ -128,7 +131,8 @@ def is_compatible(found: SlotState, wish: Wish) -> bool:
     if data is None:
         return True
     return (
-        data.engine.release <= wish.engine.release
+        data.remap == wish.remap
+        and data.engine.release <= wish.engine.release
         and wish.store in (None, data.store)
         and wish.driver in (None, data.driver)
         and _is_asked_for(found, data, wish)

@@ -25,6 +25,7 @@ from cachedind.model import (
     EngineVersion,
     ExistingData,
     ImageStore,
+    Remap,
     StoragePlan,
     Verdict,
 )
@@ -53,7 +54,7 @@ class StorageRequest(NamedTuple):
     driver: Demand | None = None
     store: Demand | None = None
     docker_driver: str = ""
-    userns_remap: bool = False
+    userns_remap: Remap | None = None
     allow_vfs: bool = False
     in_pool: bool = False
 

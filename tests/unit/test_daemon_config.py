@@ -17,7 +17,6 @@ from cachedind.daemon_config import (
     DaemonPlan,
     DaemonSettings,
     describe,
-    has_userns_remap,
     parse_daemon_json,
     plan_daemon,
     read_daemon_json,
@@ -421,22 +420,6 @@ def test_requested_store(settings: DaemonSettings, store: ImageStore | None) -> 
     requested = settings.requested_store
     assert (requested and requested[0]) == store
     assert requested is None or CONTAINERD_FEATURE in requested[1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "remaps"),
-    [
-        (settings_of(), False),
-        (settings_of("--userns-remap default"), True),
-        (settings_of("--userns-remap="), False),
-        (settings_of(userns_remap="user:group"), True),
-        (settings_of(userns_remap=""), False),
-        (settings_of("--userns-remap=", userns_remap="default"), False),
-    ],
-    ids=["nothing", "flag", "empty flag", "file", "empty in the file", "flag beats file"],
-)
-def test_has_userns_remap(settings: DaemonSettings, remaps: bool) -> None:
-    assert has_userns_remap(settings) is remaps
 
 
 def test_hosts_of_the_file_that_are_no_list_of_words_are_left_to_dockerd() -> None:

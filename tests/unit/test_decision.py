@@ -9,7 +9,7 @@ from cachedind.arguments import parse_daemon_arguments
 from cachedind.daemon_config import DaemonSettings
 from cachedind.decision import build_request, decide, try_drivers
 from cachedind.errors import DriverConflictError
-from cachedind.model import EngineVersion, ExistingData, ImageStore, Verdict
+from cachedind.model import EngineVersion, ExistingData, ImageStore, Remap, Verdict
 from cachedind.storage import Demand, StorageRequest
 
 NOTHING = ExistingData((), None, None)
@@ -44,14 +44,14 @@ def request_of(flags: str = "", file: dict[str, object] | None = None, **environ
         ),
         pytest.param(
             request_of(
-                "--feature containerd-snapshotter=true --userns-remap default",
+                "--feature containerd-snapshotter=true --userns-remap root",
                 DOCKER_DRIVER="overlay2",
                 CACHEDIND_ALLOW_VFS="1",
             ),
             StorageRequest(
                 store=Demand("containerd", "the argument --feature containerd-snapshotter=true"),
                 docker_driver="overlay2",
-                userns_remap=True,
+                userns_remap=Remap("root", 0, 0),
                 allow_vfs=True,
             ),
             id="all the rest",

@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "loops",
             "build_cache",
             "directories",
+            "engine_root",
             "networks",
             "seed_spool",
             "graph_layers",

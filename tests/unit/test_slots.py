@@ -206,6 +206,17 @@ def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], wish: 
     assert trusted == sorted(trusted, reverse=True)
 
 
+def test_a_state_of_one_remap_is_of_use_to_that_alone() -> None:
+    plain = state(1)
+    assert plain.data is not None
+    remapped = plain._replace(data=plain.data._replace(remap="165536.165536"))
+    wish = WISH._replace(remap="165536.165536")
+    assert [is_compatible(found, WISH) for found in (plain, remapped)] == [True, False]
+    assert [is_compatible(found, wish) for found in (plain, remapped)] == [False, True]
+    assert not is_compatible(remapped, WISH._replace(remap="1.1"))
+    assert class_name(plain) != class_name(remapped)
+
+
 @given(candidates, states)
 def test_what_deserves_promotion_is_not_superseded(found: list[Candidate], one: SlotState) -> None:
     goldens = [candidate for candidate in found if candidate.kind is Kind.GOLDEN]

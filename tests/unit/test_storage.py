@@ -24,6 +24,7 @@ from cachedind.model import (
     EngineVersion,
     ExistingData,
     ImageStore,
+    Remap,
     StoragePlan,
     Verdict,
 )
@@ -39,6 +40,7 @@ from cachedind.storage import (
     verdict_for,
 )
 
+REMAP = Remap("default", 165536, 165536)
 GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
 ENGINES = {
     "23": EngineVersion(23, 0, 6),
@@ -224,7 +226,7 @@ def test_docker_driver_is_not_followed_to_volumes_that_a_pool_could_not_clone(dr
         ("ext4", "28.5", StorageRequest(store=store_demand(CTRD), driver=argument("overlayfs")), "store"),
         ("ext4", "29.1", StorageRequest(store=store_demand(CTRD)), ""),
         ("ext4", "29.1", StorageRequest(store=store_demand(GRAPH)), "store"),
-        ("ext4", "29.1", StorageRequest(userns_remap=True), ""),
+        ("ext4", "29.1", StorageRequest(userns_remap=REMAP), ""),
         # Where nothing else works it is what everybody gets.
         ("overlay without /dev/fuse", "28.5", StorageRequest(driver=argument("vfs"), allow_vfs=True), ""),
         ("overlay without /dev/fuse", "28.5", StorageRequest(driver=argument("vfs")), ""),
@@ -266,7 +268,7 @@ def test_docker_driver_vfs_is_followed_where_vfs_is_allowed() -> None:
         ),
         pytest.param("28.5", "ext4", StorageRequest(None, store_demand(CTRD)), (CTRD, "overlayfs"), id="containerd"),
         pytest.param("29.1", "ext4", StorageRequest(None, store_demand(GRAPH)), (GRAPH, "overlay2"), id="graphdriver"),
-        pytest.param("29.1", "ext4", StorageRequest(userns_remap=True), (GRAPH, "overlay2"), id="userns-remap on 29"),
+        pytest.param("29.1", "ext4", StorageRequest(userns_remap=REMAP), (GRAPH, "overlay2"), id="userns-remap on 29"),
         pytest.param(
             "29.1",
             "overlay",
@@ -349,7 +351,7 @@ def test_demands_on_a_fresh_data_root(
         pytest.param(
             "28.5",
             "ext4",
-            StorageRequest(argument("overlayfs"), userns_remap=True),
+            StorageRequest(argument("overlayfs"), userns_remap=REMAP),
             DriverConflictError,
             "overlayfs",
             id="a snapshotter with userns-remap",
@@ -357,7 +359,7 @@ def test_demands_on_a_fresh_data_root(
         pytest.param(
             "28.5",
             "ext4",
-            StorageRequest(None, store_demand(CTRD), userns_remap=True),
+            StorageRequest(None, store_demand(CTRD), userns_remap=REMAP),
             DriverConflictError,
             "CACHEDIND_IMAGE_STORE=containerd",
             id="the containerd store with userns-remap",
@@ -389,7 +391,7 @@ def test_demands_that_cannot_be_met_on_a_fresh_data_root(
         ((GRAPH, "btrfs"), "28.5", StorageRequest(), (GRAPH, "overlay2")),
         ((CTRD, "overlayfs"), "28.5", StorageRequest(None, store_demand(GRAPH)), (GRAPH, "overlay2")),
         ((CTRD, "overlayfs"), "28.5", StorageRequest(argument("overlay2")), (GRAPH, "overlay2")),
-        ((CTRD, "overlayfs"), "28.5", StorageRequest(userns_remap=True), (GRAPH, "overlay2")),
+        ((CTRD, "overlayfs"), "28.5", StorageRequest(userns_remap=REMAP), (GRAPH, "overlay2")),
         ((CTRD, "overlayfs"), "23", StorageRequest(), (GRAPH, "overlay2")),
     ],
     ids=[
@@ -485,9 +487,9 @@ def test_userns_remap_contradicts_containerd_data_alone(prior: str, engine: str)
     facts = facts_of(backing, engine, held(pair))
     if pair[0] is CTRD:
         with pytest.raises(DriverConflictError, match="userns-remap"):
-            plan_storage(facts, StorageRequest(userns_remap=True))
+            plan_storage(facts, StorageRequest(userns_remap=REMAP))
         return
-    assert decided(plan_storage(facts, StorageRequest(userns_remap=True))) == pair
+    assert decided(plan_storage(facts, StorageRequest(userns_remap=REMAP))) == pair
 
 
 @pytest.mark.parametrize(
@@ -656,7 +658,7 @@ stores = st.none() | st.sampled_from(ImageStore).map(store_demand)
     driver=demands,
     store=stores,
     docker_driver=st.sampled_from(["", *DRIVERS]),
-    userns_remap=st.booleans(),
+    userns_remap=st.sampled_from([None, REMAP]),
     allow_vfs=st.booleans(),
 )
 def test_no_plan_breaks_a_promise(
@@ -668,7 +670,7 @@ def test_no_plan_breaks_a_promise(
     driver: Demand | None,
     store: Demand | None,
     docker_driver: str,
-    userns_remap: bool,
+    userns_remap: Remap | None,
     allow_vfs: bool,
 ) -> None:
     existing = ExistingData(tuple(pairs), ENGINES[wrote] if wrote else None, recorded)
