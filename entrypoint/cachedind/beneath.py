@@ -96,6 +96,16 @@ def exists(root_fd: int, path: str) -> bool:
     return True
 
 
+def leads_away(root_fd: int, path: str) -> bool:
+    """Whether a directory on the way is a link: what lies behind it is another disk's, say, and not to be judged."""
+    *above, _ = path.split("/")
+    for number in range(1, len(above) + 1):
+        with contextlib.suppress(OSError):
+            if stat.S_ISLNK(look(root_fd, "/".join(above[:number])).st_mode):
+                return True
+    return False
+
+
 def names(root_fd: int, path: str) -> list[str]:
     """The names in a directory, sorted; none where there is no such directory."""
     with contextlib.suppress(OSError):

@@ -111,6 +111,9 @@ def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> 
     except ValueError as error:
         return Damage(path, str(error), loss)
     except OSError as error:
+        # Without a pool a directory may be a link to another disk; in one, that was looked for before (directories.py).
+        if beneath.leads_away(root_fd, path):
+            return None
         return Damage(path, f"it is not as an engine made it: {error.strerror}", loss)
     try:
         look(fd)

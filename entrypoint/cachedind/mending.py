@@ -441,7 +441,7 @@ def find_lost_words(root_fd: int, storage: StoragePlan) -> list[Damage]:
     """Small files that are gone, or say something else, although there is a copy and data that needs them."""
     path = damage.identity_file(storage)
     copy = _read(root_fd, f"{HOME}/{KEPT}/{path}")
-    if not copy or not _is_there(root_fd, "buildkit/cache.db"):
+    if not copy or not _is_there(root_fd, "buildkit/cache.db") or beneath.leads_away(root_fd, path):
         return []
     now = _read(root_fd, path)
     if now == copy:

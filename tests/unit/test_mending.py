@@ -179,8 +179,8 @@ def test_no_link_that_a_job_has_planted_is_followed(
         (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).symlink_to(victim)
     if where == "buildkit":
-        result = mend(patient)
-        assert (tmp_path / result.moved[0].where / "buildkit").is_symlink(), "the link itself is what is damaged"
+        assert mend(patient) == mending.Result(True)
+        assert (tmp_path / "buildkit").is_symlink(), "without a pool it is the user's own"
     else:
         with pytest.raises(NotADirectoryError):
             mend(patient)
