@@ -167,7 +167,25 @@ def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease
             f"waiting up to {settings.lock_timeout_s:g} s for {data_root}, in use by {lease.describe_holder(holder)}"
         ),
     )
+    wait_for_strangers(data_root, settings.lock_timeout_s - held.waited_s, log)
     return held._replace(state_name=lease.state_name(remap))
+
+
+def wait_for_strangers(data_root: str, timeout_s: float, log: Log) -> None:
+    """Wait for a daemon that takes no lock of ours. Raises DataRootBusyError."""
+    from cachedind import in_use
+    from cachedind.errors import DataRootBusyError
+
+    def tell(locked: str) -> None:
+        log.info(f"waiting up to {timeout_s:g} s for {data_root}: a daemon of another image has {locked} open")
+
+    locked = in_use.wait(data_root, timeout_s, tell)
+    if locked is not None:
+        raise DataRootBusyError(
+            f"{data_root} is in use by a daemon that does not hold cachedind's lease: {locked} is locked; nothing was "
+            "changed",
+            "stop that daemon first (docker ps --filter volume=… names its container), or give this one its own volume",
+        )
 
 
 def post_witness(

@@ -41,7 +41,7 @@ _WORD = re.compile(rb"[!-~]{1,200}\n?")
 
 class Damage(NamedTuple):
     """Something at `path`, relative to the data-root, that an engine cannot use. `silent` is what no private daemon can
-    tell of: one comes up on it, and then builds fail."""
+    tell of: one comes up on it, and then builds fail; or it waits for a pipe without end."""
 
     path: str
     why: str
@@ -109,12 +109,12 @@ def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> 
     except FileNotFoundError:
         return None
     except ValueError as error:
-        return Damage(path, str(error), loss)
+        return Damage(path, str(error), loss, silent=True)
     except OSError as error:
         # Without a pool a directory may be a link to another disk; in one, that was looked for before (directories.py).
         if beneath.leads_away(root_fd, path):
             return None
-        return Damage(path, f"it is not as an engine made it: {error.strerror}", loss)
+        return Damage(path, f"it is not as an engine made it: {error.strerror}", loss, silent=True)
     try:
         look(fd)
     except ValueError as error:
@@ -230,12 +230,12 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
         with contextlib.suppress(OSError):
             kind = beneath.look(root_fd, shelf.path).st_mode
             if not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
-                yield Damage(shelf.path, "it is no directory", shelf.loss)
+                yield Damage(shelf.path, "it is no directory", shelf.loss, silent=True)
         for path in beneath.strangers(root_fd, shelf.path, shelf.depth):
             name = path.rpartition("/")[2]
             if shelf.names is None or name in shelf.names:
                 parts = path.split("/")[: shelf.path.count("/") + 1 + shelf.together]
-                yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss)
+                yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss, silent=True)
 
 
 def _check_volumes(root_fd: int) -> Iterator[Damage]:

@@ -19,6 +19,7 @@ from cachedind.engine_paths import SNAPSHOTTER_PREFIX
 from cachedind.model import (
     GRAPH_DRIVERS,
     DataRootState,
+    Ended,
     EngineVersion,
     ExistingData,
     ImageStore,
@@ -29,8 +30,9 @@ from cachedind.state import read_state, write_state
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cachedind.model import StoragePlan
+    from cachedind.model import Holder, StoragePlan
 
+_MAX_REASON = 500
 _NOT_LAYERS = frozenset({"l", "backingFsBlockDev", "lost+found"})
 
 
@@ -92,6 +94,13 @@ def read_data_root_state(directory_fd: int, name: str) -> DataRootState | None:
     return None if raw is None or never_ran else parse_data_root_state(raw)
 
 
+def had_a_start(directory_fd: int, name: str, previous: Holder | None) -> bool:
+    """Whether a start of ours was here before this one, though it has left no state file. `previous` is who wrote
+    itself into the lock before."""
+    names = set(os.listdir(directory_fd))
+    return name not in names and (previous is not None or not names.isdisjoint(("kept", f"{name}.unreadable")))
+
+
 def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
     """Raises ValueError for anything that this version could not have written."""
     started_at = _time(raw, "started_at")
@@ -109,10 +118,19 @@ def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
         started_at=started_at,
         ready_at=_time(raw, "ready_at"),
         ready_s=_time(raw, "ready_s"),
-        failures=_count(raw, "failures"),
         seeding=_count(raw, "seeding"),
         remap=_remap(raw),
+        ended=_parse_ended(raw.get("ended")),
+        doubt=str(raw.get("doubt") or "")[:_MAX_REASON],
     )
+
+
+def _parse_ended(value: object) -> Ended | None:
+    """Anything but what the supervisor writes is no evidence of a clean end."""
+    if not isinstance(value, dict):
+        return None
+    status = value.get("status")
+    return Ended(status if isinstance(status, int) else -1, value.get("clean") is True and status == 0)
 
 
 def _count(raw: dict[str, object], key: str) -> int:
@@ -146,22 +164,31 @@ def _text(raw: dict[str, object], key: str) -> str:
 
 
 def next_state(
-    before: DataRootState | None, plan: StoragePlan, *, engine: EngineVersion, fstype: str, boot_id: str, now: float
+    before: DataRootState | None,
+    plan: StoragePlan,
+    *,
+    engine: EngineVersion,
+    fstype: str,
+    boot_id: str,
+    now: float,
+    doubt: str = "",
 ) -> DataRootState:
-    """What to note down for this start, before its daemon touches anything: `ready_at` is the witness's to fill in."""
-    failures = 0 if before is None else before.failures_now
-    remap = plan.remap.directory if plan.remap else ""
+    """What to note down for this start, before its daemon touches anything: `ready_at` is the witness's to fill in.
+
+    `doubt` stays until somebody has proven the data: with the new boot_id, the evidence for it is gone.
+    """
     seeding = 0 if before is None or before.ready_at is not None else before.seeding
+    remap = plan.remap.directory if plan.remap else ""
     return DataRootState(
-        engine, plan.store, plan.driver, fstype, boot_id, now, failures=failures, seeding=seeding, remap=remap
+        engine, plan.store, plan.driver, fstype, boot_id, now, seeding=seeding, remap=remap, doubt=doubt
     )
 
 
 def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
     """Note a start down. Raises OSError, for example when the disk is full.
 
-    Synced only when something else than the times is new, or when the last end, which no longer counts, was noted:
-    after a crash of the host the boot_id tells that the rest may be old.
+    Synced only when something else than the times is new (two to five milliseconds on a disk): what a crash of the host
+    leaves of the rest is older, or cannot be read, and both are told from a clean end.
     """
     before = None
     with contextlib.suppress(ValueError):  # it was reported and set aside when it was read
@@ -173,23 +200,28 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
         "fstype": state.fstype,
         "boot_id": state.boot_id,
         "remap": state.remap,
+        "doubt": state.doubt,
     }
     values = {
         **lasting,
         "started_at": round(state.started_at, 3),
         "ready_at": state.ready_at,
         "ready_s": state.ready_s,
-        "failures": state.failures,
         "seeding": state.seeding,
         "ended": None,
         **more,
     }
-    durable = (
-        before is None
-        or before.get("ended") is not None
-        or any(before.get(key) != value for key, value in lasting.items())
-    )
+    # A clean end that is taken back has to be off the disk before the daemon writes.
+    is_new = before is None or any(before.get(key, "") != value for key, value in lasting.items())
+    durable = is_new or (before is not None and before.get("ended") is not None)
     write_state(directory_fd, name, values, before, durable=durable)
+
+
+def note_doubt(directory_fd: int, name: str, doubt: str) -> None:
+    """Write down what is left of the doubt about a data-root, or that it was proven. Raises OSError, ValueError."""
+    before = read_state(directory_fd, name)
+    if before is not None and before.get("doubt", "") != doubt:
+        write_state(directory_fd, name, {"doubt": doubt}, before)
 
 
 def count_layers(data_root: str, store: ImageStore, driver: str) -> int:

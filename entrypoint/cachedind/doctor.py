@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cachedind import (
+    aside,
     cgroups,
     clone,
     config,
@@ -20,7 +21,6 @@ from cachedind import (
     iptables,
     lease,
     listeners,
-    mending,
     pool,
     pool_start,
     procfs,
@@ -111,7 +111,7 @@ def _examine_aside(report: Report, data_root: str) -> None:
     """What starts have moved away because it was damaged, and what to do with it."""
     root_fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = mending.read_aside(root_fd)
+        found = aside.read(root_fd)
     finally:
         os.close(root_fd)
     if found:

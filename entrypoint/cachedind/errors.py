@@ -6,6 +6,8 @@ data-root (75) and missing privileges (77). 143 (128 + SIGTERM) is not here: an 
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class CachedindError(Exception):
     """A start that cannot go on.
@@ -48,6 +50,23 @@ class MaintenanceError(CachedindError):
     """What the last job left in a slot cannot be removed (EX_DATAERR); a start goes on with another slot."""
 
     exit_code = 65
+
+
+class DaemonEnd(StrEnum):
+    """What a private daemon did instead of answering."""
+
+    BY_ITSELF = "ended by itself"
+    """With a status of its own, and words in its log. Only this speaks against the data, if it comes up elsewhere."""
+    BY_A_SIGNAL = "was killed"
+    """Or its containerd was: somebody's doing, or the kernel's for want of memory."""
+    SILENT = "is silent"
+    """Alive, and without an answer so far."""
+
+
+class PrivateDaemonError(MaintenanceError):
+    """A private daemon did not come up (EX_DATAERR); what that says of the data depends on how it ended."""
+
+    end = DaemonEnd.SILENT
 
 
 class DaemonConfigMissingError(CachedindError):

@@ -9,18 +9,18 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import dataroot, decision, directories, engine_root, facts, probes, procfs, state
-from cachedind.errors import MaintenanceError, PoolUnusableError
+from cachedind import dataroot, decision, directories, doubt, engine_root, facts, probes, procfs, state
+from cachedind.errors import DaemonEnd, MaintenanceError, PoolUnusableError, PrivateDaemonError
 from cachedind.model import Degradation
 from cachedind.trace import Trace
 
 if TYPE_CHECKING:
     from cachedind.config import Config
     from cachedind.daemon_config import DaemonSettings
+    from cachedind.doubt import Doubt
     from cachedind.facts import Place
     from cachedind.lease import Lease
     from cachedind.log import Log
-    from cachedind.mending import Doubt
     from cachedind.mending import Result as MendingResult
     from cachedind.model import DataRootState, ExistingData, Remap, StoragePlan
     from cachedind.pool_lease import Tenancy
@@ -43,6 +43,18 @@ class Site(NamedTuple):
     log: Log
 
 
+class Past(NamedTuple):
+    """What of the pool this start has given up before the slot that it has now: how many, the ids of those that stay as
+    they are and are not to be taken again, and what they say of this one."""
+
+    moves: int = 0
+    avoid: frozenset[str] = frozenset()
+    doubt: Doubt | None = None
+
+
+NOTHING_BEFORE = Past()
+
+
 class Home(NamedTuple):
     """A leased data-root and what was decided for it. `seeded` counts the images that this start put in, `bad` are the
     seeds that are not there, `cache_max_bytes` is what the build cache has to be kept to in any case."""
@@ -54,6 +66,7 @@ class Home(NamedTuple):
     seeded: int = 0
     bad: tuple[BadSeed, ...] = ()
     cache_max_bytes: int | None = None
+    past: Past = NOTHING_BEFORE
 
 
 class Seeds(NamedTuple):
@@ -63,34 +76,35 @@ class Seeds(NamedTuple):
     plan: Plan
 
 
-def settle(site: Site, lease: Lease, tenancy: Tenancy | None, moves: int = 0, deadline: float | None = None) -> Home:
-    """Look at what was leased, choose store and driver for it, and mend it if it needs that.
-
-    `moves` counts the slots of the pool that were given up before this one, whose mending took of the time until
-    `deadline` (of time.monotonic()).
-    """
+def settle(site: Site, lease: Lease, tenancy: Tenancy | None, past: Past = NOTHING_BEFORE) -> Home:
+    """Look at what was leased, choose store and driver for it, and mend it if it needs that."""
     remap = decision.build_request(site.settings, site.daemon).userns_remap
     if tenancy is not None:
         odd = directories.find_odd_in(lease.data_root, remap.directory if remap else "")
         if odd is not None:
             why = f"{odd} is no directory: the last job has put something else in its place"
-            return _move_elsewhere(site, lease, tenancy, why, moves, deadline)
-    place, existing, noted = observe(lease, tenancy, site.log, remap)
-    storage = decide(site.settings, site.daemon, lease, tenancy, place, existing, site.log)
-    return mend(site, Home(lease, tenancy, place, storage), noted, moves, deadline)
+            return _move_elsewhere(site, lease, tenancy, why, past)
+    place, existing, noted, lost_note = observe(lease, tenancy, site.log, remap)
+    found = doubt.find(noted, procfs.read_boot_id(), lost_note=lost_note) or past.doubt
+    storage = decide(site.settings, site.daemon, lease, tenancy, place, existing, site.log, found)
+    return mend(site, Home(lease, tenancy, place, storage, past=past), noted, found)
 
 
 def observe(
     lease: Lease, tenancy: Tenancy | None, log: Log, remap: Remap | None = None
-) -> tuple[Place, ExistingData, DataRootState | None]:
-    """Look at the data-root, now that it is ours: where it is, what is in it, and what its last start noted down."""
+) -> tuple[Place, ExistingData, DataRootState | None, bool]:
+    """Look at the data-root, now that it is ours: where it is, what is in it, what its last start noted down, and
+    whether there was such a note beside the data, and is lost."""
+    lost_note = False
     try:
         noted = dataroot.read_data_root_state(lease.directory_fd, lease.state_name)
+        if noted is None and tenancy is None:
+            lost_note = dataroot.had_a_start(lease.directory_fd, lease.state_name, lease.previous)
     except (ValueError, OSError) as error:  # OSError: a link or a directory in its place
         aside = state.set_aside(lease.directory_fd, lease.state_name)
         path = f"{lease.data_root}/.cachedind/{lease.state_name}" if tenancy is None else lease.state_name
         log.warn(f"{path} is unreadable ({error}); it is now {aside}")
-        noted = None
+        noted, lost_note = None, True
     # First of all: in a driver's own directory, what a killed trial has left would pass for layers.
     if [
         name for directory in facts.probe_directories(lease.data_root) for name in probes.sweep_stale_probes(directory)
@@ -104,7 +118,7 @@ def observe(
     for degradation in found:
         if degradation is not None:
             log.degraded(degradation)
-    return place, existing, noted
+    return place, existing, noted, lost_note and bool(existing.pairs)
 
 
 def decide(
@@ -115,6 +129,7 @@ def decide(
     place: Place,
     existing: ExistingData,
     log: Log,
+    doubted: Doubt | None = None,
 ) -> StoragePlan:
     """Choose store and driver, say what was passed over, and note the decision and this start down."""
     request = decision.build_request(settings, daemon, in_pool=tenancy is not None)
@@ -130,7 +145,7 @@ def decide(
         more = {
             "arch": os.uname().machine,
             "sequence": tenancy.sequence,
-            "read_only": settings.read_only,
+            "read_only": tenancy.is_throwaway,
             "holder": facts.read_holder_of_now(time.time())._asdict(),
         }
         if not existing.pairs:
@@ -138,7 +153,13 @@ def decide(
     try:
         before = dataroot.read_data_root_state(lease.directory_fd, lease.state_name)
         state = dataroot.next_state(
-            before, plan, engine=engine, fstype=place.fstype, boot_id=procfs.read_boot_id(), now=time.time()
+            before,
+            plan,
+            engine=engine,
+            fstype=place.fstype,
+            boot_id=procfs.read_boot_id(),
+            now=time.time(),
+            doubt="" if doubted is None else doubted.why,
         )
         dataroot.write_data_root_state(lease.directory_fd, lease.state_name, state, more)
     except OSError as error:
@@ -151,63 +172,77 @@ def decide(
 # ---- mending ---------------------------------------------------------------------------------------------------------
 
 
-def mend(site: Site, home: Home, noted: DataRootState | None, moves: int, deadline: float | None) -> Home:
+def mend(site: Site, home: Home, noted: DataRootState | None, doubted: Doubt | None) -> Home:
     """Make what was leased fit for a daemon, or move on to something that is. Costs a millisecond where all is well."""
-    from cachedind import mending
+    from cachedind import aside, kept, mending
 
     lease, tenancy, log = home.lease, home.tenancy, site.log
-    doubt = _doubt(tenancy, noted)
     before = noted if tenancy is None else tenancy.found.data
-    wrote, starts = None if before is None else before.engine, facts.read_engine_version(site.settings.path)
-    deadline = time.monotonic() + mending.MENDING_S if deadline is None else deadline
+    engines = (None if before is None else before.engine, facts.read_engine_version(site.settings.path))
     has_better = tenancy is not None and _has_other(site, tenancy)
     root_fd = engine_root.open_root(lease.data_root, home.storage.remap)
     try:
+        _tell_untold(root_fd, log)
         result = mending.mend(
-            mending.Patient(lease.data_root, root_fd, home.storage, lease.fd, (wrote, starts)),
-            doubt,
+            mending.Patient(lease.data_root, root_fd, home.storage, lease.fd, engines),
+            doubted,
             has_better=has_better,
             in_pool=tenancy is not None,
+            strict=site.settings.strict,
             environ=site.environ,
             trace=Trace(site.settings.kill_at),
-            deadline=deadline,
         )
-        if result.fit:
-            mending.keep_copies(root_fd, home.storage)
+        if result.fit and not result.left:
+            kept.keep_copies(root_fd, home.storage)
+        goes_on = tenancy is None or result.refused or (result.fit and not (result.unproven and has_better))
+        if goes_on:
+            _tell(_named(result, home.storage.remap), doubted, in_pool=tenancy is not None, log=log)
+            aside.note_told(root_fd, [one.name for one in result.moved])
     except OSError as error:
         result = mending.Result(False, why=f"what is damaged cannot be moved: {error.strerror or error}")
-        if not has_better:
-            mend = f"free space on the volume, or take away what is in the way in {lease.data_root}/{mending.HOME}"
+        goes_on = not has_better
+        if goes_on:
+            mend = f"free space on the volume, or take away what is in the way in {lease.data_root}/{aside.HOME}"
             log.degraded(Degradation("damage", result.why, "the daemon may not come up on it", mend))
-            return home
     finally:
         os.close(root_fd)
-    if not result.fit and tenancy is not None:
-        return _move_elsewhere(site, lease, tenancy, result.why, moves, deadline)
-    if home.storage.remap is not None:
-        below = home.storage.remap.directory
-        result = result._replace(moved=tuple(one._replace(where=f"{below}/{one.where}") for one in result.moved))
-    _tell(result, doubt, in_pool=tenancy is not None, log=log)
+    if not goes_on and tenancy is not None:
+        if result.fit:
+            return _pass_over(site, home, f"could not be proven: {result.unproven}")
+        return _move_elsewhere(site, lease, tenancy, result.why, home.past)
+    if result.fit and doubted is not None:
+        _note_doubt(home, doubt.UNPROVEN if result.unproven else "", log)
     return home
 
 
-def _doubt(tenancy: Tenancy | None, noted: DataRootState | None) -> Doubt | None:
-    """Why to look closely. A start that was killed while seeds were put in says nothing about the data."""
-    from cachedind import pool_lease
-    from cachedind.mending import Doubt
+def _named(result: MendingResult, remap: Remap | None) -> MendingResult:
+    """With names as people find them from the data-root."""
+    below = f"{remap.directory}/" if remap else ""
+    return result._replace(moved=tuple(one._replace(name=f"{below}{one.name}") for one in result.moved))
 
-    if tenancy is not None:
-        data = tenancy.found.data
-        if not tenancy.doubt or data is None:
-            return None
-        return Doubt(tenancy.doubt, tenancy.doubt == pool_lease.CRASHED, data.ready_at or data.started_at)
-    if noted is None:
-        return None
-    if noted.boot_id != procfs.read_boot_id():
-        return Doubt(pool_lease.CRASHED, True, noted.ready_at or noted.started_at)
-    if noted.ready_at is None and not noted.seeding:
-        return Doubt("no daemon came up on it at its last start")
-    return None
+
+def _tell_untold(root_fd: int, log: Log) -> None:
+    """A start that moved things away was killed before it could say so, or could not move all of them."""
+    from cachedind import aside
+
+    untold = [one for one in aside.read(root_fd) if not one.told]
+    for one in untold:
+        log.warn(
+            f"an earlier start ended while it moved {_shown(one.paths)} away ({one.why}): what of it is gone from "
+            f"there is in {one.name}; cachedind doctor tells how to put it back, or drop it"
+        )
+    aside.note_told(root_fd, [one.name for one in untold])
+
+
+def _shown(paths: tuple[str, ...]) -> str:
+    return ", ".join(paths[:3]) + ", …" * (len(paths) > 3)
+
+
+def _note_doubt(home: Home, reason: str, log: Log) -> None:
+    try:
+        dataroot.note_doubt(home.lease.directory_fd, home.lease.state_name, reason)
+    except (OSError, ValueError) as error:
+        log.warn(f"that the data were looked at cannot be noted down: {error}; the next start looks again")
 
 
 def _has_other(site: Site, tenancy: Tenancy) -> bool:
@@ -219,31 +254,58 @@ def _has_other(site: Site, tenancy: Tenancy) -> bool:
     return pool_lease.has_other(tenancy, pool_start.make_order(site.settings, site.daemon))
 
 
-def _move_elsewhere(
-    site: Site, lease: Lease, tenancy: Tenancy, why: str, moves: int, deadline: float | None = None
-) -> Home:
-    """Set the slot aside, with the golden of the same state, and take what is next best; an empty one after several, or
-    when the time is over."""
+def _move_elsewhere(site: Site, lease: Lease, tenancy: Tenancy, why: str, past: Past) -> Home:
+    """Set a slot aside that was proven bad, with the golden that is byte for byte the same, and take what is next best,
+    which has to be proven; an empty one after several."""
     from cachedind import pool_start
 
-    fresh = moves >= _MAX_MOVES or (deadline is not None and time.monotonic() >= deadline)
-    order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=fresh)
+    past = past._replace(moves=past.moves + 1, doubt=doubt.Doubt(doubt.SAME_STATE))
+    fresh = past.moves > _MAX_MOVES
+    order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=fresh, avoid=past.avoid)
     lease, tenancy = pool_start.move_elsewhere(tenancy, order, lease.data_root, why, site.log)
-    return settle(site, lease, tenancy, moves + 1, deadline)
+    return settle(site, lease, tenancy, past)
 
 
-def _tell(result: MendingResult, doubt: Doubt | None, *, in_pool: bool, log: Log) -> None:
+def _pass_over(site: Site, home: Home, why: str) -> Home:
+    """Leave a slot as it was that this start cannot use, and that was not proven bad, and take what is next best. When
+    that is no better, an empty one, which goes with this job: it must not come before what stays."""
+    from cachedind import pool_start
+
+    assert home.tenancy is not None
+    slot_id = home.tenancy.slot.id
+    past = Past(home.past.moves + 1, home.past.avoid | {slot_id})
+    fresh = past.moves > 1
+    order = pool_start.make_order(site.settings, site.daemon)._replace(fresh=fresh, avoid=past.avoid)
+    order = order._replace(read_only=order.read_only or fresh)
+    what = "an empty one, for this job alone" if fresh else "another"
+    site.log.warn(f"slot {slot_id} {why}; it stays as it is, and this start takes {what}")
+    lease, tenancy = pool_start.move_on(home.tenancy, order, home.lease.data_root, site.log)
+    return settle(site, lease, tenancy, past)
+
+
+def _tell(result: MendingResult, doubted: Doubt | None, *, in_pool: bool, log: Log) -> None:
     if result.unproven:
-        log.warn(f"the data could not be proven: {result.unproven}")
-    if result.loss is None:
-        if doubt is not None and result.fit and not result.unproven:
-            log.info(f"{doubt.why}: it was looked at closely, and a private daemon came up on it")
+        log.warn(f"the data could not be proven, and are used as they are: {result.unproven}")
+    if result.left:
+        log.warn(
+            f"some of the data is damaged: {result.left}; it is left as it is, as a daemon comes up on it. If builds "
+            "or images fail: remove the images, and have them pulled, loaded or built again; docker builder prune"
+        )
+    if result.unchecked:
+        log.warn(
+            f"after a crash of the host files of layers may be empty; not looked at: {'; '.join(result.unchecked)}. "
+            "If something built from them is wrong: docker builder prune, or pull the image again"
+        )
+    is_fine = result.fit and not (result.unproven or result.left)
+    if result.loss is None and doubted is not None and is_fine:
+        log.info(f"{doubted.why}: it was looked at closely, and a private daemon came up on it")
+    if result.loss is None and result.fit:
         return
     what = "the data was damaged, and is mended" if result.fit else "the data is damaged, and could not be mended"
-    places = ", ".join(
-        f"{moved.where} ({', '.join(moved.paths[:3])}{', …' * (len(moved.paths) > 3)})" for moved in result.moved
-    )
-    mend = f"what was moved away is in {places}" if places else "nothing has to be done"
+    if result.refused:
+        what = "the data is damaged, and nothing of it was changed"
+    places = ", ".join(f"{moved.name} ({_shown(moved.paths)})" for moved in result.moved)
+    mend = f"what was moved away is in {places}" if places else "a start without CACHEDIND_STRICT mends it"
     if places and not in_pool:
         mend += "; cachedind doctor tells how to put it back, or drop it"
     log.degraded(Degradation(what, result.why, result.cost, mend))
@@ -256,16 +318,32 @@ def clean(site: Site, home: Home) -> Home:
     """Have a slot without the last job's leftovers: this one, cleaned, or else another."""
     from cachedind import pool_start
 
-    for moves in range(1, _MAX_MOVES + 2):
-        tenancy = home.tenancy
-        if tenancy is None:
-            break
-        cleaned = pool_start.clean(site.settings, site.environ, home.storage, home.lease, tenancy, site.log)
-        if cleaned is not None:
-            return home._replace(cache_max_bytes=cleaned.cache_limit_bytes)
-        why = "the last job's leftovers could not be removed from it"
-        home = _move_elsewhere(site, home.lease, tenancy, why, moves)
+    while home.tenancy is not None and home.past.moves <= _MAX_MOVES + 1:
+        try:
+            cleaned = pool_start.clean(site.settings, site.environ, home.storage, home.lease, home.tenancy, site.log)
+        except MaintenanceError as error:
+            home = _leave_uncleaned(site, home, error)
+            continue
+        return home._replace(cache_max_bytes=cleaned.cache_limit_bytes)
     return home
+
+
+def _leave_uncleaned(site: Site, home: Home, error: MaintenanceError) -> Home:
+    """Only a private daemon that ended by itself, where another comes up on an empty directory, makes a slot bad."""
+    from cachedind import mending
+
+    assert home.tenancy is not None
+    why = f"still has what the last job left: {error.cause}"
+    by_itself = isinstance(error, PrivateDaemonError) and error.end is DaemonEnd.BY_ITSELF
+    if by_itself:
+        root_fd = engine_root.open_root(home.lease.data_root, home.storage.remap)
+        try:
+            patient = mending.Patient(home.lease.data_root, root_fd, home.storage, home.lease.fd)
+            if mending.is_to_blame(patient, site.environ):
+                return _move_elsewhere(site, home.lease, home.tenancy, why, home.past)
+        finally:
+            os.close(root_fd)
+    return _pass_over(site, home, why)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -362,9 +440,9 @@ def _move_on(site: Site, home: Home) -> Home:
     from cachedind import pool_start
 
     assert home.tenancy is not None
-    order = pool_start.make_order(site.settings, site.daemon)
+    order = pool_start.make_order(site.settings, site.daemon)._replace(avoid=home.past.avoid)
     lease, tenancy = pool_start.move_on(home.tenancy, order, home.lease.data_root, site.log)
-    return clean(site, settle(site, lease, tenancy))
+    return clean(site, settle(site, lease, tenancy, Past(avoid=home.past.avoid)))
 
 
 def seed_late(site: Site, home: Home, seeds: Seeds, addresses: list[str]) -> None:

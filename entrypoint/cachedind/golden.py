@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import damage, directories, engine_root, pool, slots, state
+from cachedind import damage, directories, engine_root, pool, procfs, slots, state
 from cachedind.clone import CloneMethod, clone_directory
 from cachedind.model import StoragePlan
 from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
@@ -104,6 +104,9 @@ def promote(
             "durable": durable,
             "promoted_at": round(time.time(), 3),
             "took_s": round(time.monotonic() - started, 3),
+            # What was synced at the end of the slot's daemon was not this copy, which is as old as this boot.
+            "ended": None,
+            "boot_id": procfs.read_boot_id(),
         }
         state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=durable)
         home.trace.reach("promote.recorded")

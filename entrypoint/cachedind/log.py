@@ -32,6 +32,11 @@ class Log:
         self._strict = strict
         self._fd = fd
 
+    @property
+    def strict(self) -> bool:
+        """Whether `degraded` ends the start: who would change something before it, asks."""
+        return self._strict
+
     def debug(self, message: str, **fields: object) -> None:
         self._write(Level.DEBUG, message, fields)
 

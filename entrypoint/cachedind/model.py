@@ -94,12 +94,21 @@ class Remap(NamedTuple):
         return f"{self.uid}.{self.gid}"
 
 
+class Ended(NamedTuple):
+    """What was seen of a daemon's end. `clean` tells that it had answered, ended with status 0, and that its filesystem
+    was synced after that."""
+
+    status: int
+    clean: bool
+
+
 class DataRootState(NamedTuple):
     """What .cachedind/state.json or slot.json remembers of the last start on a data-root.
 
     `ready_at` is when its daemon answered first, `ready_s` how long that took from the container's start; both are None
-    until it does, and stay so when it never did. `failures` counts such starts before this one. `seeding` counts the
-    starts in a row that did not come to the end of putting seeds in, which says nothing about the data. `remap` names
+    until it does, and stay so when it never did. `seeding` counts the starts in a row that did not come to the end of
+    putting seeds in, which says nothing about the data. `ended` is None where nobody has seen the daemon's end; `doubt`
+    is why the data have to be proven, empty where they need not. `remap` names
     the directory of an engine with userns-remap.
     """
 
@@ -111,16 +120,10 @@ class DataRootState(NamedTuple):
     started_at: float
     ready_at: float | None = None
     ready_s: float | None = None
-    failures: int = 0
     seeding: int = 0
     remap: str = ""
-
-    @property
-    def failures_now(self) -> int:
-        """How many starts in a row did not come up, the last one included."""
-        if self.ready_at is not None:
-            return 0
-        return self.failures + (0 if self.seeding else 1)
+    ended: Ended | None = None
+    doubt: str = ""
 
 
 class ExistingData(NamedTuple):
@@ -176,8 +179,8 @@ class Loss(IntEnum):
     """Build history, labels of volumes, networks, a container: what no build and no image needs."""
     NAMES = 2
     """Images lose their names."""
-    RECENT = 3
-    """Images and build cache of the last minutes."""
+    LAYERS = 3
+    """Some images, and nothing else."""
     CACHE = 4
     """The build cache."""
     IMAGES = 5

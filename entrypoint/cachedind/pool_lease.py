@@ -14,7 +14,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import golden, linux, pool, slots, state
+from cachedind import doubt, golden, in_use, linux, pool, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.errors import PoolUnusableError
 from cachedind.keys import BASE_KEY
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 _MAX_SUSPECTS = 8
-CRASHED = "the host went down since its last daemon"
 
 
 class Warmth(StrEnum):
@@ -50,6 +49,8 @@ class Order(NamedTuple):
     holder: Holder
     fresh: bool = False
     """Whether to start from nothing, whatever there is."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of slots that this start has passed over."""
 
 
 class Tenancy(NamedTuple):
@@ -68,8 +69,11 @@ class Tenancy(NamedTuple):
     source_key: str
     sequence: int
     promoted: bool = False
-    doubt: str = ""
-    """Why the content has to be proven before a job gets it; empty where it need not."""
+
+    @property
+    def is_throwaway(self) -> bool:
+        """Whether it goes with this job."""
+        return self.raw.get("read_only") is True
 
     @property
     def is_pure(self) -> bool:
@@ -95,7 +99,7 @@ def take(home: Pool, order: Order, log: Log) -> Tenancy:
     source_key = order.key
     if source is None and not order.fresh:
         source, source_key = _open_fallback(home, order, log)
-    if source is None and order.read_only and not slots.has_clones(home):
+    if source is None and order.read_only and not order.fresh and not slots.has_clones(home):
         log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
     return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
 
@@ -113,44 +117,26 @@ def _introduce(tenancy: Tenancy, holder: Holder) -> Tenancy:
 
 
 def _survey(home: Pool, key_fd: int, order: Order, log: Log) -> list[Candidate]:
-    """What the key has. What cannot be understood, and what failed too often, is set aside."""
+    """What the key has, and this start has not passed over. What cannot be understood is set aside."""
     candidates, bad = slots.read_candidates(key_fd)
     for name, why in bad:
         _set_aside(home, key_fd, name, why, log)
-    good = []
-    for candidate in candidates:
-        data = candidate.state.data
-        failures = 0 if data is None else data.failures_now
-        if candidate.kind is Kind.SLOT and failures >= slots.MAX_FAILURES:
-            why = f"no daemon came up on it in the last {failures} starts"
-            if _set_aside(home, key_fd, candidate.name, why, log):
-                continue
-        good.append(candidate)
-    return [candidate for candidate in good if not _is_hopeless(home, key_fd, candidate, good, log)]
+    return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in order.avoid]
 
 
-def _is_hopeless(home: Pool, key_fd: int, candidate: Candidate, candidates: list[Candidate], log: Log) -> bool:
-    """Whether a golden was to be set aside, and is: its clones do not come up."""
-    if candidate.kind is not Kind.GOLDEN:
-        return False
-    failures = _failed_clones(key_fd, candidate.state, candidates)
-    if failures < slots.MAX_FAILURES:
-        return False
-    why = f"no daemon came up in the last {failures} starts on clones of it"
-    return _set_aside(home, key_fd, candidate.name, why, log)
-
-
-def _failed_clones(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> int:
-    """Of the newest clones alone, as each look at a lock takes its time."""
-    suspects = [c for c in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS] if c.state.never_ready]
-    held = {c.name for c in suspects if slots.look(key_fd, c.name, 0)[0]}
-    if len(held) == len(suspects):
-        return 0
-    return slots.failed_clones(golden, [c for c in candidates if c.name not in held])
+def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
+    """Whether no daemon came up on a golden's last clone that nobody holds. Of the newest alone, as each look at a lock
+    takes its time."""
+    for clone in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
+        if not clone.state.never_ready:
+            return False
+        if not slots.look(key_fd, clone.name, 0)[0]:
+            return True
+    return False
 
 
 def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
-    """Set a bad slot or golden aside, unless somebody holds it."""
+    """Set a bad slot or golden aside, unless somebody holds it. With CACHEDIND_STRICT it stays, and the start ends."""
     if name.startswith("slots/"):
         try:
             slot = slots.try_lease(key_fd, name)
@@ -160,6 +146,9 @@ def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
             if slot is None:
                 return False
             slot.close()
+    if log.strict:
+        mend = "a start without CACHEDIND_STRICT sets it aside and takes what is next best"
+        log.degraded(Degradation(f"{name} of the pool is bad", why, "nothing of it was changed", mend))
     parent, _, last = name.rpartition("/")
     parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
     try:
@@ -191,25 +180,22 @@ def _lease_newest(
         except BaseException:
             slot.close()
             raise
-        doubt = "" if found.data is None else _doubt(found, order.boot_id)
-        return Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted, doubt)
+        return Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted)
     return None
-
-
-def _doubt(found: SlotState, boot_id: str) -> str:
-    if found.is_trusted(boot_id) or found.data is None:
-        return ""
-    if found.data.boot_id != boot_id:
-        return CRASHED
-    return "" if found.data.seeding else "no daemon came up on it at its last start"
 
 
 def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
     try:
-        return slots.try_lease(key_fd, name)
+        slot = slots.try_lease(key_fd, name)
     except slots.BadSlotError as error:
         _set_aside(home, key_fd, name, str(error), log)
         return None
+    locked = None if slot is None else in_use.find_locked(slot.data_fd)
+    if slot is not None and locked is not None:
+        slot.close()
+        log.warn(f"{name} is passed over: a daemon that does not hold its lease is at work on it ({locked} is locked)")
+        return None
+    return slot
 
 
 def _promote_if_due(
@@ -280,10 +266,16 @@ def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[
         else:
             source = _open_source(home, key_fd, candidate.name, log)
             if source is not None:
-                failed = _failed_clones(key_fd, source.found, candidates)
-                doubt = "no daemon came up on the last clone of its golden" if failed else ""
-                return source._replace(doubt=doubt or _doubt(source.found, order.boot_id))
+                return source._replace(doubt=_doubt_of_golden(key_fd, source.found, candidates, order.boot_id))
     return None
+
+
+def _doubt_of_golden(key_fd: int, found: SlotState, candidates: list[Candidate], boot_id: str) -> str:
+    """Why a clone of it has to be proven; nothing where it need not."""
+    if not found.is_trusted(boot_id):
+        doubted = doubt.find(found.data, boot_id)
+        return doubted.why if doubted is not None else ""
+    return doubt.NEVER_READY if _last_clone_failed(key_fd, found, candidates) else ""
 
 
 def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
@@ -326,6 +318,8 @@ def _be_born(home: Pool, order: Order, source: _Source | None, source_key: str, 
         # Another key's numbers mean nothing in this one.
         own = source.found.sequence if source_key == order.key else 0
         raw = slots.clone_state(source.raw, sequence=own, read_only=order.read_only)
+        # From now on it is as old as this boot, and doubted for what its golden is doubted for.
+        raw |= {"boot_id": order.boot_id, "doubt": source.doubt}
         raw["pure"] = source_key == BASE_KEY
         slot = slots.create(home, order.key, source.data_fd, raw)
     except OSError as error:
@@ -337,33 +331,26 @@ def _be_born(home: Pool, order: Order, source: _Source | None, source_key: str, 
         raise
     finally:
         source.close()
-    return Tenancy(home, order.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence, doubt=source.doubt)
+    return Tenancy(home, order.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
 
 
 def give_up(tenancy: Tenancy, why: str, log: Log) -> None:
-    """Set a leased slot aside, with a golden that was made of the very state, or of which it is a clone; the lease
-    ends. Raises OSError."""
+    """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
+    clone of, or that this start has made of it. The lease ends. Raises OSError."""
     tenancy.slot.close()
-    for key in dict.fromkeys((tenancy.key, tenancy.source_key or tenancy.key)):
-        _give_up_in(tenancy, key, why, log)
-
-
-def _give_up_in(tenancy: Tenancy, key: str, why: str, log: Log) -> None:
-    home = tenancy.home
-    with slots.locked_key(home, key, create=False) as key_fd:
-        if key_fd is None:
-            return
-        candidates, _ = slots.read_candidates(key_fd)
-        for candidate in candidates:
-            is_its_golden = (
-                candidate.kind is Kind.GOLDEN
-                and key == (tenancy.source_key or tenancy.key)
-                and slots.class_name(candidate.state) == slots.class_name(tenancy.found)
-                and candidate.state.sequence == tenancy.found.sequence
-            )
-            is_itself = key == tenancy.key and candidate.name == f"slots/{tenancy.slot.id}"
-            if is_its_golden or is_itself:
-                _set_aside(home, key_fd, candidate.name, why, log)
+    is_golden_too = tenancy.warmth is Warmth.CLONED or tenancy.promoted
+    golden_key = tenancy.source_key or tenancy.key
+    for key in dict.fromkeys((tenancy.key, golden_key)):
+        with slots.locked_key(tenancy.home, key, create=False) as key_fd:
+            if key_fd is None:
+                continue
+            if key == tenancy.key:
+                _set_aside(tenancy.home, key_fd, f"slots/{tenancy.slot.id}", why, log)
+            for candidate in slots.read_candidates(key_fd)[0]:
+                same = slots.class_name(candidate.state) == slots.class_name(tenancy.found)
+                same = same and candidate.state.sequence == tenancy.found.sequence
+                if is_golden_too and key == golden_key and candidate.kind is Kind.GOLDEN and same:
+                    _set_aside(tenancy.home, key_fd, candidate.name, why, log)
 
 
 def has_other(tenancy: Tenancy, order: Order) -> bool:

@@ -96,7 +96,7 @@ def promote(tenancy: Tenancy, key: str) -> Tenancy:
         number, _ = slots.draw_sequence(key_fd, candidates)
         raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
         # The private daemon came up on it.
-        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "failures": 0, "seeding": 0}
+        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
         golden.promote(home, key_fd, slot, {**raw, **proven, "sequence": number}, goldens, clean=True)
         if key != tenancy.key:
             return tenancy
@@ -112,7 +112,7 @@ def give_back(tenancy: Tenancy) -> None:
     home, slot = tenancy.home, tenancy.slot
     if tenancy.warmth is Warmth.LEASED and not tenancy.is_pure:
         raw = state.read_state(slot.directory_fd, STATE_NAME)
-        names = ("started_at", "ready_at", "ready_s", "failures", "sequence", "boot_id")
+        names = ("started_at", "ready_at", "ready_s", "sequence", "boot_id", "ended", "doubt")
         state.write_state(slot.directory_fd, STATE_NAME, {name: tenancy.raw.get(name) for name in names}, raw)
     else:
         with slots.locked_key(home, tenancy.key, create=False) as key_fd:

@@ -13,7 +13,6 @@ from cachedind import decision, engine_root, facts, linux, mounts, pool, pool_le
 from cachedind.errors import (
     CachedindError,
     ImageImpossibleError,
-    MaintenanceError,
     PoolUnusableError,
     ProgramMissingError,
 )
@@ -143,31 +142,27 @@ def _leave(home: Pool | None) -> None:
 
 def clean(
     settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, tenancy: Tenancy, log: Log
-) -> Cleaned | None:
+) -> Cleaned:
     """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
     pool is over its budget with nothing left to evict, the slot is pruned too.
 
-    None when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
+    Raises MaintenanceError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind import maintenance
 
-    try:
-        leftovers = maintenance.find_leftovers(engine_root.make(lease.data_root, storage.remap), settings.keep)
-        wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, tenancy)
-        cleaned = maintenance.maintain(
-            lease.data_root,
-            storage,
-            leftovers,
-            settings.keep,
-            lock_fd=lease.fd,
-            environ=environ,
-            log=log,
-            trace=tenancy.home.trace,
-            wanted=wanted,
-        )
-    except MaintenanceError as error:
-        log.warn(f"{error.cause}; {error.hint}")
-        return None
+    leftovers = maintenance.find_leftovers(engine_root.make(lease.data_root, storage.remap), settings.keep)
+    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, tenancy)
+    cleaned = maintenance.maintain(
+        lease.data_root,
+        storage,
+        leftovers,
+        settings.keep,
+        lock_fd=lease.fd,
+        environ=environ,
+        log=log,
+        trace=tenancy.home.trace,
+        wanted=wanted,
+    )
     if not leftovers and wanted is None:
         return cleaned
     try:
@@ -202,7 +197,7 @@ def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, tenanc
 
 
 def move_elsewhere(tenancy: Tenancy, order: Order, data_root: str, why: str, log: Log) -> tuple[Lease, Tenancy]:
-    """Set a slot aside that is not fit for a job, with the golden of the same state, and take another one.
+    """Set a slot aside that was proven bad, with the golden that is the same byte for byte, and take another one.
 
     Raises PoolUnusableError, OSError.
     """

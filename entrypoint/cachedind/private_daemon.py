@@ -24,7 +24,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cachedind import engine_paths, engine_root, linux, networks
-from cachedind.errors import MaintenanceError
+from cachedind.errors import DaemonEnd, MaintenanceError, PrivateDaemonError
 from cachedind.model import ImageStore
 from cachedind.processes import Program
 
@@ -41,6 +41,7 @@ DEADLINE_S = 60.0
 _STOP_S = 15.0
 _STOP_UNANSWERED_S = 5.0
 _POLL_S = 0.002
+_ASK_AGAIN_S = 5
 _QUOTED_LINES = 3
 _PASSED_ON = frozenset(
     spelled
@@ -100,7 +101,7 @@ def private_daemon(
         try:
             client = docker.DockerClient(f"unix://{directory}/docker.sock", timeout=whole_seconds_left(deadline))
         except docker.errors.DockerException as error:
-            raise _failure(f"does not tell its version ({error})", directory) from error
+            raise _failure(f"does not tell its version ({error})", directory, DaemonEnd.SILENT) from error
         stop_s = _STOP_S
         with contextlib.closing(client):
             yield client
@@ -195,17 +196,24 @@ def _arguments(directory: str, data_root: str, storage: StoragePlan) -> list[str
 def _wait(programs: list[Program], directory: str, deadline: float, is_ready: Callable[[], bool]) -> None:
     """Raises MaintenanceError when a program ends, or the time does."""
     while not is_ready():
-        ended = [program for program in programs if program.status is not None]
-        if ended or time.monotonic() >= deadline:
-            raise _failure(f"ended with status {ended[0].status}" if ended else "did not answer in time", directory)
+        statuses = [status for program in programs if (status := program.status) is not None]
+        if statuses:
+            by_signal = min(statuses) < 0
+            end = DaemonEnd.BY_A_SIGNAL if by_signal else DaemonEnd.BY_ITSELF
+            what = f"was killed by signal {-min(statuses)}" if by_signal else f"ended with status {statuses[0]}"
+            raise _failure(what, directory, end)
+        if time.monotonic() >= deadline:
+            raise _failure("did not answer in time", directory, DaemonEnd.SILENT)
         time.sleep(_POLL_S)
 
 
-def _failure(what: str, directory: str) -> MaintenanceError:
-    return MaintenanceError(
+def _failure(what: str, directory: str, end: DaemonEnd) -> MaintenanceError:
+    error = PrivateDaemonError(
         f"the private daemon {what}: {_last_lines(f'{directory}/log')}",
-        "the data-root may be damaged: set it aside and start with another",
+        "cachedind doctor tells more; its last lines say what it met",
     )
+    error.end = end
+    return error
 
 
 def whole_seconds_left(deadline: float) -> int:
@@ -221,7 +229,8 @@ def _accepts(path: str) -> bool:
 def _answers(path: str, deadline: float) -> bool:
     """Whether the API has answered a request, which may take as long as dockerd takes to come up."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(whole_seconds_left(deadline))
+        # It may end meanwhile, or its containerd may: asked again, it costs nothing.
+        client.settimeout(min(whole_seconds_left(deadline), _ASK_AGAIN_S))
         try:
             client.connect(path)
             client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")

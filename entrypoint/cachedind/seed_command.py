@@ -144,7 +144,7 @@ def _leave(filled: Home) -> None:
     assert tenancy is not None
     if tenancy.warmth is Warmth.LEASED and filled.seeded:
         raw = state.read_state(tenancy.slot.directory_fd, STATE_NAME)
-        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "failures": 0, "seeding": 0}
+        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
         state.write_state(tenancy.slot.directory_fd, STATE_NAME, proven, raw)
         tenancy.slot.close()
     else:

@@ -15,7 +15,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import dataroot, lease, linux, pool, state
+from cachedind import dataroot, doubt, lease, linux, pool, state
 from cachedind.clone import CloneMethod, clone_directory, make_directory
 from cachedind.errors import PoolUnusableError
 from cachedind.keys import directory_name
@@ -32,10 +32,6 @@ STATE_NAME = "slot.json"
 LOCK_NAME = "slot.lock"
 GOLDEN_NAME = "golden.json"
 KEY_LOCK_TIMEOUT_S = 60.0
-MAX_FAILURES = 2
-"""A slot on which that many starts in a row did not come up is set aside, and so is a golden, with clones of it."""
-SAME_TIME_S = 5.0
-
 
 _PARENTS = ("golden.other", "slots")
 _NOT_OURS = frozenset({errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO})
@@ -50,8 +46,8 @@ class Kind(StrEnum):
 class SlotState(NamedTuple):
     """What slot.json or golden.json says. `data` is None where no daemon has run on it yet.
 
-    `sequence` is the number of the start that made this state; `failures` counts the starts since the last one that
-    came up; `durable` tells that a golden was on disk when it got its name.
+    `sequence` is the number of the start that made this state; `durable` tells that a golden was on disk when it got
+    its name; `pure` that no job's daemon has ever come up on it.
     """
 
     data: DataRootState | None
@@ -61,6 +57,7 @@ class SlotState(NamedTuple):
     read_only: bool = False
     durable: bool = False
     clean: bool = False
+    pure: bool = False
     id: str = ""
     """A golden's, which its clones have as `parent`."""
     asked: str = ""
@@ -71,9 +68,16 @@ class SlotState(NamedTuple):
         return self.data is not None and self.data.ready_at is None
 
     def is_trusted(self, boot_id: str) -> bool:
-        if self.data is None:
+        if self.data is None or self.never_ready:
             return False
-        return not self.never_ready and (self.durable or self.data.boot_id == boot_id)
+        return self.durable or doubt.find(self.data, boot_id) is None
+
+    def is_likely(self, boot_id: str) -> bool:
+        """Whether it is as good as one that is trusted for all that anybody knows: its last start may have been
+        cancelled before the daemon answered, which says nothing about what is in it."""
+        if self.data is None or self.is_trusted(boot_id):
+            return self.data is not None
+        return not self.pure and not doubt.is_grave(doubt.find(self.data, boot_id))
 
 
 class Candidate(NamedTuple):
@@ -147,7 +151,7 @@ def _is_asked_for(found: SlotState, data: DataRootState, wish: Wish) -> bool:
 
 
 def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[Candidate]:
-    """What to start from, best first: trusted before suspicious, this engine's own before an older one's, the newest.
+    """What to start from, best first: without a grave doubt, this engine's own before an older one's, the newest.
 
     Of equally new ones a slot, which needs no clone. A slot that never had a daemon and has no parent comes last.
     """
@@ -157,7 +161,7 @@ def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[C
         same = found.data is not None and found.data.engine.release == wish.engine.release
         return (
             found.data is not None,
-            found.is_trusted(boot_id),
+            found.is_likely(boot_id),
             same,
             found.sequence,
             candidate.kind is Kind.SLOT,
@@ -172,19 +176,6 @@ def newest_clones(golden: SlotState, candidates: list[Candidate]) -> list[Candid
     clones = [c for c in candidates if c.kind is Kind.SLOT and golden.id and c.state.parent == golden.id]
     started = [c for c in clones if c.state.data is not None]
     return sorted(started, key=lambda c: c.state.data.started_at if c.state.data else 0.0, reverse=True)
-
-
-def failed_clones(golden: SlotState, candidates: list[Candidate]) -> int:
-    """How many starts in a row on clones of a golden did not come up; those that began within SAME_TIME_S of each other
-    count once, as they may have been ended together. Of `candidates` none may be held. Pure."""
-    count, last = 0, float("inf")
-    for clone in newest_clones(golden, candidates):
-        data = clone.state.data
-        if data is None or data.ready_at is not None or data.seeding:
-            break
-        if last - data.started_at >= SAME_TIME_S:
-            count, last = count + 1, data.started_at
-    return count
 
 
 def needs_promotion(slot: SlotState, goldens: list[Candidate], boot_id: str) -> bool:
@@ -202,7 +193,7 @@ def superseded(slot: SlotState, goldens: list[Candidate]) -> bool:
     newest = max((g.state.sequence for g in goldens if class_name(g.state) == class_name(slot)), default=-1)
     if slot.data is None:
         return bool(goldens)
-    return slot.sequence < newest or (slot.never_ready and newest >= 0)
+    return slot.sequence < newest or (slot.never_ready and slot.pure and newest >= 0)
 
 
 # ---- state files -------------------------------------------------------------------------------------------------
@@ -223,6 +214,7 @@ def parse_slot_state(raw: dict[str, object]) -> SlotState:
         read_only=raw.get("read_only") is True,
         durable=raw.get("durable") is True,
         clean=raw.get("clean") is True,
+        pure=raw.get("pure") is True,
         id=str(raw.get("id", ""))[:200],
         asked=asked if (asked := str(raw.get("asked", ""))) in ("driver", "store") else "",
     )
@@ -481,7 +473,7 @@ def _open_lock(directory_fd: int, *, create: bool) -> int:
 
 def clone_state(raw: dict[str, object], *, sequence: int, read_only: bool) -> dict[str, object]:
     """The slot.json of a clone, from its golden's golden.json."""
-    dropped = ("id", "from", "clean", "durable", "promoted_at", "took_s", "version", "min_reader")
+    dropped = ("id", "from", "clean", "durable", "promoted_at", "took_s", "ended", "version", "min_reader")
     kept = {name: value for name, value in raw.items() if name not in dropped}
     return {**kept, "sequence": sequence, "parent": str(raw.get("id", "")), "read_only": read_only}
 

@@ -34,6 +34,7 @@ POINTS = (
     "evict.emptied",
     "mend.moved",
     "mend.proven",
+    "mend.settled",
     "maintain.started",
     "maintain.cleaned",
     "maintain.pruned",

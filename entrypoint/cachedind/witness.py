@@ -134,7 +134,7 @@ def note_ready(lease: Lease, ready_s: float) -> None:
         raw = state.read_state(lease.directory_fd, lease.state_name)
     except ValueError:
         return
-    values: dict[str, object] = {"ready_at": round(time.time(), 3), "ready_s": round(ready_s, 3), "failures": 0}
+    values: dict[str, object] = {"ready_at": round(time.time(), 3), "ready_s": round(ready_s, 3)}
     if raw is not None and "pure" in raw:
         values["pure"] = False
     state.write_state(lease.directory_fd, lease.state_name, values, raw, durable=False)

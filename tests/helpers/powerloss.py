@@ -125,6 +125,8 @@ class Ordeal:
         self._check(dind, self._project, "old project")
         self._check(dind, interrupted, "interrupted project")
         assert "Traceback" not in dind.log()
+        # Whatever the disk has kept of the state file: another boot's, or nothing.
+        assert self._pooled or "the host went down" in dind.log() or "as after a crash" in dind.log()
         self._end(dind)
         self.counts["losses"] += 1
 

@@ -3,6 +3,7 @@ does to the data."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -58,7 +59,7 @@ def begin(tenancy: Tenancy, engine: EngineVersion = ENGINE) -> None:
 def come_up(tenancy: Tenancy) -> None:
     """What the witness notes down."""
     raw = state.read_state(tenancy.slot.directory_fd, slots.STATE_NAME)
-    values: dict[str, object] = {"ready_at": time.time(), "ready_s": 0.1, "failures": 0}
+    values: dict[str, object] = {"ready_at": time.time(), "ready_s": 0.1, "pure": False}
     state.write_state(tenancy.slot.directory_fd, slots.STATE_NAME, values, raw, durable=False)
 
 
@@ -81,3 +82,10 @@ def job(home: Pool, wanted: Order, name: str, engine: EngineVersion = ENGINE) ->
     come_up(tenancy)
     tenancy.slot.close()
     return tenancy.slot.id
+
+
+def golden(home: Pool, key: str = "k") -> dict[str, object]:
+    """What golden.json says."""
+    text = (Path(home.tree) / "keys" / key / "golden" / slots.GOLDEN_NAME).read_text()
+    found: dict[str, object] = json.loads(text)
+    return found

@@ -254,19 +254,3 @@ def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine
     second = home.start(engine, pool)
     assert any("a private daemon came up on it" in line for line in second.messages), second.log()
     assert second.build(what).uncached == []
-
-
-def test_after_a_crash_of_the_host_what_was_last_written_is_not_believed(ward: Ward) -> None:
-    """The boot's number in the state file is another one, as after a reboot; old records stay, young ones go."""
-    good = ward.good(TRIXIE)
-    good.damage("""sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' .cachedind/state.json""")
-    dind = ward.start(TRIXIE, good.volume, "case")
-    assert any("the host went down" in line for line in dind.warnings), dind.log()
-    assert dind.build(good.project).uncached != []
-    dind.run_image(good.project)
-    dind.kill()
-    dind.remove()
-    again = ward.start(TRIXIE, good.volume, "case")
-    assert again.warnings == []
-    assert again.build(good.project).uncached == []
-    again.remove()

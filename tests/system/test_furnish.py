@@ -44,7 +44,7 @@ def test_what_a_killed_trial_left_among_the_layers_is_swept_and_no_layer(data_ro
         (directory / f"{probes.PROBE_PREFIX}1-2" / "upper").mkdir(parents=True)
     lease = take(data_root)
     try:
-        _, existing, _ = furnish.observe(lease, None, Log())
+        _, existing, _, _ = furnish.observe(lease, None, Log())
     finally:
         give_up(lease)
     assert existing.pairs == ()
@@ -64,7 +64,7 @@ def test_a_full_data_root(filesystems: Filesystems, capfd: pytest.CaptureFixture
             with pytest.raises(DataRootUnwritableError, match=r"\(ext4\) is full: 0 B of"):
                 furnish.observe(lease, None, Log())
         else:
-            _, existing, _ = furnish.observe(lease, None, Log())
+            _, existing, _, _ = furnish.observe(lease, None, Log())
             assert existing.pairs == ((ImageStore.GRAPHDRIVER, "vfs"),)
             assert "warning: the filesystem of" in capfd.readouterr().err
     finally:

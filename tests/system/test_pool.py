@@ -4,6 +4,7 @@ any moment neither give a slot two holders nor break a golden."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import clone, linux, pool, slots, upkeep
+from cachedind import clone, linux, pool, pool_lease, slots, upkeep
 from cachedind.clone import CloneMethod
+from cachedind.log import Level, Log
 from cachedind.model import EngineVersion
 from cachedind.pool import Pool
 from cachedind.pool_lease import Tenancy, Warmth
@@ -116,32 +118,88 @@ def test_slots_without_clones_are_leased_or_fresh(open_home: Opener) -> None:
     beside.slot.close()
 
 
-def test_a_state_of_which_no_daemon_came_up_is_not_promoted(open_home: Opener) -> None:
+def test_a_state_of_which_no_daemon_came_up_is_neither_promoted_nor_lost(open_home: Opener) -> None:
     home = open_home("btrfs")
-    tenants.job(home, tenants.order(), "good")
-    bad = tenants.take(home, tenants.order())
-    tenants.begin(bad)
-    tenants.write(bad, "bad")
-    bad.slot.close()  # killed before it was ready
-    after = tenants.take(home, tenants.order())
-    assert (after.warmth, tenants.names(after)) == (Warmth.CLONED, ["good"])
-    after.slot.close()
+    slot_id = tenants.job(home, tenants.order(), "good")
+    for _ in range(12):
+        cancelled = tenants.take(home, tenants.order())
+        assert (cancelled.warmth, cancelled.slot.id, tenants.names(cancelled)) == (Warmth.LEASED, slot_id, ["good"])
+        tenants.begin(cancelled)
+        beside = tenants.take(home, tenants.order())
+        assert tenants.names(beside) == ["good"]
+        beside.slot.close()  # killed, and even before it was noted down
+        cancelled.slot.close()
+        slot_id = cancelled.slot.id
+    assert pool.names_in(home.aside_fd) == []
+    sequence = tenants.golden(home)["sequence"]
+    assert isinstance(sequence, int)
+    assert sequence < cancelled.sequence, "what no daemon has answered on is no golden"
 
 
-def test_without_a_golden_a_suspicious_slot_has_a_second_chance_and_no_third(open_home: Opener) -> None:
+def test_what_ended_cleanly_before_a_reboot_becomes_a_golden_that_is_trusted(open_home: Opener) -> None:
     home = open_home("btrfs")
-    ids = []
+    slot_id = tenants.job(home, tenants.order(), "good")
+    path = Path(home.tree) / "keys/k/slots" / slot_id / slots.STATE_NAME
+    noted = json.loads(path.read_text())
+    path.write_text(json.dumps({**noted, "boot_id": "of-before", "ended": {"status": 0, "clean": True}}))
+    leased = tenants.take(home, tenants.order())
+    assert (leased.warmth, leased.slot.id, leased.promoted) == (Warmth.LEASED, slot_id, True)
+    beside = tenants.take(home, tenants.order())
+    assert (beside.warmth, tenants.names(beside)) == (Warmth.CLONED, ["good"])
+    assert beside.raw["doubt"] == ""
+    for tenancy in (leased, beside):
+        tenancy.slot.close()
+
+
+def test_an_empty_slot_on_which_no_daemon_came_up_has_any_number_of_chances(open_home: Opener) -> None:
+    home = open_home("btrfs")
+    ids = set()
     for _ in range(3):
         tenancy = tenants.take(home, tenants.order())
         tenants.begin(tenancy)
-        tenants.write(tenancy, "x")
-        ids.append(tenancy.slot.id)
+        ids.add(tenancy.slot.id)
         tenancy.slot.close()
-    assert ids[0] == ids[1] != ids[2]
-    [aside] = pool.names_in(home.aside_fd)
-    why = json.loads((Path(home.tree) / "aside" / aside / "why.json").read_text())
-    assert "no daemon came up" in why["why"]
-    assert (Path(home.tree) / "aside" / aside / "slot" / "data" / "x").exists(), "nothing is lost silently"
+    assert len(ids) == 1
+    assert pool.names_in(home.aside_fd) == []
+
+
+def test_a_slot_on_which_a_stray_daemon_is_at_work_is_passed_over(open_home: Opener) -> None:
+    home = open_home("btrfs")
+    used = tenants.job(home, tenants.order(), "good")
+    path = Path(home.tree) / "keys/k/slots" / used / "data/volumes/metadata.db"
+    path.parent.mkdir()
+    path.touch()
+    with path.open("r+") as database:
+        fcntl.flock(database, fcntl.LOCK_EX)
+        other = tenants.take(home, tenants.order())
+        assert other.slot.id != used
+        other.slot.close()
+    assert pool.names_in(home.aside_fd) == []
+
+
+@pytest.mark.parametrize("how", ["leased", "cloned"])
+def test_a_golden_goes_only_with_its_own_clone(open_home: Opener, how: str) -> None:
+    """The slot that was proven bad has gone on since the golden was made of it."""
+    home = open_home("btrfs")
+    tenants.job(home, tenants.order(), "one")
+    tenants.job(home, tenants.order(), "two")
+    held = tenants.take(home, tenants.order())
+    if how == "leased":
+        tenants.begin(held)
+        held.slot.close()
+        held = tenants.take(home, tenants.order())
+        bad = held
+    else:
+        bad = tenants.take(home, tenants.order())
+    assert bad.warmth is (Warmth.LEASED if how == "leased" else Warmth.CLONED)
+    pool_lease.give_up(bad, "a private daemon ended by itself", Log(level=Level.ERROR))
+    left = tenants.take(home, tenants.order())
+    expected = ["one", "two"] if how == "leased" else ["one"]
+    assert tenants.names(left) == expected
+    assert len(pool.names_in(home.aside_fd)) == (1 if how == "leased" else 2)
+    left.slot.close()
+    if held is not bad:
+        held.slot.close()
 
 
 def test_throw_aways_are_evicted_and_held_slots_never(open_home: Opener) -> None:

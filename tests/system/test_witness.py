@@ -156,7 +156,7 @@ def test_a_daemon_that_comes_up_is_noted_and_the_lease_is_its_own_then(
     found = noted(tmp_path / "root")
     assert before - 1 <= float(str(found["ready_at"])) <= time.time()
     assert 0 < float(str(found["ready_s"])) < 20
-    assert (found["engine"], found["failures"]) == ("28.5.2", 0), "what was noted before is kept"
+    assert found["engine"] == "28.5.2", "what was noted before is kept"
 
     pid, still_held, seen = late.read_text().split(" ", 2)
     assert still_held == "False", "late work is done with the lease still open"

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from cachedind.dataroot import (
     count_layers,
     next_state,
+    note_doubt,
     parse_data_root_state,
     read_data_root_state,
     read_existing,
     write_data_root_state,
 )
-from cachedind.model import DataRootState, EngineVersion, ImageStore, StoragePlan
+from cachedind.model import DataRootState, Ended, EngineVersion, ImageStore, StoragePlan
 from cachedind.state import parse_state
 
 GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
@@ -223,11 +224,41 @@ def test_a_start_is_noted_as_one_that_has_not_come_up_yet() -> None:
     assert same(STATE._replace(ready_at=1001, ready_s=1.0)) == STATE._replace(started_at=2000)
 
 
-def test_starts_that_never_came_up_are_counted() -> None:
-    first = same(None)
-    second = same(first)
-    assert (first.failures, second.failures, same(second).failures) == (0, 1, 2)
-    assert same(second._replace(ready_at=2001)).failures == 0
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (None, None),
+        ({"status": 0, "clean": True, "at": 1.0}, Ended(0, True)),
+        ({"status": 137, "clean": False}, Ended(137, False)),
+        ({"status": 1, "clean": True}, Ended(1, False)),
+        ({"clean": True}, Ended(-1, False)),
+        ("clean", None),
+        ([], None),
+    ],
+)
+def test_only_what_is_surely_a_clean_end_is_one(directory: int, raw: object, expected: Ended | None) -> None:
+    write_data_root_state(directory, STATE_NAME, STATE, {"ended": raw})
+    found = read_data_root_state(directory, STATE_NAME)
+    assert found is not None
+    assert found.ended == expected
+
+
+def test_doubt_is_carried_until_it_is_ended(directory: int) -> None:
+    doubted = next_state(
+        STATE, StoragePlan(GRAPH, "overlay2", ""), engine=STATE.engine, fstype="x", boot_id="b", now=1, doubt="a crash"
+    )
+    write_data_root_state(directory, STATE_NAME, doubted, {})
+    assert read_data_root_state(directory, STATE_NAME) == doubted
+    note_doubt(directory, STATE_NAME, "")
+    assert read_data_root_state(directory, STATE_NAME) == doubted._replace(doubt="")
+
+
+def test_a_clean_end_is_taken_back_on_the_disk(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data_root_state(directory, STATE_NAME, STATE, {"ended": {"status": 0, "clean": True}})
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_data_root_state(directory, STATE_NAME, STATE, {})
+    assert len(synced) == 2
 
 
 def test_only_what_is_new_is_synced(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cachedind import config, daemon_config, dataroot, facts, furnish, pool_lease, pool_start
 from cachedind.arguments import parse_daemon_arguments
+from cachedind.doubt import SAME_STATE, Doubt
 from cachedind.errors import StrictError
 from cachedind.facts import Place
 from cachedind.lease import Lease
 from cachedind.log import Log
-from cachedind.model import DataRootState, EngineVersion, ExistingData, ImageStore, Mount, StoragePlan, Verdict
+from cachedind.model import DataRootState, EngineVersion, ExistingData, Holder, ImageStore, Mount, StoragePlan, Verdict
 
 
 @pytest.fixture
@@ -56,8 +57,9 @@ def test_a_state_file_that_cannot_be_used_is_set_aside_and_named(
         os.mkfifo(path)
     else:
         path.write_text({"garbage": "{", "of a later version": '{"min_reader": 99}'}[kind])
-    _, existing, _ = furnish.observe(lease, None, Log())
+    _, existing, _, lost_note = furnish.observe(lease, None, Log())
     assert existing == ExistingData((), None, None)
+    assert not lost_note, "there are no data that it could speak of"
     assert "state.json is unreadable" in capfd.readouterr().err
     assert sorted(os.listdir(path.parent)) == ["lock", "state.json.unreadable"]
 
@@ -67,12 +69,33 @@ def test_what_the_last_start_noted_is_observed(lease: Lease, capfd: pytest.Captu
     state = DataRootState(EngineVersion(28, 5, 2), ImageStore.GRAPHDRIVER, "overlay2", "ext4", "b", 1.0)
     dataroot.write_data_root_state(lease.directory_fd, lease.state_name, state, {})
     (Path(lease.data_root) / "check-overlayfs-support1").mkdir()
-    place, existing, noted = furnish.observe(lease, None, Log())
-    assert noted == state
+    place, existing, noted, lost_note = furnish.observe(lease, None, Log())
+    assert (noted, lost_note) == (state, False)
     assert existing.recorded == (ImageStore.GRAPHDRIVER, "overlay2")
     assert place.path == lease.data_root
     assert os.listdir(lease.data_root) == [".cachedind"]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("no_judgement")
+@pytest.mark.parametrize(
+    ("left", "previous", "lost"),
+    [
+        ({"state.json": ""}, None, True),
+        ({"state.json.unreadable": ""}, None, True),
+        ({}, Holder("c0ffee", "host", 1.0), True),
+        # What docker:dind has left: nothing of ours was ever there, but the lock that this start holds.
+        ({}, None, False),
+    ],
+)
+def test_a_note_that_is_lost_beside_data_is_told_from_one_that_never_was(
+    lease: Lease, left: dict[str, str], previous: Holder | None, lost: bool
+) -> None:
+    root = Path(lease.data_root)
+    (root / "image/overlay2/layerdb/sha256/x").mkdir(parents=True)
+    for name, text in left.items():
+        (root / ".cachedind" / name).write_text(text)
+    assert furnish.observe(lease._replace(previous=previous), None, Log())[3] is lost
 
 
 # ---- deciding ----
@@ -128,29 +151,54 @@ def test_a_full_disk_costs_the_note_not_the_start(
 # ---- moving on ----
 
 
-@pytest.mark.parametrize(("moves", "left_s", "fresh"), [(0, 10, False), (0, -1, True), (3, 10, True)])
-def test_an_empty_slot_is_taken_after_several_or_when_the_time_is_over(
-    lease: Lease, monkeypatch: pytest.MonkeyPatch, moves: int, left_s: float, fresh: bool
-) -> None:
-    orders: list[pool_lease.Order] = []
-    deadline = time.monotonic() + left_s
+@pytest.fixture
+def orders(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[pool_lease.Order]:
+    """What is asked of the pool when a start moves on."""
+    found: list[pool_lease.Order] = []
 
     def move(tenancy: object, order: pool_lease.Order, *rest: object) -> tuple[Lease, None]:
-        orders.append(order)
+        found.append(order)
         return lease, None
 
-    def settle(*args: object) -> furnish.Home:
-        assert args[-2:] == (moves + 1, deadline)
-        return home
+    def settle(site: object, lease: Lease, tenancy: object, past: furnish.Past) -> furnish.Home:
+        return a_home(lease)._replace(past=past)
 
-    monkeypatch.setattr(pool_start, "move_elsewhere", move)
+    for name in ("move_elsewhere", "move_on"):
+        monkeypatch.setattr(pool_start, name, move)
     monkeypatch.setattr(furnish, "settle", settle)
     monkeypatch.setattr(facts, "read_engine_version", lambda path: EngineVersion(28, 5, 2))
-    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
-    site = furnish.Site(config.load({}), daemon, {}, Log())
-    tenancy: Any = object()
+    return found
+
+
+def a_home(lease: Lease) -> furnish.Home:
+    tenancy: Any = SimpleNamespace(slot=SimpleNamespace(id="mine"))
     plan = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
     place = Place(lease.data_root, Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset()), 1, 1, 1, 1)
-    home = furnish.Home(lease, tenancy, place, plan)
-    assert furnish._move_elsewhere(site, lease, tenancy, "bad", moves, deadline) is home
-    assert [order.fresh for order in orders] == [fresh]
+    return furnish.Home(lease, tenancy, place, plan)
+
+
+def a_site() -> furnish.Site:
+    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
+    return furnish.Site(config.load({}), daemon, {}, Log())
+
+
+def test_an_empty_slot_is_taken_after_several_that_are_bad(lease: Lease, orders: list[pool_lease.Order]) -> None:
+    home = a_home(lease)
+    for _ in range(4):
+        assert home.tenancy is not None
+        home = furnish._move_elsewhere(a_site(), home.lease, home.tenancy, "bad", home.past)
+        assert home.past.doubt == Doubt(SAME_STATE), "what is next may be the same, and has to be proven"
+    assert [order.fresh for order in orders] == [False, False, False, True]
+    assert not any(order.read_only for order in orders)
+
+
+def test_what_is_not_proven_bad_stays_and_an_empty_slot_does_not_come_before_it(
+    lease: Lease, orders: list[pool_lease.Order]
+) -> None:
+    home = furnish._pass_over(a_site(), a_home(lease), "is slow")
+    home = furnish._pass_over(a_site(), home, "is slow")
+    assert home.past.doubt is None
+    assert [(order.fresh, order.read_only, order.avoid) for order in orders] == [
+        (False, False, frozenset({"mine"})),
+        (True, True, frozenset({"mine"})),
+    ]

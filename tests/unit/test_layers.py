@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths"}),
+    frozenset({"doubt"}),
     frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath", "databases"}),
     frozenset(
         {
@@ -35,6 +36,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "store_files",
             "host_daemon",
             "same_image",
+            "hollow",
+            "in_use",
         }
     ),
     frozenset(
@@ -47,9 +50,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "seed_host",
             "seed_fetch",
             "damage",
+            "aside",
         }
     ),
-    frozenset({"image_stores", "seed_members", "seed_load"}),
+    frozenset({"image_stores", "seed_members", "seed_load", "kept"}),
     frozenset({"seed_archive"}),
     frozenset(
         {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}

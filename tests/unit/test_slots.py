@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.model import DataRootState, EngineVersion, ImageStore
+from cachedind.doubt import CRASHED, UNPROVEN
+from cachedind.model import DataRootState, Ended, EngineVersion, ImageStore
 from cachedind.slots import (
     Candidate,
     Kind,
     SlotState,
     Wish,
     class_name,
-    failed_clones,
     is_compatible,
     needs_promotion,
     parse_slot_state,
@@ -72,11 +72,35 @@ def test_of_equally_new_ones_the_slot_needs_no_clone() -> None:
     assert order(golden(state(4)), slot("spare", state(4))) == ["slots/spare", "golden"]
 
 
-@pytest.mark.parametrize("bad", [{"ready": False}, {"boot_id": "the host went down"}], ids=["never came up", "crash"])
-def test_a_suspicious_slot_comes_after_a_trusted_golden(bad: dict[str, object]) -> None:
-    suspicious = slot("bad", state(9, **bad))  # type: ignore[arg-type]
-    assert order(suspicious, golden(state(2))) == ["golden", "slots/bad"]
-    assert order(suspicious) == ["slots/bad"], "better than nothing"
+def with_data(found: SlotState, **values: object) -> SlotState:
+    assert found.data is not None
+    return found._replace(data=found.data._replace(**values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "suspicious",
+    [
+        state(9, boot_id="the host went down"),
+        with_data(state(9), doubt=CRASHED),
+        with_data(state(9, ready=False), doubt=UNPROVEN),
+        # Nothing of a job is in it.
+        state(9, ready=False)._replace(pure=True),
+    ],
+    ids=["crash", "killed amid mending", "slow", "empty"],
+)
+def test_a_suspicious_slot_comes_after_a_trusted_golden(suspicious: SlotState) -> None:
+    assert order(slot("bad", suspicious), golden(state(2))) == ["golden", "slots/bad"]
+    assert order(slot("bad", suspicious)) == ["slots/bad"], "better than nothing"
+
+
+def test_a_start_that_was_cancelled_costs_nobody_the_newest_state() -> None:
+    assert order(slot("cancelled", state(9, ready=False)), golden(state(2))) == ["slots/cancelled", "golden"]
+
+
+def test_a_clean_end_is_trusted_after_a_reboot() -> None:
+    clean = with_data(state(9, boot_id="before"), ended=Ended(0, clean=True))
+    assert order(slot("clean", clean), golden(state(2))) == ["slots/clean", "golden"]
+    assert needs_promotion(clean, [golden(state(2))], BOOT)
 
 
 def test_a_golden_that_was_on_disk_is_trusted_after_a_crash() -> None:
@@ -164,7 +188,8 @@ def test_when_a_slot_becomes_the_golden(found: SlotState, goldens: list[Candidat
         (state(3), [golden(state(3))], False),
         (state(3), [golden(state(4))], True),
         (state(3), [golden(state(4, engine=OLD))], False),
-        (state(5, ready=False), [golden(state(4))], True),
+        (state(5, ready=False), [golden(state(4))], False),
+        (state(5, ready=False)._replace(pure=True), [golden(state(4))], True),
         (state(5, ready=False), [], False),
         (state(5, read_only=True), [], True),
         (EMPTY, [], False),
@@ -202,8 +227,9 @@ def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], wish: 
             assert data.engine.release <= wish.engine.release
             assert wish.store in (None, data.store)
     assert len(chosen) == sum(is_compatible(candidate.state, wish) for candidate in found)
-    trusted = [candidate.state.is_trusted(BOOT) for candidate in chosen]
-    assert trusted == sorted(trusted, reverse=True)
+    likely = [candidate.state.is_likely(BOOT) for candidate in chosen]
+    assert likely == sorted(likely, reverse=True)
+    assert all(candidate.state.is_likely(BOOT) for candidate in chosen if candidate.state.is_trusted(BOOT))
 
 
 def test_a_state_of_one_remap_is_of_use_to_that_alone() -> None:
@@ -272,41 +298,3 @@ def test_any_object_is_a_state_or_a_value_error(raw: dict[str, object]) -> None:
         assert "/" not in class_name(found)
         superseded(found, [])
         plan_choice([slot("x", found)], WISH, BOOT)
-
-
-# ---- goldens whose clones do not come up -----------------------------------------------------------------------------
-
-
-def a_clone(name: str, started_at: float, *, ready: bool, seeding: int = 0, parent: str = "g") -> Candidate:
-    data = DataRootState(
-        EngineVersion(28, 5, 2),
-        ImageStore.GRAPHDRIVER,
-        "overlay2",
-        "btrfs",
-        "boot",
-        started_at,
-        ready_at=started_at + 1 if ready else None,
-        seeding=seeding,
-    )
-    return Candidate(Kind.SLOT, f"slots/{name}", SlotState(data, "x86_64", 1, parent=parent))
-
-
-@pytest.mark.parametrize(
-    ("clones", "count"),
-    [
-        ([], 0),
-        ([a_clone("a", 100, ready=True)], 0),
-        ([a_clone("a", 100, ready=False)], 1),
-        ([a_clone("a", 100, ready=False), a_clone("b", 200, ready=False)], 2),
-        ([a_clone("a", 100, ready=False), a_clone("b", 101, ready=False), a_clone("c", 104, ready=False)], 1),
-        ([a_clone("a", 100, ready=False), a_clone("b", 200, ready=True)], 0),
-        ([a_clone("a", 100, ready=True), a_clone("b", 200, ready=False)], 1),
-        ([a_clone("a", 100, ready=False, seeding=1)], 0),
-        ([a_clone("a", 100, ready=False, parent="other")], 0),
-        ([a_clone("a", 100, ready=False, parent="")], 0),
-    ],
-)
-def test_failures_of_a_goldens_clones_in_a_row(clones: list[Candidate], count: int) -> None:
-    golden = SlotState(None, "x86_64", 1, id="g")
-    assert failed_clones(golden, clones) == count
-    assert failed_clones(golden._replace(id=""), clones) == 0

@@ -186,7 +186,7 @@ EMPTY = Candidate(Kind.SLOT, "slots/0", SlotState(None, "x86_64", 0))
         (slot(1, read_only=True), True, True, Condition.HELD),
         (slot(9, read_only=True), False, True, Condition.THROW_AWAY),
         (slot(4), False, True, Condition.SUPERSEDED),
-        (slot(9, ready=False), False, True, Condition.SUPERSEDED),
+        (slot(9, ready=False), False, True, Condition.SUSPICIOUS),
         (slot(9, boot_id="other"), False, True, Condition.SUSPICIOUS),
         (slot(5), False, False, Condition.SPARE),
         (slot(5), False, True, Condition.FREE),

@@ -1,0 +1,332 @@
+"""Nothing healthy is taken for damaged: reboots, crashes, slow engines, cancelled starts and typos cost nothing.
+
+What a crash of the host has really emptied is found by the lists of files, set aside and named, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import secrets
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cachedind import doubt
+from helpers.clients import docker_archive
+from helpers.estates import Visitor
+from helpers.flavours import FLAVOURS, Flavour
+from helpers.pools import HOMES
+from helpers.ward import NOISE, PLACE, Ward, marked_project
+
+if TYPE_CHECKING:
+    from helpers.dind import Dind
+    from helpers.engine import Engine, Volume
+    from helpers.ward import Good
+
+TRIXIE, FORKY, FORKY_C8D = FLAVOURS
+GRAPH = (TRIXIE, FORKY)
+BTRFS = HOMES[1]
+BOOT = "/opt/cachedind/boot.py"
+STRICT = {"CACHEDIND_STRICT": "1"}
+
+REBOOT = r"""sed -i 's/"boot_id": "[^"]*"/"boot_id": "of-before"/' .cachedind/state.json;"""
+CLEAN = r"""sed -i 's/"ended": null/"ended": {"status": 0, "clean": true, "at": 1.0}/' .cachedind/state.json;"""
+NOT_READY = (
+    r"""sed -i 's/"ready_at": [^,]*/"ready_at": null/; s/"ended": {[^}]*}/"ended": null/' .cachedind/state.json;"""
+)
+LOOKED = "a private daemon came up on it"
+
+
+@pytest.fixture(scope="module")
+def ward(module_engine: Engine) -> Ward:
+    return Ward(module_engine)
+
+
+def check_whole(dind: Dind, good: Good) -> None:
+    """Everything that was there is there, and nothing lies aside."""
+    assert dind.run_image(good.project) == good.build_id
+    assert dind.build(good.project).uncached == [], dind.log()
+    assert good.visitor.sh("ls case/.cachedind/aside 2>/dev/null || true") == ""
+
+
+def end(*dinds: Dind) -> None:
+    for dind in dinds:
+        dind.kill()
+        dind.remove()
+
+
+# ---- reboots and crashes that cost nothing ---------------------------------------------------------------------------
+
+EVENTS = {
+    # Nothing to doubt, and so nothing is looked at.
+    "a clean end, then another boot": (CLEAN + REBOOT, ""),
+    "killed while idle, then another boot": (REBOOT, doubt.CRASHED),
+    "a clock a day ahead": (REBOOT + r"""sed -i 's/_at": 1/_at": 9/' .cachedind/state.json;""", doubt.CRASHED),
+    "a state file without a byte": (": >.cachedind/state.json;", doubt.LOST_NOTE),
+    "a state file that is gone": ("rm .cachedind/state.json;", doubt.LOST_NOTE),
+    "a start that was cancelled": (NOT_READY, doubt.NEVER_READY),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_what_is_no_damage_costs_nothing(ward: Ward, flavour: Flavour, event: str) -> None:
+    script, why = EVENTS[event]
+    good = ward.good(flavour)
+    good.damage(
+        f"{script} grep -q '\"clean\": true' .cachedind/state.json || {'false' if 'clean' in event else 'true'}"
+    )
+    dind = ward.start(flavour, good.volume, "case")
+    looked = [line for line in dind.messages if LOOKED in line]
+    assert [line.partition(":")[0] for line in looked] == ([why] if why else []), dind.log()
+    assert not [line for line in dind.warnings if "damaged" in line], dind.log()
+    check_whole(dind, good)
+    end(dind)
+    if why:
+        again = ward.start(flavour, good.volume, "case")
+        assert not [line for line in (*again.messages, *again.warnings) if "looked" in line], "proven once is enough"
+        end(again)
+
+
+def test_the_doubt_of_a_crash_outlives_a_start_that_is_killed_amid_looking(ward: Ward, flavour: Flavour) -> None:
+    good = ward.good(flavour)
+    good.damage(REBOOT)
+    for point in ("mend.moved", "mend.proven"):
+        victim = ward.create(flavour, good.volume, "case", CACHEDIND_KILL_AT=point)
+        victim.start()
+        assert victim.wait_exit() == 137
+        victim.remove()
+    dind = ward.start(flavour, good.volume, "case")
+    assert any(line.startswith(doubt.CRASHED) for line in dind.messages), dind.log()
+    check_whole(dind, good)
+    end(dind)
+
+
+# ---- what a crash has emptied ----------------------------------------------------------------------------------------
+
+
+def tool_image(tag: str, ward: Ward) -> bytes:
+    """An image as people load it: the base's files, and one that no other image has."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(ward.engine.base_tar)) as base, tarfile.open(fileobj=layer, mode="w") as tar:
+        for entry in base:
+            tar.addfile(entry, base.extractfile(entry) if entry.isreg() else None)
+        content = tarfile.TarInfo("content")
+        content.size = 9
+        tar.addfile(content, io.BytesIO(b"the-tool\n"))
+    return docker_archive(layer.getvalue(), tag, ["/bin/sh", "-c", "cat /content"])
+
+
+@pytest.mark.parametrize("flavour", GRAPH, ids=str)
+def test_a_loaded_image_with_an_emptied_file_is_set_aside_and_can_be_loaded_again(ward: Ward, flavour: Flavour) -> None:
+    good = ward.good(flavour)
+    good.damage("")
+    first = ward.start(flavour, good.volume, "case")
+    first.put("/var/tmp", {"tool.tar": tool_image("tool:latest", ward)})
+    first.docker("load", "--input", "/var/tmp/tool.tar")
+    assert first.docker("run", "--rm", "--network=none", "tool") == "the-tool"
+    end(first)
+    good.visitor.sh(f"cd case; {REBOOT} f=$(echo overlay2/*/diff/content); : >$f")
+
+    said = []
+    for _ in range(2):
+        strict = ward.create(flavour, good.volume, "case", **STRICT)
+        strict.start()
+        assert strict.wait_exit() == 78
+        said += strict.errors
+        strict.remove()
+    assert said[0] == said[1], "the evidence stays"
+    assert "content: it has 0 bytes instead of 9" in said[0]
+
+    dind = ward.start(flavour, good.volume, "case")
+    [line] = [line for line in dind.warnings if "damaged" in line]
+    assert "content: it has 0 bytes instead of 9" in line
+    assert ".cachedind/aside/" in line
+    assert dind.build(good.project).uncached == [], "nothing else is gone"
+    assert dind.run_image(good.project) == good.build_id
+    assert dind.docker("images", "--quiet", "tool") == ""
+    dind.put("/var/tmp", {"tool.tar": tool_image("tool:latest", ward)})
+    dind.docker("load", "--input", "/var/tmp/tool.tar")
+    assert dind.docker("run", "--rm", "--network=none", "tool") == "the-tool"
+    end(dind)
+
+
+@pytest.mark.parametrize("flavour", GRAPH, ids=str)
+def test_a_built_image_with_an_emptied_file_is_built_again(ward: Ward, flavour: Flavour) -> None:
+    good = ward.good(flavour)
+    good.damage(f"{REBOOT} for f in overlay2/*/diff/build-id; do : >$f; done")
+    dind = ward.start(flavour, good.volume, "case")
+    assert any("build-id: it has 0 bytes" in line for line in dind.warnings), dind.log()
+    dind.keep_image(good.project)
+    assert dind.build(good.project).uncached != []
+    assert dind.run_image(good.project) != ""
+    end(dind)
+
+
+# ---- engines that are slow, killed, or refuse ------------------------------------------------------------------------
+
+
+def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
+    """Start an instance whose private daemons take so long, and are given that much time."""
+    program = dind.container.get_archive(BOOT)[0]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(program))) as tar:
+        file = tar.extractfile("boot.py")
+        assert file is not None
+        source = file.read().decode()
+    patch = (
+        "from cachedind import mending, private_daemon\n"
+        f"mending.PROOF_S = private_daemon.DEADLINE_S = {patience_s}\n"
+        "_start = private_daemon.Program\n"
+        "def _slowly(argv, **more):\n"
+        "    if 'dockerd' in argv[0]:\n"
+        f"        argv = ('sh', '-c', 'sleep {seconds}; exec \"$@\"', 'sh', *argv)\n"
+        "    return _start(argv, **more)\n"
+        "private_daemon.Program = _slowly\n"
+    )
+    dind.put(os.path.dirname(BOOT), {os.path.basename(BOOT): _after_path(source, patch)})
+    dind.start()
+    dind.wait_ready()
+
+
+def _after_path(source: str, patch: str) -> str:
+    """Before the first thing that boot.py does with the package."""
+    at = re.search(r"^(from cachedind|import cachedind|    from cachedind|    import cachedind)", source, re.MULTILINE)
+    assert at, source
+    indent = "    " if at[0].startswith(" ") else ""
+    return source[: at.start()] + "".join(f"{indent}{line}\n" for line in patch.splitlines()) + source[at.start() :]
+
+
+def test_slow_is_not_dead(ward: Ward, flavour: Flavour) -> None:
+    good = ward.good(flavour)
+    good.damage(NOT_READY)
+    slow = ward.create(flavour, good.volume, "case")
+    start_slowly(slow, 4, 1)
+    [line] = [line for line in slow.warnings if "proven" in line]
+    assert "did not answer in time" in line
+    check_whole(slow, good)
+    end(slow)
+    again = ward.start(flavour, good.volume, "case")
+    assert not [line for line in (*again.messages, *again.warnings) if "proven" in line or LOOKED in line], again.log()
+    end(again)
+
+
+def slots_and_goldens(visitor: Visitor) -> str:
+    return visitor.sh("ls -d keys/default/golden* keys/default/slots/*; ls aside")
+
+
+def test_in_a_pool_slow_is_not_dead_either(engine: Engine) -> None:
+    pool = BTRFS.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    for _ in range(2):
+        dind = BTRFS.start(engine, pool)
+        dind.build(what)
+        dind.docker("create", "--name=left", "--network=none", "small")
+        end(dind)
+    visitor = Visitor(engine, pool)
+    before = set(slots_and_goldens(visitor).split())
+    slow = BTRFS.start(engine, pool, ready=False, start=False)
+    start_slowly(slow, 4, 1)
+    assert any("stays as it is" in line for line in slow.warnings), slow.log()
+    assert slow.docker("ps", "--all", "--quiet") == "", "what the last job left is not shown"
+    assert before <= set(slots_and_goldens(visitor).split())
+    end(slow)
+    again = BTRFS.start(engine, pool)
+    assert again.build(what).uncached == [], again.log()
+    assert visitor.sh("ls aside") == ""
+
+
+CANCELLED_AT = ("lease.recorded", "bind.bound", "hide.unmounted")
+
+
+@pytest.mark.parametrize("home", HOMES, ids=str)
+def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, home: object) -> None:
+    assert isinstance(home, type(BTRFS))
+    pool = home.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    first = home.start(engine, pool)
+    first.build(what)
+    end(first)
+    for number in range(12):
+        env = {"CACHEDIND_KILL_AT": CANCELLED_AT[number % 4]} if number % 4 < 3 else {}
+        args = [] if env else ["--no-such-flag-of-a-newer-engine=1"]
+        start = home.start(engine, pool, ready=False, env=env, args=args)
+        assert start.wait_exit() not in (0, 78)
+        start.remove()
+    dind = home.start(engine, pool)
+    assert dind.build(what).uncached == [], dind.log()
+    assert not [line for line in dind.warnings if "aside" in line]
+
+
+def test_a_slot_that_ends_a_daemon_goes_and_its_golden_only_when_it_fails_too(engine: Engine) -> None:
+    pool = BTRFS.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    for _ in range(2):
+        dind = BTRFS.start(engine, pool)
+        dind.build(what)
+        end(dind)
+    visitor = Visitor(engine, pool)
+    hurt = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
+    visitor.sh(f"for f in keys/default/slots/*/data/{hurt}; do {NOISE}; done")
+    dind = BTRFS.start(engine, pool)
+    assert dind.build(what).uncached == [], dind.log()
+    assert len([line for line in dind.warnings if "is set aside" in line]) == 1, dind.log()
+    assert "golden" in visitor.sh("ls keys/default")
+
+
+# ---- what is moved is recorded first ---------------------------------------------------------------------------------
+
+
+def test_a_move_that_nobody_has_told_of_is_told_by_the_next_start(ward: Ward) -> None:
+    good = ward.good(TRIXIE)
+    good.damage(f"f=volumes/metadata.db; {NOISE}")
+    victim = ward.create(TRIXIE, good.volume, "case", CACHEDIND_KILL_AT="mend.settled")
+    victim.start()
+    assert victim.wait_exit() == 137
+    victim.remove()
+    dind = ward.start(TRIXIE, good.volume, "case")
+    [line] = [line for line in dind.warnings if "an earlier start" in line]
+    assert "volumes/metadata.db" in line
+    report = json.loads(dind.exec("cachedind", "doctor", "--json", "--", f"--data-root={PLACE}/case").stdout)
+    assert "volumes/metadata.db" in report["aside"][0]
+    end(dind)
+    again = ward.start(TRIXIE, good.volume, "case")
+    assert not [line for line in again.warnings if "an earlier start" in line]
+    end(again)
+
+
+# ---- somebody else's daemon ------------------------------------------------------------------------------------------
+
+
+def foreign_daemon(engine: Engine, flavour: Flavour, volume: Volume) -> Dind:
+    """The engine itself, started past everything of ours, as docker:dind would run it."""
+    script = (
+        "for p in /usr/libexec/cachedind/dockerd /usr/libexec/docker/dockerd /opt/cachedind/libexec/dockerd "
+        "/usr/local/libexec/dockerd /usr/sbin/dockerd /usr/bin/dockerd; do "
+        '[ ! -x "$p" ] || exec "$p" --iptables=false --bridge=none --storage-driver=overlay2; done'
+    )
+    dind = engine.dind(flavour.suite, volume=volume, entrypoint=["sh", "-c", script])
+    dind.wait_ready()
+    return dind
+
+
+def test_a_daemon_that_takes_no_lock_of_ours_is_neither_mended_nor_joined(engine: Engine, suite: str) -> None:
+    volume = engine.volume()
+    flavour = Flavour(suite, "graphdriver")
+    foreign = foreign_daemon(engine, flavour, volume)
+    look = "cd /var/lib/docker; find . -path ./.cachedind -prune -o -printf '%p %y %i\\n' | sort"
+    before = foreign.sh(look)
+    refused = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "1s"})
+    assert refused.wait_exit() == 75
+    [line] = refused.errors
+    assert "does not hold cachedind's lease" in line
+    assert foreign.sh(look) == before
+    assert foreign.docker("info", "--format", "{{.Driver}}") == "overlay2"
+
+    waiting = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "1m"})
+    waiting.wait_log("a daemon of another image has")
+    foreign.kill()
+    waiting.wait_ready()
+    assert not [line for line in waiting.warnings if "damaged" in line]
