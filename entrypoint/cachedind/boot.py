@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 from cachedind import config, daemon_config, listeners
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import (
-    HostPreparationError,
     PoolUnusableError,
     ProgramMissingError,
     SettingsError,
@@ -25,13 +24,10 @@ if TYPE_CHECKING:
     from cachedind.daemon_config import DaemonSettings
     from cachedind.furnish import Home, Seeds, Site
     from cachedind.lease import Lease
-    from cachedind.listeners import ListenPlan
+    from cachedind.listeners import Api, ListenPlan
     from cachedind.pool_lease import Tenancy
     from cachedind.processes import Ahead
     from cachedind.witness import Witness
-
-RUN_DIRECTORY = "/run/cachedind"
-MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
 
 
 def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None = None) -> NoReturn:
@@ -52,14 +48,28 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
         execute(["dockerd", *arguments.words], environ)
     daemon = daemon_config.read_settings(arguments)
 
-    plan = None if explicit else plan_listen(settings, daemon, log)
-    sockets = [] if plan is None else open_api(plan, settings, certificates)
-    stopwatch.lap("listen")
+    with listeners.Api(plan_listen(settings, daemon, log, explicit=explicit)) as api:
+        open_ports(api)
+        stopwatch.lap("listen")
+        start(settings, daemon, environ, log, api, certificates, stopwatch)
 
+
+def start(
+    settings: Config,
+    daemon: DaemonSettings,
+    environ: dict[str, str],
+    log: Log,
+    api: Api,
+    certificates: Ahead | None,
+    stopwatch: Stopwatch,
+) -> NoReturn:
+    """Everything from the lease on. Until it is held, nothing was touched that another instance may use."""
     lease, tenancy = move_in(settings, daemon, log)
+    take_place(settings, daemon, api, certificates, log)
     stopwatch.lap("lease")
     from cachedind import facts, furnish
 
+    plan, sockets = api.plan, api.sockets
     site = furnish.Site(settings, daemon, environ, log)
     home = furnish.settle(site, lease, tenancy)
     stopwatch.lap("storage")
@@ -77,15 +87,18 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
         certificates.join()
     stopwatch.lap("certificates")
 
-    from cachedind import build_cache
+    from cachedind import build_cache, reload
 
     pool_bytes = None if home.tenancy is None else home.place.total_bytes
     wanted_bytes = settings.cache_max_bytes if home.cache_max_bytes is None else home.cache_max_bytes
-    limit = build_cache.plan_limit(wanted_bytes, pool_bytes, facts.read_engine_version(settings.path))
-    final = daemon_config.plan_daemon(daemon, home.storage, plan, MERGED_CONFIG, cache_limit=limit)
+    engine = facts.read_engine_version(settings.path)
+    limit = build_cache.plan_limit(wanted_bytes, pool_bytes, engine)
+    final = daemon_config.plan_daemon(daemon, home.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
     for degradation in final.degradations:
         log.degraded(degradation)
-    write_merged_config(final.file_text)
+    if final.is_merged:
+        reload.write_merged(final.file_text, daemon, home.storage, limit, engine)
+    listeners.note_way_in(plan)
     log.debug(f"dockerd {daemon_config.describe(final.arguments)}")
     if home.tenancy is not None:
         from cachedind import pool_start
@@ -100,36 +113,53 @@ def make_log(settings: Config) -> Log:
     return Log(level=settings.log_level, as_json=settings.log_json, strict=settings.strict)
 
 
-def plan_listen(settings: Config, daemon: DaemonSettings, log: Log) -> ListenPlan:
+def plan_listen(settings: Config, daemon: DaemonSettings, log: Log, *, explicit: bool) -> ListenPlan:
     """Which addresses to bind, with the warning that plain TCP deserves (dockerd would print it after a 15 s pause)."""
-    plan = listeners.plan_listen(settings.docker_host, settings.tls_certdir, daemon.text("group"))
-    if plan.tls_dir is None and not daemon.has_tls:
+    plan = daemon_config.plan_listen(settings, daemon, explicit=explicit)
+    bare = [] if plan.tls_dir or daemon.has_tls else [host for host in plan.tcp if not host.is_local]
+    if bare:
         log.warn(
-            f"the API on TCP port {plan.tcp_port} has neither encryption nor authentication: whoever reaches it is "
-            f"root "
-            "on this container's host; set DOCKER_TLS_CERTDIR=/certs, or use the unix socket on a shared volume"
+            f"the API at {', '.join(map(str, bare))} has neither encryption nor authentication: whoever reaches it is "
+            "root on this container's host; set DOCKER_TLS_CERTDIR=/certs, CACHEDIND_LISTEN=127.0.0.1, or use the unix "
+            "socket on a shared volume"
         )
     return plan
 
 
-def open_api(plan: ListenPlan, settings: Config, certificates: Ahead | None) -> list[socket.socket]:
-    """Bind the API's sockets, and have the certificates made beside the rest of the start.
+def open_ports(api: Api) -> None:
+    """Let clients connect by TCP: at once, but where the certificates are ours to make, when the client's fit.
 
-    The TLS port opens when the client's certificates fit: at once where they are kept, else the moment they are
-    written (decisions/0006). GitLab, which keeps /certs/client alone, starts the job when the port opens; it must not
-    find the last job's certificates, or none.
+    They fit at once where they are kept, else the moment they are written (decisions/0006). GitLab, which keeps
+    /certs/client alone, starts the job when the port opens; it must not find the last job's certificates, or none.
     """
     from cachedind import tls
 
-    sockets = [listeners.bind_unix(plan), listeners.bind_tcp(plan)]
-    directory, port = plan.tls_dir, sockets[1]
-    is_open = directory is None or tls.clients_are_ready(directory)
-    if is_open:
-        listeners.open_port(port, plan)
-    if directory is not None:
+    directory = api.plan.tls_dir
+    if directory is None or tls.clients_are_ready(directory):
+        api.open_tcp()
+
+
+def take_place(settings: Config, daemon: DaemonSettings, api: Api, certificates: Ahead | None, log: Log) -> None:
+    """What other instances may use as well is touched now that the lease is held, and not before: the files of the
+    sockets, and the certificates, which are made beside the rest of the start (decisions/0018)."""
+    from cachedind import leftovers
+
+    leftovers.check_free(daemon.exec_root)
+    for path in api.publish():
+        log.warn(
+            f"another daemon answers at {path}, and its clients reach this one from now on; give each container a "
+            "directory of its own for the socket"
+        )
+    if api.plan.tls_dir is not None:
         assert certificates is not None
-        certificates.begin({"plan": plan, "names": settings.tls_san, "is_open": is_open}, [port.fileno()])
-    return sockets
+        order = {
+            "directory": api.plan.tls_dir,
+            "names": settings.tls_san,
+            "is_open": api.is_open,
+            "log_level": settings.log_level.name,
+            "log_json": settings.log_json,
+        }
+        certificates.begin(order, [listener.fileno() for listener in api.tcp])
 
 
 def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, Tenancy | None]:
@@ -190,7 +220,7 @@ def wait_for_strangers(data_root: str, timeout_s: float, log: Log) -> None:
 
 def post_witness(
     site: Site,
-    plan: ListenPlan | None,
+    plan: ListenPlan,
     home: Home,
     late_seeds: Seeds | None,
     stopwatch: Stopwatch,
@@ -199,9 +229,8 @@ def post_witness(
     """Fork the child that notes down when the daemon answers, and does what may come late."""
     from cachedind import witness
 
-    default = f"unix://{listeners.DEFAULT_SOCKET if plan is None else plan.socket_path}"
-    named = [] if plan is not None else [*site.daemon.arguments.all("host"), *site.daemon.file_hosts]
-    addresses = [default if host == "unix://" else host for host in named] or [default]
+    # Without a socket of ours the user's own are left, in ways that only dockerd understands.
+    addresses = [f"unix://{path}" for path in plan.sockets] or [host for host in plan.left if host.startswith("unix:")]
 
     def late() -> None:
         if late_seeds is not None:
@@ -218,11 +247,11 @@ def post_witness(
     return witness.fork(home.lease, addresses, stopwatch.started, close=close, late=late, log=site.log)
 
 
-def prepare_container(settings: Config, daemon: DaemonSettings, plan: ListenPlan | None, log: Log) -> str:
+def prepare_container(settings: Config, daemon: DaemonSettings, plan: ListenPlan, log: Log) -> str:
     """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. Returns the PATH for dockerd."""
     from cachedind import cgroups, iptables, leftovers
 
-    removed = leftovers.sweep(daemon.exec_root, daemon.pidfile, None if plan is None else plan.socket_path)
+    removed = leftovers.sweep(daemon.exec_root, daemon.pidfile)
     if removed:
         log.debug(f"removed what a killed daemon had left: {', '.join(removed)}")
     flavour = iptables.choose(settings.iptables_legacy)
@@ -256,19 +285,6 @@ def dind(command: list[str], environ: dict[str, str]) -> NoReturn:
     nest(make_log(config.load(environ)))
     cgroups.prepare()
     execute(command, {**environ, "container": "docker"})
-
-
-def write_merged_config(text: str) -> None:
-    """The user's daemon.json is never changed: what dockerd reads is a merged copy in /run."""
-    try:
-        os.makedirs(RUN_DIRECTORY, mode=0o755, exist_ok=True)
-        fd = os.open(MERGED_CONFIG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise HostPreparationError(
-            f"{MERGED_CONFIG} cannot be written: {error.strerror}", "the container needs a writable /run"
-        ) from error
 
 
 def report(home: Home, stopwatch: Stopwatch, log: Log) -> None:

@@ -21,6 +21,7 @@ from cachedind.errors import CertificateError
 PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
 
 VALID_DAYS = 825
+_MARK = ".new-"
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
 
@@ -37,9 +38,13 @@ def load_or_make_key(path: str, mode: int) -> PrivateKey:
         os.chmod(path, mode)
         return loaded
     key = generate_private_key(SECP256R1())
+    write_key(path, key, mode)
+    return key
+
+
+def write_key(path: str, key: PrivateKey, mode: int) -> None:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_file(path, pem, mode)
-    return key
 
 
 def _read(path: str) -> bytes:
@@ -48,6 +53,14 @@ def _read(path: str) -> bytes:
             return file.read()
     except FileNotFoundError:
         return b""
+
+
+def is_of_key(path: str, key: PrivateKey) -> bool:
+    """Whether the certificate in a file is that key's."""
+    try:
+        return x509.load_pem_x509_certificate(_read(path)).public_key() == key.public_key()
+    except ValueError:
+        return False
 
 
 def issue_ca(key: PrivateKey, now: datetime.datetime) -> x509.Certificate:
@@ -132,11 +145,23 @@ def write_file(path: str, content: bytes, mode: int) -> None:
     """Replace a file at once: who reads it sees the old content or the new one, never a part. Links are not
     followed.
     """
-    temporary = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
+    directory, name = os.path.split(path)
+    temporary = f"{directory}/.{name}{_MARK}{os.urandom(4).hex()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    os.rename(temporary, path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def tidy(directory: str) -> None:
+    """Remove what killed writers have left in a directory whose lock is held."""
+    for name in os.listdir(directory):
+        if name.startswith(".") and _MARK in name:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{directory}/{name}")

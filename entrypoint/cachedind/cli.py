@@ -60,9 +60,9 @@ def healthcheck(timeout_s: int) -> None:
     from docker.errors import DockerException
 
     from cachedind.config import environment, load
-    from cachedind.listeners import plan_listen
+    from cachedind.listeners import plan_listen, read_way_in
 
-    path = plan_listen(load(environment()).docker_host, "", None).socket_path
+    path = read_way_in() or plan_listen(load(environment()).docker_host, "", None).sockets[0]
     try:
         with contextlib.closing(docker.DockerClient(base_url=f"unix://{path}", timeout=timeout_s)) as client:
             client.ping()

@@ -234,6 +234,31 @@ def parse_is_after(text: str) -> bool:
     return text == "after"
 
 
+def parse_listen(text: str) -> tuple[tuple[str, int | None], ...]:
+    """Addresses of IPv4 or IPv6 between commas, each with a port or not (None); none of them for "none"."""
+    if text == "none":
+        return ()
+    return tuple(_parse_address(entry.strip()) for entry in text.split(","))
+
+
+def _parse_address(entry: str) -> tuple[str, int | None]:
+    import socket
+
+    # One colon is before a port, more of them are an IPv6 address's own unless that is in brackets.
+    match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::([0-9]{1,5}))?|([0-9.]+)(?::([0-9]{1,5}))?|([0-9a-fA-F:.]+)", entry)
+    accepted = "none, or IP addresses separated by commas: 127.0.0.1, 0.0.0.0, ::1, [::1]:2376"
+    if match is None:
+        raise ValueError(accepted)
+    name, port = match[1] or match[3] or match[5], match[2] or match[4]
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in name else socket.AF_INET, name)
+    except OSError:
+        raise ValueError(accepted) from None
+    if port is not None and not 0 < int(port) < 1 << 16:
+        raise ValueError(accepted)
+    return name, None if port is None else int(port)
+
+
 def parse_point(text: str) -> str:
     if text and text not in POINTS:
         raise ValueError(f"one of {', '.join(POINTS)}")
@@ -382,6 +407,15 @@ VARIABLES = (
         "background (`cachedind status`).",
     ),
     Variable(
+        "LISTEN",
+        "0.0.0.0",
+        parse_listen,
+        "IP addresses, separated by commas; none",
+        "Where the API's TCP socket listens, on port 2376 with TLS, else 2375: `127.0.0.1`, `10.0.0.5, ::1`, or with a "
+        "port of its own `127.0.0.1:2400`, `[::1]:2400`. 0.0.0.0: all addresses, IPv6 too. none: no TCP socket, and no "
+        "certificates. `dockerd …` with arguments of its own listens where these say.",
+    ),
+    Variable(
         "LOCK_TIMEOUT",
         "10s",
         parse_duration_s,
@@ -450,6 +484,7 @@ class Config(NamedTuple):
     strict: bool
     log_json: bool
     log_level: Level
+    listen: tuple[tuple[str, int | None], ...]
     docker_host: str
     tls_certdir: str
     tls_san: str
@@ -510,6 +545,7 @@ def load(environ: Mapping[str, str]) -> Config:
         strict=bool(values["STRICT"]),
         log_json=bool(values["LOG_FORMAT"]),
         log_level=values["LOG_LEVEL"],  # type: ignore[arg-type]
+        listen=values["LISTEN"],  # type: ignore[arg-type]
         docker_host=environ.get("DOCKER_HOST", ""),
         tls_certdir=environ.get("DOCKER_TLS_CERTDIR", ""),
         tls_san=environ.get("DOCKER_TLS_SAN", ""),

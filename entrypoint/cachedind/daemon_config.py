@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import build_cache
+from cachedind import build_cache, listeners
 from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.model import DEFAULT_DATA_ROOT, Degradation, ImageStore
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from cachedind.arguments import DaemonArguments, Flag
     from cachedind.build_cache import CacheLimit
+    from cachedind.config import Config
     from cachedind.listeners import ListenPlan
-    from cachedind.model import StoragePlan
+    from cachedind.model import EngineVersion, StoragePlan
 
 DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
 CONTAINERD_FEATURE = "containerd-snapshotter"
@@ -158,19 +159,44 @@ def parse_daemon_json(text: str, path: str) -> dict[str, object]:
     return value
 
 
+def plan_listen(config: Config, settings: DaemonSettings, *, explicit: bool) -> ListenPlan:
+    """Where the daemon listens: docker:dind's addresses and the user's more, or of `dockerd …` (explicit) just these.
+
+    Raises DaemonConfigError.
+    """
+    group, hosts = settings.text("group"), [*settings.arguments.all("host"), *settings.file_hosts]
+    if explicit:
+        return listeners.plan_explicit(hosts, group, has_tls=settings.has_tls)
+    host, certdir = config.docker_host, config.tls_certdir
+    return listeners.plan_listen(host, certdir, group, config.listen, hosts, has_tls=settings.has_tls)
+
+
+class FilePlan(NamedTuple):
+    """What dockerd's configuration file must say, what has to be said by flags beside it, and whether the user's own
+    file says just that."""
+
+    text: str
+    flags: list[str]
+    is_users: bool
+    degradations: tuple[Degradation, ...] = ()
+
+
 class DaemonPlan(NamedTuple):
-    """dockerd's final arguments (without the program's name) and the text of its merged configuration file."""
+    """dockerd's final arguments (without the program's name), and its configuration file: a merged copy with this text,
+    unless the user's own will do."""
 
     arguments: list[str]
     file_text: str
+    is_merged: bool
     degradations: tuple[Degradation, ...] = ()
 
 
 def plan_daemon(
     settings: DaemonSettings,
     storage: StoragePlan,
-    listen: ListenPlan | None,
+    listen: ListenPlan,
     merged_path: str,
+    engine: EngineVersion,
     *,
     cache_limit: CacheLimit | None = None,
 ) -> DaemonPlan:
@@ -178,33 +204,42 @@ def plan_daemon(
 
     Without a `cache_limit` the build cache is the engine's and the user's business alone.
     """
+    file = plan_file(settings, storage, engine, cache_limit)
+    ours = _file_arguments(settings) if file.is_users else ["--config-file", merged_path]
+    ours += _host_arguments(listen)
+    ours += _tls_arguments(settings, listen)
+    dropped = _replaced_flags(settings)
+    if not settings.arguments.has("storage-driver"):
+        ours += ["--storage-driver", storage.driver]
+    words = ours + file.flags + settings.arguments.without(dropped).words
+    return DaemonPlan(words, file.text, not file.is_users, file.degradations)
+
+
+def plan_file(
+    settings: DaemonSettings, storage: StoragePlan, engine: EngineVersion, cache_limit: CacheLimit | None
+) -> FilePlan:
+    """The user's directives, merged with ours, but for those that are flags."""
     merged = dict(settings.file)
     merged.pop("hosts", None)
     merged.pop("storage-driver", None)
-    ours = ["--config-file", merged_path]
-    ours += _host_arguments(settings, listen)
-    ours += _tls_arguments(settings, listen)
-    dropped = _replaced_flags(settings, listen)
-    if not settings.arguments.has("storage-driver"):
-        ours += ["--storage-driver", storage.driver]
-    ours += _choose_store(settings, storage, merged)
+    flags = _choose_store(settings, storage, engine, merged)
     degradations = () if cache_limit is None else _limit_build_cache(settings, cache_limit, merged)
-    text = json.dumps(merged, indent=2) + "\n"
-    return DaemonPlan(ours + settings.arguments.without(dropped).words, text, degradations)
+    return FilePlan(json.dumps(merged, indent=2) + "\n", flags, merged == settings.file, degradations)
 
 
-def _host_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[str]:
-    extra = [word for host in settings.file_hosts for word in ("--host", host)]
-    if listen is None:
-        return extra
-    bound = [host for host in settings.file_hosts if not listen.covers(host)]
-    return ["--host", "fd://", *(word for host in bound for word in ("--host", host))]
+def _file_arguments(settings: DaemonSettings) -> list[str]:
+    # The default one may be missing: dockerd must not be told to insist on it, and finds it by itself when it comes.
+    return ["--config-file", settings.file_path] if settings.arguments.has("config-file") else []
 
 
-def _tls_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[str]:
-    if listen is None or listen.tls_dir is None:
+def _host_arguments(listen: ListenPlan) -> list[str]:
+    return [word for host in (*(["fd://"] if listen.bound else []), *listen.left) for word in ("--host", host)]
+
+
+def _tls_arguments(settings: DaemonSettings, listen: ListenPlan) -> list[str]:
+    if listen.tls_dir is None:
         return []
-    server = f"{listen.tls_dir}/server"
+    server = listeners.SERVER_SET
     wanted = (
         ("tlsverify", ["--tlsverify"]),
         ("tlscacert", ["--tlscacert", f"{server}/ca.pem"]),
@@ -214,22 +249,26 @@ def _tls_arguments(settings: DaemonSettings, listen: ListenPlan | None) -> list[
     return [word for directive, words in wanted if directive not in settings.file for word in words]
 
 
-def _replaced_flags(settings: DaemonSettings, listen: ListenPlan | None) -> list[Flag]:
-    # The file behind --config-file is in the merged one; a host that is bound already must not be bound twice.
-    return [
-        flag
-        for flag in settings.arguments.flags
-        if flag.name == "config-file" or (flag.name == "host" and listen is not None and listen.covers(flag.value))
-    ]
+def _replaced_flags(settings: DaemonSettings) -> list[Flag]:
+    # The file behind --config-file is in the merged one, and all hosts are in the plan of what is listened on.
+    return [flag for flag in settings.arguments.flags if flag.name in ("config-file", "host")]
 
 
-def _choose_store(settings: DaemonSettings, storage: StoragePlan, merged: dict[str, object]) -> list[str]:
-    """The store goes into the file, or beside the user's own --feature flags, which would conflict with it there."""
+def _choose_store(
+    settings: DaemonSettings, storage: StoragePlan, engine: EngineVersion, merged: dict[str, object]
+) -> list[str]:
+    """The store goes into the file, or beside the user's own --feature flags, which would conflict with it there.
+
+    Nothing is said where it is the engine's default: a file that we need not add to can be read again by dockerd.
+    """
     wanted = storage.store is ImageStore.CONTAINERD
     if settings.arguments.has("feature"):
         named = any(value.partition("=")[0] == CONTAINERD_FEATURE for value in settings.arguments.all("feature"))
         return [] if named else ["--feature", f"{CONTAINERD_FEATURE}={str(wanted).lower()}"]
     features = merged.get("features")
+    is_said = isinstance(features, dict) and CONTAINERD_FEATURE in features
+    if not wanted and engine.major < 29 and not is_said:
+        return []
     merged["features"] = {**(features if isinstance(features, dict) else {}), CONTAINERD_FEATURE: wanted}
     return []
 

@@ -71,7 +71,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     daemon = daemon_config.read_settings(_parse(words))
     engine = facts.read_engine_version(settings.path)
     report["engine"] = str(engine)
-    listen = None if explicit else _examine_listen(report, settings, daemon)
+    listen = _examine_listen(report, settings, daemon, explicit=explicit)
     _examine_container(report, settings)
     report["pool"] = None
     data_root = os.path.realpath(daemon.data_root)
@@ -103,7 +103,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
         "why": plan.reason,
         "notes": [*plan.notes, *(str(degradation) for degradation in plan.degradations)],
     }
-    final = daemon_config.plan_daemon(daemon, plan, listen, "/run/cachedind/daemon.json")
+    final = daemon_config.plan_daemon(daemon, plan, listen, "/run/cachedind/daemon.json", engine)
     report["dockerd"] = {"arguments": final.arguments, "daemon_json": json.loads(final.file_text)}
 
 
@@ -126,9 +126,12 @@ def _parse(words: list[str]) -> DaemonArguments:
     return parse_daemon_arguments(words[1:] if words[:1] == ["dockerd"] else words)
 
 
-def _examine_listen(report: Report, settings: Config, daemon: DaemonSettings) -> listeners.ListenPlan:
-    plan = listeners.plan_listen(settings.docker_host, settings.tls_certdir, daemon.text("group"))
-    report["listen"] = {"socket": plan.socket_path, "tcp_port": plan.tcp_port, "tls": plan.tls_dir is not None}
+def _examine_listen(
+    report: Report, settings: Config, daemon: DaemonSettings, *, explicit: bool
+) -> listeners.ListenPlan:
+    plan = daemon_config.plan_listen(settings, daemon, explicit=explicit)
+    is_tls = plan.tls_dir is not None or daemon.has_tls
+    report["listen"] = {"at": [*map(str, plan.bound), *plan.left], "tls": is_tls}
     if plan.tls_dir is not None:
         case = tls.plan_case(tls.read_present(plan.tls_dir))
         report["certificates"] = {"directory": plan.tls_dir, "case": case.name.lower(), "meaning": case.value}

@@ -150,7 +150,7 @@ class ImageImpossibleError(CachedindError):
 
 
 class DataRootBusyError(CachedindError):
-    """Another daemon holds the data-root (EX_TEMPFAIL)."""
+    """Another daemon holds the data-root, or works in the exec-root (EX_TEMPFAIL)."""
 
     exit_code = 75
 

@@ -1,18 +1,20 @@
 """What a killed daemon leaves in /run, which a kept container or a shared /run volume keeps.
 
 PIDs repeat in containers, and dockerd takes any live process with the noted PID for its own predecessor; so stale PID
-files
-stop it, containerd's too (docker-library/docker#195, moby#40292), and a socket file at containerd's system address
-makes it use a containerd that is not there. Only called under the lease, when no daemon of this data-root runs.
+files stop it, containerd's too (docker-library/docker#195, moby#40292), and a socket file at containerd's system
+address makes it use a containerd that is not there. Only called under the lease, when no daemon of this data-root runs.
+One of another data-root may, where containers share /run: what is answered is not stale.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
+
+from cachedind.errors import DataRootBusyError
+from cachedind.socket_files import is_answered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,30 +24,39 @@ _SYSTEM_CONTAINERD = "/run/containerd/containerd.sock"
 _STAYS = frozenset({errno.ENOENT, errno.EBUSY, errno.EISDIR, errno.EROFS, errno.EPERM})
 
 
-def plan_removals(found: list[str], exec_root: str, pidfile: str, bound_socket: str | None) -> list[str]:
-    """Which of the files below /run are stale. Pure.
+def plan_removals(found: list[str], exec_root: str, pidfile: str) -> list[str]:
+    """Which of the files below /run would be stale if nobody used them. Pure.
 
     docker:dind's pattern (docker*.pid anywhere, in any case), the configured PID file, and everything with which
-    containerd presents itself below the daemon's exec-root. Never the socket that is bound already.
+    containerd presents itself below the daemon's exec-root.
     """
     chosen = []
     for path in found:
         name = os.path.basename(path).lower()
         in_exec_root = path.startswith(f"{os.path.realpath(exec_root)}/")
         stale = fnmatch(name, "docker*.pid") or path == os.path.realpath(pidfile)
-        stale = stale or (in_exec_root and (name == "containerd.pid" or ".sock" in name))
-        if stale and path != bound_socket:
+        if stale or (in_exec_root and (name == "containerd.pid" or ".sock" in name)):
             chosen.append(path)
     return chosen
 
 
-def sweep(exec_root: str, pidfile: str, bound_socket: str | None) -> list[str]:
+def check_free(exec_root: str) -> None:
+    """Raises DataRootBusyError when a daemon works in this exec-root, which another container can share with /run."""
+    path = f"{os.path.realpath(exec_root)}/containerd/containerd.sock"
+    if is_answered(path):
+        raise DataRootBusyError(
+            f"a running daemon with another data-root works in {exec_root}: its containerd answers at {path}; it is "
+            "unharmed",
+            "do not share /run between containers, or give each an --exec-root and a --pidfile of its own",
+        )
+
+
+def sweep(exec_root: str, pidfile: str) -> list[str]:
     """Remove what is stale and can be removed, and return it."""
     roots = {os.path.realpath(path) for path in ("/run", exec_root)}
     found = sorted({path for root in roots for path in _files_below(root)} | {os.path.realpath(pidfile)})
-    bound = None if bound_socket is None else os.path.realpath(bound_socket)
-    stale = plan_removals(found, exec_root, pidfile, bound)
-    if _is_dead_socket(_SYSTEM_CONTAINERD):
+    stale = [path for path in plan_removals(found, exec_root, pidfile) if not is_answered(path)]
+    if os.path.exists(_SYSTEM_CONTAINERD) and not is_answered(_SYSTEM_CONTAINERD):
         stale.append(_SYSTEM_CONTAINERD)
     return [path for path in stale if _try_remove(path)]
 
@@ -65,17 +76,3 @@ def _files_below(root: str) -> Iterator[str]:
     for directory, subdirectories, names in os.walk(root):
         subdirectories[:] = [name for name in subdirectories if not os.path.ismount(f"{directory}/{name}")]
         yield from (f"{directory}/{name}" for name in names)
-
-
-def _is_dead_socket(path: str) -> bool:
-    if not os.path.exists(path):
-        return False
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(1)
-        try:
-            client.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:
-            return False
-    return False

@@ -171,7 +171,7 @@ class Ahead:
 
             self._socket.close()
             get_ready()
-            raw, descriptors, _, _ = socket.recv_fds(theirs, _MAX_ORDER_BYTES, 8)
+            raw, descriptors, _, _ = socket.recv_fds(theirs, _MAX_ORDER_BYTES, _MAX_DESCRIPTORS)
             if raw:
                 work(json.loads(raw), descriptors)
 
@@ -187,6 +187,11 @@ class Ahead:
 
     def join(self) -> None:
         """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
+        import socket
+
+        # Other children of this process may have the socket open, too.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._background.join()
 
@@ -207,6 +212,7 @@ def leave_out(names: Sequence[str]) -> None:
 
 
 _MAX_ORDER_BYTES = 1 << 16
+_MAX_DESCRIPTORS = 64
 _DONE = b"done"
 
 

@@ -15,6 +15,7 @@ import sys
 SYNC_S = 5.0
 """How long a container's end may wait for the disk; one that is slower is not known to be clean."""
 
+MERGE_S = 5.0
 _ON_DISKS = frozenset({"ext4", "xfs", "btrfs", "f2fs", "zfs", "ext3", "ext2"})
 """What a user may have mounted below a data-root, for a driver's layers, say. Containers' own mounts are none of it."""
 
@@ -59,7 +60,7 @@ def main(daemon: int, witness: int, directory_fd: int, state_name: str, data_roo
         os.kill(witness, _signal.SIGKILL)
         os.waitpid(witness, 0)
     try:
-        sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        _find_package()
         note_end(directory_fd, state_name, data_root, status)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"cachedind: warning: how the daemon ended cannot be noted down: {error}\n")
@@ -77,8 +78,33 @@ def _watch(daemon: int, children: set[int]) -> int:
                 code = os.waitstatus_to_exitcode(pid[1])
                 return code if code >= 0 else 128 - code
         number = _signal.sigwaitinfo(signals).si_signo
+        if number == _signal.SIGHUP:
+            _merge_configuration()
         if number != _signal.SIGCHLD:
             os.kill(daemon, number)
+
+
+def _merge_configuration() -> None:
+    """What dockerd is about to read again is made anew of what the user's file says by now, in a child, so that what
+    that takes is not kept. One that takes long, as the file is somewhere slow, keeps no signal from dockerd."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _find_package()
+            from cachedind import reload
+
+            reload.merge_again()
+            status = 0
+        except Exception as error:  # whatever it is, dockerd reads what was there
+            sys.stderr.write(f"cachedind: warning: daemon.json cannot be merged again: {error}\n")
+        finally:
+            os._exit(status)
+    _wait(pid, MERGE_S)
+
+
+def _find_package() -> None:
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def _reap(children: set[int]) -> tuple[int, int] | None:

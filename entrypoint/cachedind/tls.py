@@ -9,21 +9,25 @@ took seconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.directory_lock import locked
 from cachedind.errors import CachedindError, CertificateError
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from cryptography import x509
 
     from cachedind.certificates import PrivateKey
+    from cachedind.log import Log
 
+SERVER_FILES = ("ca.pem", "cert.pem", "key.pem")
 _ADDRESS = re.compile(r"\sinet6? ([0-9a-fA-F.:]+)")
 
 
@@ -160,10 +164,12 @@ def _read_text(path: str) -> str:
         return ""
 
 
-def prepare(directory: str, extra_names: str, clients_ready: Callable[[], None]) -> Case:
-    """Make `directory` hold what the server and its clients need. `clients_ready` is called when the clients' set is.
+def prepare(directory: str, served: str, extra_names: str, clients_ready: Callable[[], None], log: Log) -> Case:
+    """Make `directory` hold what clients need, and `served`, which is this container's own, what the server needs.
+    `clients_ready` is called when the clients' set is there.
 
-    Raises CertificateError. Imports cryptography (35 ms) here and not before; boot runs this in a child beside
+    Other starts may share the directory, or parts of it: what is read and written there is so under the locks of those
+    parts. Raises CertificateError. Imports cryptography (35 ms) here and not before; boot runs this in a child beside
     everything else.
     """
     case = plan_case(read_present(directory))
@@ -177,19 +183,46 @@ def prepare(directory: str, extra_names: str, clients_ready: Callable[[], None])
         if case is Case.USER_MANAGED:
             _check_user_managed(directory)
             clients_ready()
+            _serve(served, {name: _read_bytes(f"{directory}/server/{name}") for name in SERVER_FILES})
         else:
             now = _now()
-            ca_key, authority = _issue_clients(directory, now)
+            ca_key, authority = _issue_clients(directory, now, log)
             # Clients wait for these alone; names, which ask programs and perhaps DNS, and the server's set come after.
             clients_ready()
             names = plan_names(read_addresses(), read_hostnames(), extra_names)
-            _issue_server(directory, ca_key, authority, names, now)
+            _serve(served, _issue_server(directory, ca_key, authority, names, now))
     except OSError as error:
         raise CertificateError(
             f"{error.filename or directory} cannot be written: {error.strerror}",
             f"mount a writable directory at {directory}, or set DOCKER_TLS_CERTDIR= for plain TCP",
         ) from error
     return case
+
+
+def _serve(served: str, files: Mapping[str, bytes]) -> None:
+    from cachedind import certificates
+
+    try:
+        os.makedirs(served, mode=0o700, exist_ok=True)
+        for name, content in files.items():
+            certificates.write_file(f"{served}/{name}", content, 0o600)
+    except OSError as error:
+        raise CertificateError(
+            f"{served} cannot be written: {error.strerror}", "the container needs a writable /run: --tmpfs /run"
+        ) from error
+
+
+@contextlib.contextmanager
+def _parts(directory: str, *names: str) -> Iterator[None]:
+    """Parts of the directory, made where they are missing, each under its lock: any of them may be a mount."""
+    from cachedind import certificates
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            os.makedirs(f"{directory}/{name}", exist_ok=True)
+            if stack.enter_context(locked(f"{directory}/{name}")):
+                certificates.tidy(f"{directory}/{name}")
+        yield
 
 
 def _now() -> datetime.datetime:
@@ -199,26 +232,30 @@ def _now() -> datetime.datetime:
 
 
 def _check_user_managed(directory: str) -> None:
+    """As docker:dind does it, with openssl, for which ca.pem may hold intermediate authorities; so may cert.pem."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import serialization
 
-    try:
-        authority = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/ca.pem"))
-        server = x509.load_pem_x509_certificate(_read_bytes(f"{directory}/server/cert.pem"))
-        server.verify_directly_issued_by(authority)
-        key = serialization.load_pem_private_key(_read_bytes(f"{directory}/server/key.pem"), password=None)
-        if key.public_key() != server.public_key():
-            raise ValueError("server/key.pem is not its key")
-        now = _now()
-        if not server.not_valid_before_utc <= now <= server.not_valid_after_utc:
-            raise ValueError(f"it is valid from {server.not_valid_before_utc} to {server.not_valid_after_utc}")
-    except (ValueError, TypeError, InvalidSignature) as error:
+    from cachedind.processes import run
+
+    authority, path = f"{directory}/server/ca.pem", f"{directory}/server/cert.pem"
+    why = ""
+    verified = run(["openssl", "verify", "-CAfile", authority, "-untrusted", path, path], timeout_s=10)
+    if not verified.ok:
+        said = f"{verified.stderr}\n{verified.stdout}".splitlines()
+        why = "; ".join(line.strip() for line in said if line.strip()) or f"status {verified.status}"
+    else:
+        try:
+            key = serialization.load_pem_private_key(_read_bytes(f"{directory}/server/key.pem"), password=None)
+            if key.public_key() != x509.load_pem_x509_certificate(_read_bytes(path)).public_key():
+                why = "server/key.pem is not its key"
+        except (ValueError, TypeError) as error:
+            why = f"server/key.pem: {error}"
+    if why:
         raise CertificateError(
-            f"{directory}/server/cert.pem is not a valid certificate of {directory}/server/ca.pem: "
-            f"{str(error) or type(error).__name__}",
+            f"{path} is not a valid certificate of {authority}: {why}",
             f"renew it, or remove {directory}/server to have one made",
-        ) from error
+        )
 
 
 def _read_bytes(path: str) -> bytes:
@@ -226,30 +263,38 @@ def _read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def _issue_clients(directory: str, now: datetime.datetime) -> tuple[PrivateKey, x509.Certificate]:
+def _issue_clients(directory: str, now: datetime.datetime, log: Log) -> tuple[PrivateKey, x509.Certificate]:
     """Write the authority and the clients' set; returns the authority's key and certificate."""
     from cachedind import certificates
 
-    for part in ("ca", "client"):
-        os.makedirs(f"{directory}/{part}", exist_ok=True)
-    ca_key = certificates.load_or_make_key(f"{directory}/ca/key.pem", 0o600)
-    authority = certificates.issue_ca(ca_key, now)
-    client_key = certificates.load_or_make_key(f"{directory}/client/key.pem", 0o644)
-    client = certificates.issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)
-    certificates.write_certificate(f"{directory}/ca/cert.pem", authority)
-    # A client that waits for its three files has a set that fits as soon as the last is there.
-    certificates.write_certificate(f"{directory}/client/cert.pem", client)
-    certificates.write_certificate(f"{directory}/client/ca.pem", authority)
+    with _parts(directory, "ca", "client"):
+        ca_key = certificates.load_or_make_key(f"{directory}/ca/key.pem", 0o600)
+        authority = certificates.issue_ca(ca_key, now)
+        known = f"{directory}/client/ca.pem"
+        if _size(known) > 0 and not certificates.is_of_key(known, ca_key):
+            log.info(
+                f"{directory}/client gets certificates of a new CA, as the old one's key is gone: who has read the old "
+                f"ones has to read them again; {directory}/ca on a volume keeps it"
+            )
+        client_key = certificates.load_or_make_key(f"{directory}/client/key.pem", 0o644)
+        client = certificates.issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)
+        certificates.write_certificate(f"{directory}/ca/cert.pem", authority)
+        # A client that waits for its three files has a set that fits as soon as the last is there.
+        certificates.write_certificate(f"{directory}/client/cert.pem", client)
+        certificates.write_certificate(known, authority)
     return ca_key, authority
 
 
 def _issue_server(
     directory: str, ca_key: PrivateKey, authority: x509.Certificate, names: Names, now: datetime.datetime
-) -> None:
+) -> dict[str, bytes]:
+    """Write the server's set, where people look for it; returns it for the daemon of this container."""
     from cachedind import certificates
 
-    os.makedirs(f"{directory}/server", exist_ok=True)
-    server_key = certificates.load_or_make_key(f"{directory}/server/key.pem", 0o600)
-    server = certificates.issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names.entries)
-    certificates.write_certificate(f"{directory}/server/ca.pem", authority)
-    certificates.write_certificate(f"{directory}/server/cert.pem", server)
+    part = f"{directory}/server"
+    with _parts(directory, "server"):
+        server_key = certificates.load_or_make_key(f"{part}/key.pem", 0o600)
+        server = certificates.issue_leaf(authority, ca_key, server_key, "docker:dind server", now, names.entries)
+        certificates.write_certificate(f"{part}/ca.pem", authority)
+        certificates.write_certificate(f"{part}/cert.pem", server)
+        return {name: _read_bytes(f"{part}/{name}") for name in SERVER_FILES}

@@ -43,22 +43,23 @@ def _get_ready() -> None:
 
 
 def _work(order: dict[str, object], descriptors: list[int]) -> None:
-    """Certificates in a directory, and the port opened when the client's are there."""
+    """Certificates in a directory, and the ports opened when the client's are there."""
     import socket
 
     from cachedind import listeners, tls
+    from cachedind.log import Level, Log
 
-    plan = listeners.ListenPlan(*order["plan"])  # type: ignore[misc]
-    port = socket.socket(fileno=descriptors[0])
+    ports = [socket.socket(fileno=fd) for fd in descriptors]
+    log = Log(level=Level[str(order["log_level"])], as_json=bool(order["log_json"]))
     if order["is_open"]:
         _change_niceness(-_HURRY)
 
     def clients_ready() -> None:
         if not order["is_open"]:
-            listeners.open_port(port, plan)
+            for port in ports:
+                listeners.open_port(port)
 
-    assert plan.tls_dir is not None
-    tls.prepare(plan.tls_dir, str(order["names"]), clients_ready)
+    tls.prepare(str(order["directory"]), listeners.SERVER_SET, str(order["names"]), clients_ready, log)
 
 
 def _change_niceness(by: int) -> None:

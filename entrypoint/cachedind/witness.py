@@ -47,9 +47,9 @@ def fork(
 ) -> Witness:
     """Fork the witness of the process that becomes dockerd. `started` is that start's time.monotonic().
 
-    `addresses` are where the daemon will answer ("unix:///var/run/docker.sock"), `close` descriptors that are none of
-    its business, `late` what to do when the daemon is up (`step_back` before what nobody waits for). Fork it while this
-    process has a single thread.
+    `addresses` are unix sockets where the daemon will answer ("unix:///var/run/docker.sock"), `close` descriptors that
+    are none of its business, `late` what to do when the daemon is up (`step_back` before what nobody waits for). Fork
+    it while this process has a single thread.
     """
     read_fd, write_fd = os.pipe()
     parent = os.getpid()
@@ -153,25 +153,11 @@ def _wait_for_answer(addresses: list[str]) -> bool:
 
 
 def _answers(address: str) -> bool:
-    """Whether the daemon speaks. A TLS port answers a plain request too, with 400 (Go, crypto/tls)."""
-    with _connect(address) as client:
+    """Whether the daemon speaks at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address.removeprefix("unix://"))
         client.sendall(b"GET /_ping HTTP/1.0\r\nHost: cachedind\r\n\r\n")
         return client.recv(5) == b"HTTP/"
-
-
-def _connect(address: str) -> socket.socket:
-    scheme, _, rest = address.partition("://")
-    if scheme == "unix":
-        client = socket.socket(socket.AF_UNIX)
-        try:
-            client.connect(rest)
-        except OSError:
-            client.close()
-            raise
-        return client
-    host, _, port = rest.rpartition(":")
-    host = host.strip("[]")
-    return socket.create_connection((host if host not in ("", "0.0.0.0", "::") else "127.0.0.1", int(port)), timeout=60)
 
 
 # ---- the pool is hidden from the daemon ----------------------------------------------------------------------------

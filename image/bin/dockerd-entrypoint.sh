@@ -9,6 +9,15 @@ trap 'exit 143' TERM
 set -eu
 
 if [ "$#" -eq 0 ] || [ "${1#-}" != "$1" ] || [ "$1" = dockerd ]; then
+	# docker:dind's words for the API's TCP socket. People change them in that file with sed, to close the API to others
+	# (docker-library/docker#227); so they count here too, unless CACHEDIND_LISTEN says where to listen.
+	if [ -n "${DOCKER_TLS_CERTDIR:-}" ]; then
+		tcp="--host=tcp://0.0.0.0:2376"
+	else
+		tcp="--host=tcp://0.0.0.0:2375"
+	fi
+	tcp=${tcp#--host=tcp://}
+	export CACHEDIND_LISTEN="${CACHEDIND_LISTEN:-${tcp:-none}}"
 	exec env --block-signal=TERM docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/boot.py boot "$@"
 fi
 if [ "$1" = cachedind ]; then

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cachedind import tls
+from cachedind.log import Log
 from helpers.host_images import FULL_RUN, INSPECT, LIST, TAR, get, inspection_of, listed
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -142,7 +143,7 @@ def reset(connection: socket.socket) -> None:
 
 def issue(directory: Path, name: str) -> Path:
     """client/ and server/ with a set each, as this project's own daemons have them."""
-    ca_key, certificate = tls._issue_clients(str(directory), NOW)
+    ca_key, certificate = tls._issue_clients(str(directory), NOW, Log())
     tls._issue_server(str(directory), ca_key, certificate, tls.Names((name,)), NOW)
     return directory
 

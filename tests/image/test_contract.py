@@ -406,7 +406,9 @@ def test_explicit_dockerd_binds_only_what_it_names(engine: Engine, suite: str) -
     dind = engine.dind(suite, volume=engine.volume(), args=["dockerd", "--host=unix:///run/other.sock", "--group=1234"])
     wait_ready_at(dind, "unix:///run/other.sock")
     words = daemon_argv(dind)
-    assert words[-2:] == ["--host=unix:///run/other.sock", "--group=1234"]
+    # The socket is bound before anything slow, and handed over.
+    assert [word for word in words if "host" in word or "://" in word] == ["--host", "fd://"]
+    assert words[-1] == "--group=1234"
     assert not [word for word in words if word.startswith("--tls")]
     assert listening_ports(dind) == set()
     assert dind.sh("stat -c '%a %g' /run/other.sock") == "660 1234"
@@ -485,6 +487,39 @@ DAEMON_JSON = {
     "tlscert": "/mine/server/cert.pem",
     "tlskey": "/mine/server/key.pem",
 }
+
+
+@pytest.mark.parametrize("kind", ["direct", "pool"])
+def test_an_edited_daemon_json_is_read_again_on_sighup(engine: Engine, suite: str, kind: str) -> None:
+    """Without a pool dockerd reads the user's own file; with one a merged copy, which only its parent can make anew."""
+    place = {"volume": engine.volume()} if kind == "direct" else {"pool": engine.volume()}
+    dind = engine.dind(suite, start=False, **place)
+    first = (
+        {"labels": ["from=first"]} if kind == "direct" else {"labels": ["from=first"], "hosts": ["tcp://127.0.0.1:99"]}
+    )
+    dind.put("/etc/docker", {"daemon.json": json.dumps(first)})
+    dind.start()
+    dind.wait_ready()
+
+    def edit(text: str) -> None:
+        dind.put("/etc/docker", {"daemon.json": text})
+        if kind == "direct":
+            dind.exec("kill", "-HUP", str(dind.daemons()[0].pid))
+        else:
+            dind.container.kill("HUP")
+
+    def info() -> tuple[object, ...]:
+        found = json.loads(dind.docker("info", "--format", "{{json .}}"))
+        return found["Debug"], found["Labels"], found["RegistryConfig"]["Mirrors"] or []
+
+    assert info() == (False, ["from=first"], [])
+    wanted = {"labels": ["from=second"], "debug": True, "registry-mirrors": ["https://mirror.example.test"]}
+    edit(json.dumps({**first, **wanted}))
+    seen = (True, ["from=second"], ["https://mirror.example.test/"])
+    wait_until(lambda: info() == seen, what="the edit to be seen", timeout_s=10, diagnose=dind.describe)
+    edit("{")
+    dind.wait_log("nable to configure|rror reconfiguring|nexpected end|invalid character")
+    assert info() == seen, "a broken file undid what was read before"
 
 
 @pytest.mark.parametrize("path", ["/etc/docker/daemon.json", "/somewhere/my.json"])

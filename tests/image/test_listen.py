@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from helpers.certificates import MAKE_USER_MANAGED
 from helpers.clients import wait_ready_at
 from helpers.dind import DATA_ROOT, parse_time
 from helpers.pace import pace_s
@@ -52,12 +53,17 @@ def check_first_answer_is_ready(findings: Findings, suite: str, engine: Engine) 
 
 
 def probe_one_start(
-    engine: Engine, suite: str, address: dict[str, Any], env: Mapping[str, str], volumes: Mapping[str, Any]
+    engine: Engine,
+    suite: str,
+    address: dict[str, Any],
+    env: Mapping[str, str],
+    volumes: Mapping[str, Any],
+    args: Sequence[str] = (),
 ) -> tuple[Dind, Findings, float]:
     """Start a container under a prober's eyes; returns the seconds from its start to the first answer, too."""
     companion = Companion(engine, suite, volumes=volumes)
     probe = companion.probe(**address)
-    dind = engine.dind(suite, env=env, volumes=volumes, network_mode=companion.network)
+    dind = engine.dind(suite, args=args, env=env, volumes=volumes, network_mode=companion.network)
     probe.wait_for("info", "broken")
     findings = probe.finish()
     return dind, findings, findings.answer("_ping").time - started_at(dind)
@@ -75,17 +81,22 @@ def test_no_refusal_and_a_ready_first_answer(engine: Engine, suite: str) -> None
     wait_ready_at(before, f"unix://{SHARED_SOCKET}")
     before.kill()
 
-    for kind, address, env in (
-        ("unix", {"unix": SHARED_SOCKET}, {"DOCKER_HOST": f"unix://{SHARED_SOCKET}"}),
-        ("tls", {"port": 2376, "tls": "/certs/client"}, {}),
-        ("plain", {"port": 2375}, PLAIN),
-    ):
-        dind, findings, ready[kind] = probe_one_start(engine, suite, address, env, volumes)
+    # ARC's and Kubernetes' way.
+    explicit = ["dockerd", f"--host=unix://{SHARED_SOCKET}", "--group=123"]
+    cases: tuple[tuple[str, dict[str, Any], dict[str, str], list[str]], ...] = (
+        ("unix", {"unix": SHARED_SOCKET}, {"DOCKER_HOST": f"unix://{SHARED_SOCKET}"}, []),
+        ("tls", {"port": 2376, "tls": "/certs/client"}, {}, []),
+        ("plain", {"port": 2375}, PLAIN, []),
+        ("explicit", {"unix": SHARED_SOCKET}, {}, explicit),
+        ("explicit, plain", {"port": 2375}, {}, ["dockerd", "-H", "0.0.0.0:2375", "--tls=false"]),
+    )
+    for kind, address, env, args in cases:
+        dind, findings, ready[kind] = probe_one_start(engine, suite, address, env, volumes, args)
         check_never_refused(findings)
         check_first_answer_is_ready(findings, suite, engine)
         print(f"{kind}: connected {findings.first_connect - started_at(dind):.3f} s, ready {ready[kind]:.2f} s")
         warned = [text for text in dind.warnings if "neither encryption nor authentication" in text]
-        assert len(warned) == (1 if kind == "plain" else 0)
+        assert len(warned) == (1 if "plain" in kind else 0)
         dind.kill()
 
     # dockerd by itself sleeps for 1 s and then for 15 s before it listens on plain TCP.
@@ -249,6 +260,84 @@ def test_ipv6_off(engine: Engine, suite: str) -> None:
     dind.wait_ready()
     check_never_refused(probe.finish())
     assert not companion.accepts("::1", 2376), "IPv6 is not off"
+
+
+ODD = (
+    ["-H", "0.0.0.0:2375", "-H", "unix:///var/run/docker.sock"],
+    ["-H", "tcp://"],
+    ["-H", "tcp://:0", "--host", "[::]:2377"],
+)
+
+
+@pytest.mark.parametrize("words", ODD, ids=" ".join)
+def test_a_daemon_with_odd_addresses_is_seen_to_come_up(engine: Engine, words: list[str]) -> None:
+    dind = engine.dind("forky", args=["dockerd", *words, "--tls=false"], volume=engine.volume())
+    check_is_seen_and_healthy(dind)
+    assert "unix:///" not in " ".join(words) or dind.docker_status("version") == 0
+
+
+def check_is_seen_and_healthy(dind: Dind) -> None:
+    def is_noted() -> bool:
+        return '"ready_at": 1' in dind.sh("cat /var/lib/docker/.cachedind/state.json", check=False)
+
+    wait_until(is_noted, what="ready_at", hopeless=dind.why_not_running, diagnose=dind.describe)
+    assert dind.exec("cachedind", "healthcheck", check=False).status == 0, dind.describe()
+    assert not [text for text in dind.warnings if "witness" in text]
+
+
+def test_tls_over_tcp_alone(engine: Engine, suite: str) -> None:
+    """The user's own certificates, and no socket but TCP: nobody of this container shows a client's certificate."""
+    certificates = engine.volume()
+    engine.in_volume(certificates, MAKE_USER_MANAGED.replace("$1", "/volume"))
+    server = "/mine/server"
+    flags = ["--tlsverify", "--tlscacert", f"{server}/ca.pem", "--tlscert", f"{server}/cert.pem"]
+    args = ["dockerd", "-H", "tcp://0.0.0.0:2376", *flags, "--tlskey", f"{server}/key.pem"]
+    dind = engine.dind(suite, args=args, volumes=on(certificates, "/mine"), volume=engine.volume())
+    check_is_seen_and_healthy(dind)
+    assert "TLS handshake error" not in dind.log()
+    env = {"DOCKER_HOST": "tcp://localhost:2376", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/mine/client"}
+    assert dind.exec("docker", "version", env=env, check=False).status == 0
+    env["DOCKER_CERT_PATH"] = "/nowhere"
+    assert dind.exec("docker", "version", env=env, check=False).status != 0
+    assert dind.sh("stat -c '%a %u' /run/cachedind/docker.sock") == "600 0"
+
+
+CLOSED_BY_SED = "sed -i 's/0.0.0.0/127.0.0.1/g' /usr/local/bin/dockerd-entrypoint.sh; exec dockerd-entrypoint.sh"
+
+
+def test_the_api_can_be_closed_to_neighbours(engine: Engine, suite: str) -> None:
+    """docker-library/docker#227, and a name for it; a neighbour is another job's container on the same network."""
+    network = engine.network()
+    entrypoint = ["sh", "-c", CLOSED_BY_SED]
+    by_sed = engine.dind(suite, entrypoint=entrypoint, network=network, env=PLAIN)
+    by_name = engine.dind(suite, network=network, env={"CACHEDIND_LISTEN": "127.0.0.1, ::1"})
+    without = engine.dind(suite, network=network, env={"CACHEDIND_LISTEN": "none"})
+    is_open = engine.dind(suite, network=network, env=PLAIN)
+    for dind in (by_sed, by_name, without, is_open):
+        dind.wait_ready()
+    source = """if True:
+        import socket, sys
+        for address in sys.argv[1:]:
+            for port in (2375, 2376):
+                try:
+                    socket.create_connection((address, port), timeout=5).close()
+                    print(address, port)
+                except OSError:
+                    pass
+    """
+    addresses = [dind.address for dind in (by_sed, by_name, without, is_open)]
+    assert is_open.python(source, *addresses).splitlines() == [f"{is_open.address} 2375"]
+    assert by_sed.python(source, "127.0.0.1", "::1").splitlines() == ["127.0.0.1 2375"]
+    assert by_name.python(source, "127.0.0.1", "::1").splitlines() == ["127.0.0.1 2376", "::1 2376"]
+    assert without.python(source, "127.0.0.1", "::1", without.address) == ""
+    assert without.sh("find /certs -type f") == ""
+    assert not [text for text in by_sed.warnings if "neither encryption" in text]
+
+
+def test_a_bad_address_ends_the_start(engine: Engine) -> None:
+    dind = engine.dind("forky", env={"CACHEDIND_LISTEN": "lo"})
+    assert dind.wait_exit() == 64
+    assert "CACHEDIND_LISTEN='lo'" in dind.errors[0]
 
 
 def test_socket_belongs_to_the_docker_group(engine: Engine, suite: str) -> None:

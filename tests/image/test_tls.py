@@ -313,6 +313,36 @@ def test_certificates_that_the_user_manages_may_be_read_only(engine: Engine) -> 
     dind.wait_ready()
 
 
+# An authority, one between, and a server's certificate of the latter; what they are for is as docker:dind has it.
+MAKE_INTERMEDIATE = r"""
+mkdir -p "$1/server"
+cd "$1/server"
+printf 'basicConstraints=critical,CA:true\nkeyUsage=critical,keyCertSign\n' >/tmp/ca.cnf
+printf 'subjectAltName=DNS:docker\nextendedKeyUsage=serverAuth\n' >/tmp/leaf.cnf
+openssl req -x509 -newkey rsa:2048 -nodes -keyout /tmp/root.key -subj /CN=root -days 30 -out /tmp/root.pem
+openssl req -newkey rsa:2048 -nodes -keyout /tmp/mid.key -subj /CN=between -out /tmp/mid.csr
+openssl x509 -req -in /tmp/mid.csr -CA /tmp/root.pem -CAkey /tmp/root.key -CAcreateserial -days 30 \
+  -extfile /tmp/ca.cnf -out /tmp/mid.pem
+openssl req -newkey rsa:2048 -nodes -keyout key.pem -subj /CN=server -out /tmp/leaf.csr
+openssl x509 -req -in /tmp/leaf.csr -CA /tmp/mid.pem -CAkey /tmp/mid.key -CAcreateserial -days 30 \
+  -extfile /tmp/leaf.cnf -out /tmp/leaf.pem
+"""
+CHAINS = {
+    "in ca.pem": "cat /tmp/root.pem /tmp/mid.pem >ca.pem; cat /tmp/leaf.pem >cert.pem",
+    "the one between first": "cat /tmp/mid.pem /tmp/root.pem >ca.pem; cat /tmp/leaf.pem /tmp/mid.pem >cert.pem",
+    "in cert.pem": "cat /tmp/root.pem >ca.pem; cat /tmp/leaf.pem /tmp/mid.pem >cert.pem",
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_certificate_of_an_intermediate_authority(engine: Engine, chain: str) -> None:
+    certificates = engine.volume()
+    engine.in_volume(certificates, MAKE_INTERMEDIATE.replace("$1", "/volume") + CHAINS[chain])
+    dind = engine.dind("trixie", volumes=on(certificates, "/certs", "ro"))
+    dind.wait_ready()
+    assert "BEGIN CERTIFICATE" in dind.sh("cat /run/cachedind/tls/cert.pem")
+
+
 _STRANGER = "openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -subj /CN=stranger -out"
 _EXPIRED = MAKE_USER_MANAGED.replace(
     "-days 825 -extfile", "-not_before 20240101000000Z -not_after 20240201000000Z -extfile"

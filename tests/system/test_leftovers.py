@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cachedind import linux
-from cachedind.leftovers import sweep
+from cachedind.errors import DataRootBusyError
+from cachedind.leftovers import check_free, sweep
 from helpers.children import in_namespaces
 
 RUN = Path("/run")
@@ -55,7 +58,7 @@ def test_stale_files_go_and_others_stay() -> None:
                 stack.enter_context(bind(RUN / name, listening=False))
             stack.enter_context(bind(RUN / "docker.sock", listening=True))
             stack.enter_context(bind(RUN / "other.sock", listening=True))
-            return sweep(EXEC_ROOT, PIDFILE, "/var/run/docker.sock"), files()
+            return sweep(EXEC_ROOT, PIDFILE), files()
 
     removed, left = with_own_run(work)
     assert sorted(removed) == [
@@ -76,15 +79,32 @@ def test_stale_files_go_and_others_stay() -> None:
 
 
 def test_nothing_to_sweep() -> None:
-    assert with_own_run(lambda: sweep(EXEC_ROOT, PIDFILE, None)) == []
+    assert with_own_run(lambda: sweep(EXEC_ROOT, PIDFILE)) == []
 
 
-def test_the_socket_that_is_bound_is_spared_even_in_the_exec_root() -> None:
+def test_what_is_answered_is_spared_even_in_the_exec_root() -> None:
+    """A socket of ours that is bound already, and a volume plugin's, which another container may have put there."""
+
     def work() -> list[str]:
-        with bind(RUN / "docker" / "api.sock", listening=True):
-            return sweep(EXEC_ROOT, PIDFILE, "/var/run/docker/api.sock")
+        with (
+            bind(RUN / "docker" / "api.sock", listening=True),
+            bind(RUN / "docker" / "plugins" / "volumes.sock", listening=True),
+        ):
+            return sweep(EXEC_ROOT, PIDFILE)
 
     assert with_own_run(work) == []
+
+
+@pytest.mark.parametrize("listening", [True, False], ids=["of a daemon that runs", "of one that was killed"])
+def test_a_daemon_that_works_in_the_exec_root_is_found(listening: bool) -> None:
+    """Containers that share /run, with a data-root each."""
+
+    def work() -> None:
+        with bind(RUN / "docker" / "containerd" / "containerd.sock", listening=listening):
+            check_free(EXEC_ROOT)
+
+    with pytest.raises(DataRootBusyError, match="unharmed") if listening else contextlib.nullcontext():
+        with_own_run(work)
 
 
 def test_a_system_containerd_that_is_dead_is_removed() -> None:
@@ -92,7 +112,7 @@ def test_a_system_containerd_that_is_dead_is_removed() -> None:
 
     def work() -> tuple[list[str], bool]:
         bind(SYSTEM_CONTAINERD, listening=True).close()
-        return sweep(EXEC_ROOT, PIDFILE, None), SYSTEM_CONTAINERD.exists()
+        return sweep(EXEC_ROOT, PIDFILE), SYSTEM_CONTAINERD.exists()
 
     assert with_own_run(work) == ([str(SYSTEM_CONTAINERD)], False)
 
@@ -100,7 +120,7 @@ def test_a_system_containerd_that_is_dead_is_removed() -> None:
 def test_a_system_containerd_that_answers_is_kept() -> None:
     def work() -> tuple[list[str], bool]:
         with bind(SYSTEM_CONTAINERD, listening=True):
-            return sweep(EXEC_ROOT, PIDFILE, None), SYSTEM_CONTAINERD.exists()
+            return sweep(EXEC_ROOT, PIDFILE), SYSTEM_CONTAINERD.exists()
 
     assert with_own_run(work) == ([], True)
 
@@ -110,7 +130,7 @@ def test_a_file_in_its_place_is_removed_as_well() -> None:
 
     def work() -> list[str]:
         make("containerd/containerd.sock")
-        return sweep(EXEC_ROOT, PIDFILE, None)
+        return sweep(EXEC_ROOT, PIDFILE)
 
     assert with_own_run(work) == [str(SYSTEM_CONTAINERD)]
 
@@ -122,7 +142,7 @@ def test_an_exec_root_and_a_pid_file_elsewhere(tmp_path: Path) -> None:
         (tmp_path / "exec" / "containerd.pid").touch()
         (tmp_path / "exec" / "config").touch()
         (tmp_path / "my.pid").touch()
-        return sweep(str(tmp_path / "exec"), str(tmp_path / "my.pid"), None), sorted(os.listdir(tmp_path))
+        return sweep(str(tmp_path / "exec"), str(tmp_path / "my.pid")), sorted(os.listdir(tmp_path))
 
     removed, left = with_own_run(work)
     assert sorted(removed) == sorted(
@@ -139,7 +159,7 @@ def test_what_is_mounted_below_is_not_walked() -> None:
             (RUN / name).mkdir(parents=True)
             linux.mount("none", str(RUN / name), "tmpfs")
             make(f"{name}/docker.pid", f"{name}/containerd.sock")
-        return sweep(EXEC_ROOT, PIDFILE, None)
+        return sweep(EXEC_ROOT, PIDFILE)
 
     assert with_own_run(work) == []
 
@@ -152,7 +172,7 @@ def test_what_cannot_be_removed_does_not_end_the_start(tmp_path: Path) -> None:
         (tmp_path / "host.sock").touch()
         linux.mount(str(tmp_path / "host.sock"), str(RUN / "docker/plugins/volume.sock"), flags=linux.MS_BIND)
         (RUN / "my.pid").mkdir()
-        return sweep(EXEC_ROOT, "/run/my.pid", None)
+        return sweep(EXEC_ROOT, "/run/my.pid")
 
     removed = with_own_run(work)
     assert removed == ["/run/docker.pid"], "what was not removed is not said to be"

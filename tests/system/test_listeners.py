@@ -15,7 +15,8 @@ import pytest
 
 from cachedind import linux
 from cachedind.errors import ListenError
-from cachedind.listeners import ListenPlan, bind_tcp, bind_unix, hand_over, open_port
+from cachedind.hosts import Host
+from cachedind.listeners import Api, ListenPlan, hand_over
 from helpers.children import CLONE_NEWNET, Child, child, in_namespaces
 from helpers.waiting import wait_until
 
@@ -44,13 +45,19 @@ def free_port() -> int:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> ListenPlan:
-    return ListenPlan(str(tmp_path / "run" / "docker.sock"), free_port(), None, "docker")
+    hosts = (Host(str(tmp_path / "run" / "docker.sock")), Host(name="0.0.0.0", port=free_port()))
+    return ListenPlan(hosts, None, "docker")
+
+
+def bind(plan: ListenPlan) -> list[socket.socket]:
+    api = Api(plan)
+    api.open_tcp()
+    return api.sockets
 
 
 def serve(plan: ListenPlan, tmp_path: Path) -> None:
     """Bind, wait to be let go on, and become the daemon."""
-    bound = [bind_unix(plan), bind_tcp(plan)]
-    open_port(bound[1], plan)
+    bound = bind(plan)
     (tmp_path / "bound").touch()
     wait_until((tmp_path / "go").exists, what="the test lets it go on", every_s=0.01)
     hand_over(bound)
@@ -71,9 +78,9 @@ Address = tuple[socket.AddressFamily, str | tuple[str, int]]
 
 def addresses(plan: ListenPlan) -> dict[str, Address]:
     return {
-        "unix": (socket.AF_UNIX, plan.socket_path),
-        "IPv4": (socket.AF_INET, ("127.0.0.1", plan.tcp_port)),
-        "IPv6": (socket.AF_INET6, ("::1", plan.tcp_port)),
+        "unix": (socket.AF_UNIX, plan.sockets[0]),
+        "IPv4": (socket.AF_INET, ("127.0.0.1", plan.tcp[0].port)),
+        "IPv6": (socket.AF_INET6, ("::1", plan.tcp[0].port)),
     }
 
 
@@ -133,8 +140,7 @@ def test_sockets_get_to_their_places_wherever_they_are(tmp_path: Path, plan: Lis
         # Descriptors up to `first` are taken when the sockets are made, and free again afterwards.
         os.closerange(3, 64)
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3, first)]
-        bound = [bind_unix(plan), bind_tcp(plan)]
-        open_port(bound[1], plan)
+        bound = bind(plan)
         assert {one.fileno() for one in bound} == {first, first + 1}
         for fd in taken:
             os.close(fd)
@@ -165,8 +171,8 @@ def answer(address: Address) -> bytes | None:
 def test_owner_group_and_mode(plan: ListenPlan) -> None:
     name = grp.getgrgid(os.getgroups()[0] if os.getgroups() else 0).gr_name
     for group, number in ((name, grp.getgrnam(name).gr_gid), ("4321", 4321), ("no-such-group", 0)):
-        found = [bind_unix(plan._replace(group=group))]
-        status = os.stat(plan.socket_path)
+        found = bind(plan._replace(group=group))
+        status = os.stat(plan.sockets[0])
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, number, 0o660)
         for listener in found:
             listener.close()
@@ -174,11 +180,11 @@ def test_owner_group_and_mode(plan: ListenPlan) -> None:
 
 def test_a_socket_that_is_mounted_from_the_host_is_left_alone(plan: ListenPlan, tmp_path: Path) -> None:
     def work() -> None:
-        Path(plan.socket_path).parent.mkdir()
-        Path(plan.socket_path).touch()
+        Path(plan.sockets[0]).parent.mkdir()
+        Path(plan.sockets[0]).touch()
         (tmp_path / "host.sock").touch()
-        linux.mount(str(tmp_path / "host.sock"), plan.socket_path, flags=linux.MS_BIND)
-        bind_unix(plan)
+        linux.mount(str(tmp_path / "host.sock"), plan.sockets[0], flags=linux.MS_BIND)
+        bind(plan)
 
     with pytest.raises(ListenError, match="Device or resource busy") as caught:
         in_namespaces(work)
@@ -191,8 +197,7 @@ def test_ipv4_clients_are_served_with_and_without_ipv6(plan: ListenPlan, switch:
         if switch:
             Path(f"/proc/sys/net/ipv6/conf/{switch}").write_text("1")
         _bring_loopback_up()
-        bound = [bind_unix(plan), bind_tcp(plan)]
-        open_port(bound[1], plan)
+        bound = bind(plan)
         with connect(addresses(plan)["IPv4"]) as client:
             connection, _ = bound[1].accept()
             connection.sendall(b"hello")

@@ -168,25 +168,6 @@ def test_a_daemon_that_comes_up_is_noted_and_the_lease_is_its_own_then(
     wait_until(lambda: is_free(tmp_path / "root"), what="the lease to be free", timeout_s=2)
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 400 Bad Request\r\n"], ids=["plain", "TLS port"])
-def test_any_answer_in_http_means_that_the_daemon_is_up(answer: bytes) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-
-        def serve() -> None:
-            client, _ = listener.accept()
-            with client:
-                client.recv(100)
-                client.sendall(answer)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        assert witness._answers(f"tcp://0.0.0.0:{port}")
-        thread.join(5)
-
-
 def test_a_closed_connection_is_no_answer(tmp_path: Path) -> None:
     path = str(tmp_path / "docker.sock")
     with socket.socket(socket.AF_UNIX) as listener:

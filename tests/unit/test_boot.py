@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import (
     CachedindError,
     DaemonConfigError,
-    HostPreparationError,
     ProgramMissingError,
     SettingsError,
 )
@@ -81,7 +79,7 @@ def test_questions_go_to_dockerd_untouched(executed: type[Executed], words: list
 def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
     monkeypatch: pytest.MonkeyPatch, words: list[str], environ: dict[str, str], error: type[CachedindError]
 ) -> None:
-    monkeypatch.setattr(listeners, "bind_unix", lambda plan: pytest.fail("bound"))
+    monkeypatch.setattr(listeners, "Api", lambda plan: pytest.fail("bound"))
     monkeypatch.setattr(daemon_config, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
     with pytest.raises(error):
         boot.boot(words, environ)
@@ -153,31 +151,6 @@ def test_dind_without_a_command() -> None:
         boot.dind([], {})
 
 
-@pytest.fixture
-def merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "run" / "daemon.json"
-    monkeypatch.setattr(boot, "RUN_DIRECTORY", str(path.parent))
-    monkeypatch.setattr(boot, "MERGED_CONFIG", str(path))
-    return path
-
-
-def test_the_merged_configuration_is_roots_and_replaces_the_last_one(merged: Path) -> None:
-    boot.write_merged_config('{"mtu": 1400, "dns": []}')
-    boot.write_merged_config("{}")
-    assert json.loads(merged.read_text()) == {}
-    assert merged.stat().st_mode & 0o777 == 0o600
-
-
-def test_the_merged_configuration_follows_no_link(merged: Path, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    merged.parent.mkdir()
-    merged.symlink_to(victim)
-    with pytest.raises(HostPreparationError, match="cannot be written"):
-        boot.write_merged_config("{}")
-    assert victim.read_text() == "precious"
-
-
 @pytest.mark.parametrize(
     ("flags", "file", "certdir", "warned"),
     [
@@ -194,7 +167,7 @@ def test_plain_tcp_is_warned_of(
     capfd: pytest.CaptureFixture[str], flags: str, file: dict[str, object], certdir: str, warned: bool
 ) -> None:
     daemon = daemon_config.DaemonSettings(parse_daemon_arguments(flags.split()), file, "daemon.json")
-    boot.plan_listen(config.load({"DOCKER_TLS_CERTDIR": certdir}), daemon, Log())
+    boot.plan_listen(config.load({"DOCKER_TLS_CERTDIR": certdir}), daemon, Log(), explicit=False)
     assert ("neither encryption nor authentication" in capfd.readouterr().err) is warned
 
 

@@ -170,6 +170,7 @@ def test_every_variable_is_read() -> None:
             "CACHEDIND_SEED_IMAGES": "postgres:17, ci/*",
             "CACHEDIND_SEED_WHEN": "after",
             "CACHEDIND_KILL_AT": "clone.copied",
+            "CACHEDIND_LISTEN": "127.0.0.1, [::1]:99",
             "DOCKER_HOST": "unix:///x",
             "DOCKER_TLS_CERTDIR": "/certs",
             "DOCKER_TLS_SAN": "DNS:x",
@@ -187,6 +188,7 @@ def test_every_variable_is_read() -> None:
         "strict": True,
         "log_json": True,
         "log_level": Level.DEBUG,
+        "listen": (("127.0.0.1", None), ("::1", 99)),
         "docker_host": "unix:///x",
         "tls_certdir": "/certs",
         "tls_san": "DNS:x",
@@ -298,6 +300,30 @@ def test_fallback_keys_are_told_apart_by_commas_and_line_ends() -> None:
     # The key that CACHEDIND_KEY did not name is the own one as well.
     assert load({"CACHEDIND_FALLBACK_KEYS": "main,default"}).fallback_keys == ("main",)
     assert load({"CACHEDIND_FALLBACK_KEYS": "main,g/p", "CI_PROJECT_PATH": "g/p"}).fallback_keys == ("main",)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", (("0.0.0.0", None),)),
+        ("none", ()),
+        ("127.0.0.1:2400", (("127.0.0.1", 2400),)),
+        ("::1", (("::1", None),)),
+        ("[::1]", (("::1", None),)),
+        ("fd00::5,10.0.0.1", (("fd00::5", None), ("10.0.0.1", None))),
+    ],
+)
+def test_where_to_listen(text: str, where: tuple[tuple[str, int | None], ...]) -> None:
+    assert load({"CACHEDIND_LISTEN": text}).listen == where
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["off", "localhost", "127.0.0.1:", "127.0.0.1:0", "::1:70000:", "300.0.0.1", "[::1", "1:2:3", "none,::1", ","],
+)
+def test_nowhere_to_listen(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"CACHEDIND_LISTEN=.* is not none, or IP addresses"):
+        load({"CACHEDIND_LISTEN": text})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachedind import listeners
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.build_cache import CacheLimit, plan_gc
 from cachedind.daemon_config import (
@@ -26,13 +27,16 @@ from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.listeners import ListenPlan
 from cachedind.model import EngineVersion, ImageStore, StoragePlan
 
-PLAIN = ListenPlan("/var/run/docker.sock", 2375, None, "docker")
-TLS = ListenPlan("/var/run/docker.sock", 2376, "/certs", "docker")
+PLAIN = listeners.plan_listen("", "", None)
+TLS = listeners.plan_listen("", "/certs", None)
 OVERLAY2 = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 OVERLAYFS = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+ENGINE = EngineVersion(28, 5, 2)
+SERVER = listeners.SERVER_SET
 MERGED = "/run/cachedind/daemon.json"
 TLS_FLAGS = (
-    "--tlsverify --tlscacert /certs/server/ca.pem --tlscert /certs/server/cert.pem --tlskey /certs/server/key.pem"
+    "--tlsverify --tlscacert /run/cachedind/tls/ca.pem --tlscert /run/cachedind/tls/cert.pem "
+    "--tlskey /run/cachedind/tls/key.pem"
 )
 
 
@@ -49,7 +53,7 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
             OVERLAY2,
             PLAIN,
             "--host fd:// --storage-driver overlay2",
-            {"features": {CONTAINERD_FEATURE: False}},
+            {},
             id="nothing of the user's, plain",
         ),
         pytest.param(
@@ -61,19 +65,11 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
             id="nothing of the user's, TLS, containerd store",
         ),
         pytest.param(
-            settings_of(),
-            OVERLAY2,
-            None,
-            "--storage-driver overlay2",
-            {"features": {CONTAINERD_FEATURE: False}},
-            id="explicit dockerd: no addresses of ours",
-        ),
-        pytest.param(
             settings_of("-D --mtu 1400 -- rest"),
             OVERLAY2,
             PLAIN,
             "--host fd:// --storage-driver overlay2 -D --mtu 1400 -- rest",
-            {"features": {CONTAINERD_FEATURE: False}},
+            {},
             id="the user's flags come last",
         ),
         pytest.param(
@@ -81,7 +77,7 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
             StoragePlan(ImageStore.GRAPHDRIVER, "btrfs", ""),
             PLAIN,
             "--host fd:// -s btrfs",
-            {"features": {CONTAINERD_FEATURE: False}},
+            {},
             id="the user's driver flag is the only one",
         ),
         pytest.param(
@@ -89,7 +85,7 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
             OVERLAY2,
             PLAIN,
             "--host fd:// --storage-driver overlay2",
-            {"dns": ["1.1.1.1"], "features": {CONTAINERD_FEATURE: False}},
+            {"dns": ["1.1.1.1"]},
             id="the file's driver moves to the flags",
         ),
         pytest.param(
@@ -117,51 +113,35 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
             id="the user's own choice of the store is not repeated",
         ),
         pytest.param(
-            settings_of(hosts=["unix:///var/run/docker.sock", "tcp://127.0.0.1:9999"]),
+            settings_of("-H tcp://0.0.0.0:2375 -H npipe://x", hosts=["unix:///var/run/docker.sock"]),
             OVERLAY2,
-            PLAIN,
-            "--host fd:// --host tcp://127.0.0.1:9999 --storage-driver overlay2",
-            {"features": {CONTAINERD_FEATURE: False}},
-            id="the file's hosts become flags, but for those that are bound already",
+            PLAIN._replace(left=("npipe://x",)),
+            "--host fd:// --host npipe://x --storage-driver overlay2",
+            {},
+            id="hosts are those that the plan says, of the file and of the flags",
         ),
         pytest.param(
-            settings_of(hosts=["unix:///var/run/docker.sock"]),
+            settings_of("-H fd://"),
             OVERLAY2,
-            None,
-            "--host unix:///var/run/docker.sock --storage-driver overlay2",
-            {"features": {CONTAINERD_FEATURE: False}},
-            id="explicit dockerd: the file's hosts are all dockerd's",
-        ),
-        pytest.param(
-            settings_of("-H tcp://0.0.0.0:2375 -H unix:///other.sock"),
-            OVERLAY2,
-            PLAIN,
-            "--host fd:// --storage-driver overlay2 -H unix:///other.sock",
-            {"features": {CONTAINERD_FEATURE: False}},
-            id="a host flag that is bound already is dropped",
-        ),
-        pytest.param(
-            settings_of("-H tcp://0.0.0.0:2375"),
-            OVERLAY2,
-            None,
-            "--storage-driver overlay2 -H tcp://0.0.0.0:2375",
-            {"features": {CONTAINERD_FEATURE: False}},
-            id="explicit dockerd: its hosts are kept",
+            PLAIN._replace(bound=(), left=("fd://",)),
+            "--host fd:// --storage-driver overlay2",
+            {},
+            id="nothing is bound here",
         ),
         pytest.param(
             settings_of("--config-file /mine.json", mtu=1400),
             OVERLAY2,
             PLAIN,
             "--host fd:// --storage-driver overlay2",
-            {"mtu": 1400, "features": {CONTAINERD_FEATURE: False}},
+            {"mtu": 1400},
             id="the user's --config-file is in the merged one",
         ),
         pytest.param(
             settings_of(tlscert="/mine.pem", tlsverify=True),
             OVERLAY2,
             TLS,
-            "--host fd:// --tlscacert /certs/server/ca.pem --tlskey /certs/server/key.pem --storage-driver overlay2",
-            {"tlscert": "/mine.pem", "tlsverify": True, "features": {CONTAINERD_FEATURE: False}},
+            f"--host fd:// --tlscacert {SERVER}/ca.pem --tlskey {SERVER}/key.pem --storage-driver overlay2",
+            {"tlscert": "/mine.pem", "tlsverify": True},
             id="what the file says about TLS is not said again",
         ),
     ],
@@ -169,15 +149,23 @@ def settings_of(flags: str = "", **file: object) -> DaemonSettings:
 def test_plan_daemon(
     settings: DaemonSettings,
     storage: StoragePlan,
-    listen: ListenPlan | None,
+    listen: ListenPlan,
     arguments: str,
     merged: dict[str, object],
 ) -> None:
     before = json.dumps(settings.file)
-    plan = plan_daemon(settings, storage, listen, MERGED)
-    assert " ".join(plan.arguments) == f"--config-file {MERGED} {arguments}"
+    plan = plan_daemon(settings, storage, listen, MERGED, ENGINE)
+    named = f"--config-file {settings.file_path} " if settings.arguments.has("config-file") else ""
+    assert plan.is_merged is (merged != settings.file)
+    assert " ".join(plan.arguments) == (f"--config-file {MERGED} " if plan.is_merged else named) + arguments
     assert json.loads(plan.file_text) == merged
     assert json.dumps(settings.file) == before, "the user's own directives were changed in place"
+
+
+def test_an_engine_that_has_the_containerd_store_by_default_is_told_of_the_other() -> None:
+    for engine, features in ((EngineVersion(28, 5, 2), None), (EngineVersion(29, 0, 0), {CONTAINERD_FEATURE: False})):
+        plan = plan_daemon(settings_of(), OVERLAY2, PLAIN, MERGED, engine)
+        assert json.loads(plan.file_text).get("features") == features
 
 
 # ---- the build cache's limit -----------------------------------------------------------------------------------
@@ -189,7 +177,7 @@ LIMIT = CacheLimit(10**10, EngineVersion(28, 5, 2), requested=True)
 def test_limit_goes_beside_what_else_the_user_says_of_the_builder(builder: dict[str, object] | None) -> None:
     settings = settings_of() if builder is None else settings_of(builder=builder)
     before = json.dumps(settings.file)
-    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT)
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, ENGINE, cache_limit=LIMIT)
     assert json.loads(plan.file_text)["builder"] == {**(builder or {}), "gc": plan_gc(LIMIT)}
     assert plan.degradations == ()
     assert json.dumps(settings.file) == before, "the user's own directives were changed in place"
@@ -200,22 +188,22 @@ def test_limit_goes_beside_what_else_the_user_says_of_the_builder(builder: dict[
 )
 def test_users_own_gc_stays_and_he_is_told_that_his_variable_does_nothing(builder: dict[str, object]) -> None:
     settings = settings_of(builder=builder)
-    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT)
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, ENGINE, cache_limit=LIMIT)
     assert json.loads(plan.file_text)["builder"] == builder
     assert [str(one) for one in plan.degradations] == [
         "CACHEDIND_CACHE_MAX_SIZE is ignored: /etc/docker/daemon.json sets builder.gc; the build cache grows as far as "
         "that lets it; take builder.gc out of the file, or leave CACHEDIND_CACHE_MAX_SIZE unset"
     ]
     # A pool's default is nothing that he asked for.
-    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, cache_limit=LIMIT._replace(requested=False))
+    plan = plan_daemon(settings, OVERLAY2, PLAIN, MERGED, ENGINE, cache_limit=LIMIT._replace(requested=False))
     assert json.loads(plan.file_text)["builder"] == builder
     assert plan.degradations == ()
 
 
 def test_without_a_limit_nothing_is_said_of_the_builder() -> None:
-    assert "builder" not in json.loads(plan_daemon(settings_of(), OVERLAY2, PLAIN, MERGED).file_text)
+    assert "builder" not in json.loads(plan_daemon(settings_of(), OVERLAY2, PLAIN, MERGED, ENGINE).file_text)
     builder = {"gc": {"enabled": True}}
-    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED)
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, ENGINE)
     assert json.loads(plan.file_text)["builder"] == builder
 
 
@@ -278,13 +266,13 @@ def directives_of_flags(words: list[str]) -> set[str]:
     return {DIRECTIVE.get(flag.name, flag.name) for flag in parse_daemon_arguments(words).flags} - {"config-file"}
 
 
-@given(FILES, FLAGS, st.sampled_from([OVERLAY2, OVERLAYFS]), st.sampled_from([PLAIN, TLS, None]))
+@given(FILES, FLAGS, st.sampled_from([OVERLAY2, OVERLAYFS]), st.sampled_from([PLAIN, TLS]))
 def test_no_directive_stands_twice_because_of_us_and_none_of_the_users_is_lost(
-    file: dict[str, object], flags: list[str], storage: StoragePlan, listen: ListenPlan | None
+    file: dict[str, object], flags: list[str], storage: StoragePlan, listen: ListenPlan
 ) -> None:
     words = " ".join(flags).split()
     settings = DaemonSettings(parse_daemon_arguments(words), file, "daemon.json")
-    plan = plan_daemon(settings, storage, listen, MERGED)
+    plan = plan_daemon(settings, storage, listen, MERGED, ENGINE)
     merged = json.loads(plan.file_text)
 
     # dockerd dies of a directive in both places; those that the user put in both are his own.
@@ -298,7 +286,7 @@ def test_no_directive_stands_twice_because_of_us_and_none_of_the_users_is_lost(
     for name, value in dict(file.get("features", {})).items():  # type: ignore[call-overload]
         assert name == CONTAINERD_FEATURE or merged["features"][name] == value
     assert_store_is_said_once(plan, storage, settings)
-    assert plan.arguments.count("--config-file") == 1
+    assert plan.arguments.count("--config-file") == (plan.is_merged or settings.arguments.has("config-file"))
 
 
 def assert_store_is_said_once(plan: DaemonPlan, storage: StoragePlan, settings: DaemonSettings) -> None:
@@ -309,6 +297,9 @@ def assert_store_is_said_once(plan: DaemonPlan, storage: StoragePlan, settings: 
         assert in_flags == users
     elif settings.arguments.has("feature"):
         assert in_flags == [f"{CONTAINERD_FEATURE}={str(storage.store is ImageStore.CONTAINERD).lower()}"]
+    elif storage.store is ImageStore.GRAPHDRIVER and CONTAINERD_FEATURE not in settings.file.get("features", {}):  # type: ignore[operator]
+        assert not in_flags
+        assert in_file is None, "the engine's default needs no word, for which the file would have to be merged"
     else:
         assert not in_flags
         assert in_file is (storage.store is ImageStore.CONTAINERD)

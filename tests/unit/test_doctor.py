@@ -93,10 +93,11 @@ def test_a_data_root_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_the_explicit_form_binds_nothing_of_ours(tmp_path: Path) -> None:
-    report = doctor.examine(["dockerd", "--data-root", str(tmp_path)], {})
-    assert "listen" not in report
-    assert "fd://" not in report["dockerd"]["arguments"]  # type: ignore[index]
+def test_the_explicit_form_listens_where_it_says(tmp_path: Path) -> None:
+    report = doctor.examine(["dockerd", "--data-root", str(tmp_path), "-H", "tcp://127.0.0.1:99", "-H", "ssh://x"], {})
+    listen = {"at": ["unix:///run/cachedind/docker.sock", "tcp://127.0.0.1:99", "ssh://x"], "tls": False}
+    assert report["listen"] == listen
+    assert "--host fd:// --host ssh://x" in " ".join(report["dockerd"]["arguments"])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kind", ["garbage", "a link"])

@@ -14,9 +14,23 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths"}),
+    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths", "hosts", "directory_lock"}),
     frozenset({"doubt"}),
-    frozenset({"log", "linux", "procfs", "processes", "state", "keys", "bolt", "limits", "beneath", "databases"}),
+    frozenset(
+        {
+            "log",
+            "linux",
+            "procfs",
+            "processes",
+            "state",
+            "keys",
+            "bolt",
+            "limits",
+            "beneath",
+            "databases",
+            "socket_files",
+        }
+    ),
     frozenset(
         {
             "config",
@@ -58,7 +72,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
     ),
-    frozenset({"lease", "dataroot", "facts", "tls_child", "pruning", "pool_clock"}),
+    frozenset({"lease", "dataroot", "facts", "tls_child", "reload", "pruning", "pool_clock"}),
     frozenset({"decision", "summary", "pool", "seed_progress"}),
     frozenset({"slots", "maintenance", "seed_run", "mending"}),
     frozenset({"golden", "witness", "supervisor", "seeding"}),

@@ -31,13 +31,7 @@ PIDFILE = "/run-of-the-test/my.pid"
         (f"{EXEC_ROOT}/containerd/containerd.toml", False),
         (f"{EXEC_ROOT}/netns/default", False),
         (f"{EXEC_ROOT}-other/containerd/containerd.sock", False),
-        (f"{EXEC_ROOT}/api.sock", False),
     ],
 )
 def test_plan_removals(path: str, stale: bool) -> None:
-    # api.sock is the socket that is bound already.
-    assert plan_removals([path], EXEC_ROOT, PIDFILE, f"{EXEC_ROOT}/api.sock") == ([path] if stale else [])
-
-
-def test_without_a_bound_socket_none_is_spared() -> None:
-    assert plan_removals([f"{EXEC_ROOT}/api.sock"], EXEC_ROOT, PIDFILE, None) == [f"{EXEC_ROOT}/api.sock"]
+    assert plan_removals([path], EXEC_ROOT, PIDFILE) == ([path] if stale else [])

@@ -200,6 +200,23 @@ def test_a_child_that_was_made_ahead_for_nothing_ends_quietly(capfd: pytest.Capt
     assert capfd.readouterr().err == ""
 
 
+def test_a_child_that_was_made_ahead_ends_while_another_one_lives() -> None:
+    """The witness is forked in between, and inherits what the two talk over."""
+    ahead = Ahead(lambda: None, lambda *order: pytest.fail("no order was given"))
+    read_fd, write_fd = os.pipe()
+    other = os.fork()
+    if other == 0:
+        os.close(write_fd)
+        os.read(read_fd, 1)
+        os._exit(0)
+    try:
+        ahead.join()
+    finally:
+        os.close(write_fd)
+        os.close(read_fd)
+        os.waitpid(other, 0)
+
+
 def test_an_error_of_a_child_that_was_made_ahead_arrives() -> None:
     def fail(*order: object) -> None:
         raise CertificateError("no room", "make room")

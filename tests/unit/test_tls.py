@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from cachedind import certificates, tls
 from cachedind.certificates import write_file
 from cachedind.errors import CertificateError
+from cachedind.log import Log
 from cachedind.processes import Result
 from cachedind.tls import (
     Case,
@@ -166,12 +168,17 @@ def test_dns_is_asked_only_when_hosts_does_not_tell(monkeypatch: pytest.MonkeyPa
 NOW = datetime.datetime.now(datetime.UTC)
 
 
-def prepare(directory: str, extra_names: str) -> Case:
-    return tls.prepare(directory, extra_names, lambda: None)
+SERVED: list[str] = []
+"""Where the daemon's own copies were put, the last one last."""
+
+
+def prepare(directory: str, extra_names: str, ready: Callable[[], None] = lambda: None) -> Case:
+    SERVED.append(f"{directory}-served")
+    return tls.prepare(directory, SERVED[-1], extra_names, ready, Log())
 
 
 def issue_all(directory: Path, now: datetime.datetime) -> None:
-    ca_key, authority = tls._issue_clients(str(directory), now)
+    ca_key, authority = tls._issue_clients(str(directory), now, Log())
     tls._issue_server(str(directory), ca_key, authority, NAMES, now)
 
 
@@ -371,30 +378,90 @@ def user_managed(directory: Path, now: datetime.datetime = NOW) -> Path:
     return directory
 
 
-def test_a_users_own_certificates_are_only_checked(directory: Path) -> None:
+@pytest.fixture
+def openssl(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """What openssl says about the user's certificates, the next answer last; what it does is tried in tests/image."""
+    answers = [Result(0, "server/cert.pem: OK", "")]
+
+    def run(argv: list[str], timeout_s: float) -> Result:
+        assert argv[:2] == ["openssl", "verify"]
+        return answers[-1]
+
+    monkeypatch.setattr("cachedind.processes.run", run)
+    return answers
+
+
+def test_a_users_own_certificates_are_only_checked(directory: Path, openssl: list[Result]) -> None:
     before = {path: path.read_bytes() for path in user_managed(directory).glob("*/*.pem")}
     assert prepare(str(directory), "") is Case.USER_MANAGED
     assert {path: path.read_bytes() for path in directory.glob("*/*.pem")} == before
+    served = {path.name: path.read_bytes() for path in Path(SERVED[-1]).iterdir()}
+    assert served == {path.name: path.read_bytes() for path in (directory / "server").iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        ("expired", "it is valid from"),
-        ("of another authority", "is not a valid"),
-        ("garbage", "not a valid"),
-    ],
-)
-def test_a_users_own_certificates_that_are_of_no_use(directory: Path, tmp_path: Path, spoil: str, said: str) -> None:
-    user_managed(directory, NOW - datetime.timedelta(days=2000 if spoil == "expired" else 0))
-    if spoil == "of another authority":
-        user_managed(tmp_path / "others")
-        (directory / "server/ca.pem").write_bytes((tmp_path / "others/server/ca.pem").read_bytes())
-    elif spoil == "garbage":
-        (directory / "server/cert.pem").write_text("garbage")
-    with pytest.raises(CertificateError, match=said) as caught:
+def test_a_users_own_certificates_that_are_of_no_use(directory: Path, openssl: list[Result]) -> None:
+    user_managed(directory)
+    openssl.append(Result(2, "", "CN=docker:dind server\nerror 10 at 0 depth lookup: certificate has expired\n"))
+    with pytest.raises(CertificateError, match=r"not a valid certificate.*: certificate has expired") as caught:
         prepare(str(directory), "")
     assert str(directory / "server/cert.pem") in caught.value.cause
+    assert not Path(SERVED[-1]).exists()
+
+
+def test_the_daemon_has_a_set_of_its_own(directory: Path) -> None:
+    prepare(str(directory), "DNS:one")
+    first = Path(SERVED[-1])
+    before = (first / "cert.pem").read_bytes()
+    assert {path.name: path.stat().st_mode & 0o777 for path in first.iterdir()} == dict.fromkeys(
+        tls.SERVER_FILES, 0o600
+    )
+    tls.prepare(str(directory), str(directory / "other"), "DNS:two", lambda: None, Log())
+    assert (first / "cert.pem").read_bytes() == before, "another start that shares the directory has changed it"
+    assert (directory / "server/cert.pem").read_bytes() == (directory / "other/cert.pem").read_bytes() != before
+
+
+def test_starts_that_share_a_directory_use_one_ca(directory: Path) -> None:
+    """All at once, as the processes of a whole runner's jobs."""
+
+    def start(number: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tls.prepare(str(directory), str(directory / f"served-{number}"), f"DNS:n{number}", lambda: None, Log())
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return pid
+
+    starts = [start(number) for number in range(12)]
+    assert [os.waitpid(pid, 0)[1] for pid in starts] == [0] * 12
+    for number in range(12):
+        served = directory / f"served-{number}"
+        (served / "server").mkdir()
+        for name in tls.SERVER_FILES:
+            (served / name).rename(served / "server" / name)
+        handshake(served, directory, f"n{number}")
+    assert not list(directory.rglob(".*")), "temporary files are left"
+
+
+def test_what_a_killed_start_has_left_is_tidied(directory: Path) -> None:
+    prepare(str(directory), "")
+    (directory / "client/.ca.pem.new-0011aabb").write_text("half")
+    prepare(str(directory), "")
+    assert not (directory / "client/.ca.pem.new-0011aabb").exists()
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["its key is kept", "GitLab: only the client's set is"])
+def test_a_new_ca_is_told_where_clients_may_have_the_old_one(
+    directory: Path, capfd: pytest.CaptureFixture[str], kept: bool
+) -> None:
+    prepare(str(directory), "")
+    assert capfd.readouterr().err == ""
+    if not kept:
+        for name in ("ca", "server"):
+            (directory / name).rename(directory / f"{name}-away")
+    prepare(str(directory), "")
+    assert ("certificates of a new CA" in capfd.readouterr().err) is not kept
 
 
 def test_a_directory_that_cannot_be_written_is_named(directory: Path) -> None:
@@ -442,7 +509,7 @@ def test_write_file_is_never_readable_by_others_on_its_way(tmp_path: Path, monke
     assert modes == [0o600]
 
 
-@pytest.mark.parametrize("name", ["key.pem", "key.pem.new"])
+@pytest.mark.parametrize("name", ["key.pem"])
 def test_write_file_does_not_follow_links(tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -491,20 +558,21 @@ def test_clients_are_told_ready_when_their_set_is_and_before_names_are_looked_up
             tmp_path / "client" / "cert.pem", tmp_path / "client" / "key.pem"
         )
 
-    tls.prepare(str(tmp_path), "", ready)
+    prepare(str(tmp_path), "", ready)
     assert happened == ["ready", "addresses"]
 
 
 def test_a_user_managed_set_makes_clients_ready_when_it_was_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openssl: list[Result]
 ) -> None:
     monkeypatch.setattr(tls, "read_addresses", list)
+    monkeypatch.setattr(tls, "read_hostnames", list)
     prepare(str(tmp_path / "made"), "")
     (tmp_path / "made" / "server").rename(tmp_path / "server")
     calls: list[str] = []
-    assert tls.prepare(str(tmp_path), "", lambda: calls.append("ready")) is Case.USER_MANAGED
+    assert prepare(str(tmp_path), "", lambda: calls.append("ready")) is Case.USER_MANAGED
     assert calls == ["ready"]
     (tmp_path / "server" / "key.pem").write_bytes((tmp_path / "made" / "ca" / "key.pem").read_bytes())
     with pytest.raises(CertificateError, match="is not its key"):
-        tls.prepare(str(tmp_path), "", lambda: calls.append("ready"))
+        prepare(str(tmp_path), "", lambda: calls.append("ready"))
     assert calls == ["ready"]
