@@ -45,6 +45,7 @@ class Sizes(NamedTuple):
     unique_bytes: int
     shared_bytes: int
     files: int
+    directories: int = 0
 
 
 # ---- which way ---------------------------------------------------------------------------------------------------
@@ -367,6 +368,7 @@ class _Measuring:
                     raise
                 continue
             self.place.enter(name, fd)
+            self._sizes = self._sizes._replace(directories=self._sizes.directories + 1)
             levels.append(self._measure_files())
         return self._sizes
 
@@ -393,7 +395,9 @@ class _Measuring:
                 sizes = _extents(fd)
         shared, unique = sizes or (0, status.st_blocks * 512)
         before = self._sizes
-        self._sizes = Sizes(before.unique_bytes + unique, before.shared_bytes + shared, before.files + 1)
+        self._sizes = before._replace(
+            unique_bytes=before.unique_bytes + unique, shared_bytes=before.shared_bytes + shared, files=before.files + 1
+        )
 
 
 def _extents(fd: int) -> tuple[int, int] | None:

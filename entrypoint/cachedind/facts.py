@@ -120,6 +120,13 @@ def check_lock_filesystem(mount: Mount, data_root: str, *, allowed: bool) -> Deg
     return Degradation("exclusive use is not certain", reason, "see to it yourself that only one daemon uses it", mend)
 
 
+def is_cramped(path: str) -> bool:
+    """Whether the filesystem has less room than a daemon needs to come up and a job to write anything."""
+    status = os.statvfs(path)
+    lacks_bytes = status.f_blocks > 0 and status.f_bavail * status.f_frsize < MIN_FREE_BYTES  # ramfs counts none
+    return lacks_bytes or (status.f_files > 0 and status.f_favail < MIN_FREE_INODES)
+
+
 def check_room(place: Place, *, fresh: bool) -> Degradation | None:
     """Whether there is room for a daemon. An existing data-root comes up on a full disk, a fresh one does not.
 

@@ -82,10 +82,10 @@ def _open(path: str, settings: Config, log: Log) -> Pool:
 
 
 def _take(home: Pool, order: Order, data_root: str, settings: Config, log: Log) -> Tenancy:
-    if _is_cramped(home.tree):
+    if facts.is_cramped(home.tree):
         _make_room(home, order, settings, log)
         os.makedirs(data_root, mode=0o710, exist_ok=True)
-        if _is_cramped(home.tree) and not _is_cramped(data_root):
+        if facts.is_cramped(home.tree) and not facts.is_cramped(data_root):
             # A job that cannot write fails, however warm it is.
             raise _full(home.path)
     try:
@@ -95,17 +95,11 @@ def _take(home: Pool, order: Order, data_root: str, settings: Config, log: Log) 
             raise
         _make_room(home, order, settings, log)
         tenancy = pool_lease.take(home, order, log)
-    if tenancy.warmth is Warmth.FRESH and _is_cramped(home.tree):
+    if tenancy.warmth is Warmth.FRESH and facts.is_cramped(home.tree):
         # Data comes up on a full disk; an empty data-root does not.
         tenancy.slot.close()
         raise _full(home.path)
     return tenancy
-
-
-def _is_cramped(path: str) -> bool:
-    status = os.statvfs(path)
-    lacks_bytes = status.f_blocks > 0 and status.f_bavail * status.f_frsize < facts.MIN_FREE_BYTES  # ramfs counts none
-    return lacks_bytes or (status.f_files > 0 and status.f_favail < facts.MIN_FREE_INODES)
 
 
 def _make_room(home: Pool, order: Order, settings: Config, log: Log) -> None:

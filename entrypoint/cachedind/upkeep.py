@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, linux, pool, pool_clock, procfs, pruning, slots, state
+from cachedind import clone, facts, linux, pool, pool_clock, procfs, pruning, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.keys import directory_name
 from cachedind.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from cachedind.pool import Pool
 
 MAKE_ROOM_BYTES = 512 << 20
+MAKE_ROOM_INODES = 50_000
 MIN_FREE_BYTES = 10 << 30
+MIN_FREE_INODES = 500_000
 FREEING_S = 60.0
 """How long to wait for btrfs to free what was deleted; it goes on by itself after that."""
 KEEP_ASIDE = 3
@@ -136,9 +138,13 @@ def evict(home: Pool, settings: Config, now: float) -> Evicted:
     usage = read_usage(home, entries)
     planned = plan_evictions(entries, budget, usage, now)
     own = planned
-    if planned.lacking_bytes and settings.pool_min_free_bytes is None:
+    if not planned.is_enough and settings.pool_min_free_bytes is None:
         # Others fill the disk. All caches together would not help, and nobody has asked for that.
-        own = plan_evictions(entries, budget._replace(min_free_bytes=None), usage, now)
+        kept_bytes = None if planned.lacking_bytes else budget.min_free_bytes
+        kept_inodes = None if planned.lacking_inodes else budget.min_free_inodes
+        own = plan_evictions(
+            entries, budget._replace(min_free_bytes=kept_bytes, min_free_inodes=kept_inodes), usage, now
+        )
     gone += [eviction for eviction in own.evictions if remove_entry(home, eviction.entry)]
     # Nobody but its slots fills an image.
     fillers = planned if home.record.backing == "image" else own
@@ -147,16 +153,19 @@ def evict(home: Pool, settings: Config, now: float) -> Evicted:
 
 def read_budget(home: Pool, settings: Config) -> Budget:
     """What the pool may take: the settings', and where they say nothing about free space a twentieth of its filesystem,
-    10 GiB at most, so that jobs do not find it full."""
+    10 GiB at most, so that jobs do not find it full. Inodes as bytes: a twentieth, half a million at most, unless no
+    free space is wanted."""
     inside = os.statvfs(home.tree_fd)
     default = min(inside.f_blocks * inside.f_frsize // 20, MIN_FREE_BYTES)
     min_free = default if settings.pool_min_free_bytes is None else settings.pool_min_free_bytes
-    return Budget(settings.pool_max_bytes, min_free, settings.max_age_s)
+    min_inodes = None if settings.pool_min_free_bytes == 0 else min(inside.f_files // 20, MIN_FREE_INODES)
+    return Budget(settings.pool_max_bytes, min_free, settings.max_age_s, min_inodes)
 
 
 def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
     """For a start of `key` that finds the pool full: what is half-made, superseded or thrown away goes at once, then
-    what the budget says, and then, least recently used first and of this key last, what has to go for some room.
+    what the budget says, and then, least recently used first and of this key last, what has to go for some room:
+    bytes or inodes, whatever is short.
 
     Where all of that would not be enough, it stays: somebody else fills the disk. Returns how many things were evicted
     for their size. Raises OSError.
@@ -164,19 +173,34 @@ def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
     sweep_stage(home)
     gone = evict(home, settings, now).evictions
     evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
-    if empty_trash(home) == 0 and not gone:
+    was_something = empty_trash(home) > 0 or bool(gone)
+    if was_something:
+        clone.wait_until_freed(home.tree_fd, FREEING_S)
+    if not was_something or facts.is_cramped(home.tree):
         own = directory_name(key)
-        found = survey(home, sizes=True, now=now)
-        entries = [entry._replace(last_used=now) if entry.key == own else entry for entry in found]
+        entries = [entry._replace(favoured=entry.key == own) for entry in survey(home, sizes=True, now=now)]
         usage = read_usage(home, entries)
-        total = os.statvfs(home.tree_fd)
-        room = min(MAKE_ROOM_BYTES, total.f_blocks * total.f_frsize // 8)
-        planned = plan_evictions(entries, Budget(None, usage.free_bytes + room, None), usage, now)
-        if not planned.lacking_bytes:
+        planned = plan_evictions(entries, _plan_room(home, usage), usage, now)
+        if planned.is_enough:
             evicted += sum(remove_entry(home, eviction.entry) for eviction in planned.evictions)
         empty_trash(home)
-    clone.wait_until_freed(home.tree_fd, FREEING_S)
+        clone.wait_until_freed(home.tree_fd, FREEING_S)
     return evicted
+
+
+def _plan_room(home: Pool, usage: Usage) -> Budget:
+    """Room for a start, of what is short."""
+    total = os.statvfs(home.tree_fd)
+    room_bytes = min(MAKE_ROOM_BYTES, total.f_blocks * total.f_frsize // 8)
+    room_inodes = min(MAKE_ROOM_INODES, max(total.f_files // 8, facts.MIN_FREE_INODES))
+    inodes_short = usage.free_inodes is not None and usage.free_inodes < room_inodes
+    bytes_short = usage.free_bytes < room_bytes or not inodes_short
+    return Budget(
+        None,
+        usage.free_bytes + room_bytes if bytes_short else None,
+        None,
+        (usage.free_inodes or 0) + room_inodes if inodes_short else None,
+    )
 
 
 def is_within(home: Pool, budget: Budget) -> bool:
@@ -185,21 +209,25 @@ def is_within(home: Pool, budget: Budget) -> bool:
         return False
     usage = read_usage(home, [])
     fits = budget.max_bytes is None or usage.used_bytes <= budget.max_bytes
-    return fits and (budget.min_free_bytes is None or usage.free_bytes >= budget.min_free_bytes)
+    has_inodes = (
+        budget.min_free_inodes is None or usage.free_inodes is None or usage.free_inodes >= budget.min_free_inodes
+    )
+    return fits and has_inodes and (budget.min_free_bytes is None or usage.free_bytes >= budget.min_free_bytes)
 
 
 def read_usage(home: Pool, entries: list[Entry]) -> Usage:
-    """Bytes that the pool uses, and bytes that are free for it. That an image does not outgrow the host is its size's
-    business.
+    """Bytes that the pool uses, and bytes and inodes that are free for it. That an image does not outgrow the host is
+    its size's business.
 
     In an image the filesystem inside knows what is used; in a directory the host's knows only about everybody, so what
     was measured is added up.
     """
     inside = os.statvfs(home.tree_fd)
     free = inside.f_bavail * inside.f_frsize
+    inodes = inside.f_favail if inside.f_files else None
     if home.record.backing == "image":
-        return Usage((inside.f_blocks - inside.f_bfree) * inside.f_frsize, free)
-    return Usage(sum(entry.unique_bytes for entry in entries), free)
+        return Usage((inside.f_blocks - inside.f_bfree) * inside.f_frsize, free, inodes)
+    return Usage(sum(entry.unique_bytes for entry in entries), free, inodes)
 
 
 def survey(home: Pool, *, sizes: bool, now: float) -> list[Entry]:
@@ -227,7 +255,10 @@ def _with_sizes(key_fd: int, entries: list[Entry]) -> list[Entry]:
     measured = [measure(key_fd, entry.name) for entry in entries]
     last = next((number for number, entry in enumerate(entries) if entry.held), 0)
     return [
-        entry._replace(unique_bytes=size.unique_bytes + (size.shared_bytes if number == last else 0))
+        entry._replace(
+            unique_bytes=size.unique_bytes + (size.shared_bytes if number == last else 0),
+            inodes=size.files + size.directories,
+        )
         for number, (entry, size) in enumerate(zip(entries, measured, strict=True))
     ]
 

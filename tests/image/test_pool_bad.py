@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from helpers.engine import exec_in
 from helpers.estates import KEY, Estate, Estates, in_pool, small_project
 from helpers.flavours import Flavour
 from helpers.pace import Pace
@@ -255,6 +256,33 @@ def test_a_full_pool_costs_warmth_at_most(engine: Engine, home: Home, how: str) 
     estate.check(again, beside=neighbours)
     estate.drop(again)
     estate.close()
+
+
+FILL_SLOT = {
+    "bytes": "dd if=/dev/zero of=/var/lib/docker/ballast bs=1M 2>/dev/null || true; sync -f /var/lib/docker",
+    "inodes": "mkdir /var/lib/docker/ballast; cd /var/lib/docker/ballast; seq 99999 | xargs touch 2>/dev/null || true",
+}
+
+
+@pytest.mark.parametrize(("home", "what"), [(EXT4, "bytes"), (EXT4, "inodes"), (BTRFS, "bytes")], ids=str)
+def test_a_pool_that_its_only_project_has_filled_has_room_for_it(engine: Engine, home: Home, what: str) -> None:
+    """What a start of the key could have is all that can go, and goes."""
+    if home is EXT4:
+        device = engine.loop_device(f"/var/lib/docker/{engine.new_name('volume')}.img", 512)
+        exec_in(engine.workbench, ["mkfs.ext4", "-q", "-N", "12000", device])
+        pool = engine.volume_on(device, "ext4")
+    else:
+        pool = home.volume(engine, 1100)
+    env = {"CACHEDIND_POOL_BACKING": "directory"}
+    first = home.start(engine, pool, env=env)
+    check_cold_job(first)
+    first.sh(FILL_SLOT[what])
+    first.kill()
+    second = home.start(engine, pool, env=env)
+    assert slot_of(second) != slot_of(first)
+    [told] = [line for line in second.warnings if "full" in line]
+    assert "was full: 1 of its slots and goldens were evicted" in told
+    check_cold_job(second)
 
 
 @pytest.mark.parametrize("home", [BTRFS, XFS, EXT4], ids=str)

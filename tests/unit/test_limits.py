@@ -81,6 +81,28 @@ def test_a_byte_over_the_budget_is_over_it() -> None:
     assert planned([entry("s")], Budget(None, 501, None), Usage(0, 500)) == [("k", "s", TOO_FULL)]
 
 
+def test_inodes_are_as_scarce_as_bytes() -> None:
+    entries = [
+        entry("slots/old", idle_s=20, size=0)._replace(inodes=400),
+        entry("slots/few", idle_s=15)._replace(inodes=0),
+        entry("slots/new", idle_s=10)._replace(inodes=400),
+    ]
+    limit = Budget(None, None, None, min_free_inodes=500)
+    full = Usage(1000, 10_000, free_inodes=90)
+    assert planned(entries, limit, full._replace(free_inodes=500)) == []
+    assert planned(entries, limit, full._replace(free_inodes=None)) == [], "a filesystem that does not count them"
+    assert planned(entries, limit, full._replace(free_inodes=100)) == [("k", "slots/old", TOO_FULL)]
+    assert [name for _, name, _ in planned(entries, limit, full)] == ["slots/old", "slots/new"]
+    found = plan_evictions(entries, limit, full._replace(free_inodes=-400), NOW)
+    assert (found.lacking_bytes, found.lacking_inodes, found.is_enough) == (0, 100, False)
+
+
+def test_what_is_favoured_goes_last_of_its_kind() -> None:
+    entries = [entry("mine", idle_s=900)._replace(favoured=True), entry("theirs", key="b"), golden("b", idle_s=9000)]
+    full = Budget(0, None, None)
+    assert [name for _, name, _ in planned(entries, full, Usage(100, 0))] == ["theirs", "mine", "golden"]
+
+
 def test_what_cannot_be_freed_is_told() -> None:
     assert plan_evictions(ONE_OF_EACH, Budget(0, None, None), Usage(1000, 0), NOW).lacking_bytes == 1000 - 90
     assert plan_evictions(ONE_OF_EACH, Budget(None, 2000, None), Usage(1000, 5), NOW).lacking_bytes == 2000 - 5 - 90
@@ -167,13 +189,15 @@ ENTRIES = st.lists(
         trusted=st.booleans(),
         last_used=st.floats(NOW - 2000, NOW + 500),
         unique_bytes=st.integers(0, 100),
+        inodes=st.integers(0, 100),
+        favoured=st.booleans(),
     ),
     max_size=12,
     unique_by=lambda one: (one.key, one.name),
 )
 LIMITS = st.none() | st.integers(0, 1200)
-BUDGETS = st.builds(Budget, LIMITS, LIMITS, st.none() | st.floats(0, 2000))
-USAGES = st.builds(Usage, st.integers(0, 1200), st.integers(0, 1200))
+BUDGETS = st.builds(Budget, LIMITS, LIMITS, st.none() | st.floats(0, 2000), LIMITS)
+USAGES = st.builds(Usage, st.integers(0, 1200), st.integers(0, 1200), st.none() | st.integers(0, 1200))
 
 
 def lacking(budget: Budget, usage: Usage) -> int:
@@ -182,12 +206,19 @@ def lacking(budget: Budget, usage: Usage) -> int:
     return max(over, under, 0)
 
 
+def lacking_inodes(budget: Budget, usage: Usage) -> int:
+    if budget.min_free_inodes is None or usage.free_inodes is None:
+        return 0
+    return max(budget.min_free_inodes - usage.free_inodes, 0)
+
+
 def freed(evictions: list[Eviction]) -> int:
     return sum(one.unique_bytes for one, _ in evictions)
 
 
 def after(usage: Usage, evictions: list[Eviction]) -> Usage:
-    return Usage(usage.used_bytes - freed(evictions), usage.free_bytes + freed(evictions))
+    inodes = None if usage.free_inodes is None else usage.free_inodes + sum(one.inodes for one, _ in evictions)
+    return Usage(usage.used_bytes - freed(evictions), usage.free_bytes + freed(evictions), inodes)
 
 
 @given(ENTRIES, BUDGETS, USAGES)
@@ -200,15 +231,18 @@ def test_a_plan_names_each_entry_once_and_never_a_held_one(entries: list[Entry],
 @given(ENTRIES, BUDGETS, USAGES)
 def test_never_more_than_needed_and_what_is_lacking_is_told(entries: list[Entry], budget: Budget, usage: Usage) -> None:
     plan = plan_evictions(entries, budget, usage, NOW)
-    assert plan.lacking_bytes == lacking(budget, after(usage, plan.evictions))
+    left = after(usage, plan.evictions)
+    assert (plan.lacking_bytes, plan.lacking_inodes) == (lacking(budget, left), lacking_inodes(budget, left))
     assert [reason in (TOO_LARGE, TOO_FULL) for _, reason in plan.evictions] == sorted(
         reason in (TOO_LARGE, TOO_FULL) for _, reason in plan.evictions
     ), "what goes whatever the size goes first"
     if plan.evictions and plan.evictions[-1].reason in (TOO_LARGE, TOO_FULL):
-        assert lacking(budget, after(usage, plan.evictions[:-1])) > 0
-    if plan.lacking_bytes:
-        evicted = {one for one, _ in plan.evictions}
-        assert not any(one.unique_bytes for one in entries if not one.held and one not in evicted)
+        before = after(usage, plan.evictions[:-1])
+        assert lacking(budget, before) > 0 or lacking_inodes(budget, before) > 0
+    evicted = {one for one, _ in plan.evictions}
+    kept = [one for one in entries if not one.held and one not in evicted]
+    assert not (plan.lacking_bytes and any(one.unique_bytes for one in kept))
+    assert not (plan.lacking_inodes and any(one.inodes for one in kept))
 
 
 @given(ENTRIES, BUDGETS, USAGES)
