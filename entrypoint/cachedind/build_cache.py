@@ -75,3 +75,44 @@ def plan_gc(limit: CacheLimit) -> dict[str, object]:
             {"all": True, "maxUsedSpace": size},
         ],
     }
+
+
+# ---- the user's own, for an engine that has other names ----------------------------------------------------------
+
+_NEW_NAMES = ("maxusedspace", "reservedspace", "minfreespace")
+_NO_COUNTERPART = "minfreespace"
+
+
+def translate_gc(gc: dict[str, object], engine: EngineVersion) -> tuple[dict[str, object], list[str]]:
+    """A builder.gc as engines before 28 read it, and the fields of it that these have nothing like.
+
+    They pass over the names of 28, and end when a rule is without a size for that. Their keepStorage is what is kept
+    at most: what 28 calls maxUsedSpace, or reservedSpace where that is not said. An old name that is there counts.
+    28 and later read both.
+    """
+    if engine.major >= 28:
+        return gc, []
+    lost: list[str] = []
+    found = _with_old_names(gc, "default", lost)
+    for name, value in found.items():
+        if name.lower() == "policy" and isinstance(value, list):
+            rules = [_with_old_names(rule, "", lost) if isinstance(rule, dict) else rule for rule in value]
+            # One whose only size was lost would be without any.
+            found[name] = [new for old, new in zip(value, rules, strict=True) if new == old or _has_size(new)]
+    return found, list(dict.fromkeys(lost))
+
+
+def _with_old_names(table: dict[str, object], prefix: str, lost: list[str]) -> dict[str, object]:
+    given = {name.lower().removeprefix(prefix): name for name in table if name.lower().startswith(prefix)}
+    new = [given[name] for name in _NEW_NAMES if name in given]
+    kept = {name: value for name, value in table.items() if name not in new}
+    if _NO_COUNTERPART in given:
+        lost.append(given[_NO_COUNTERPART])
+    sizes = [table[name] for name in new if name != given.get(_NO_COUNTERPART)]
+    if sizes and "keepstorage" not in given:
+        kept[f"{prefix}KeepStorage" if prefix else "keepStorage"] = sizes[0]
+    return kept
+
+
+def _has_size(rule: object) -> bool:
+    return isinstance(rule, dict) and any(name.lower() == "keepstorage" for name in rule)

@@ -202,7 +202,8 @@ def plan_daemon(
 ) -> DaemonPlan:
     """Put together what dockerd gets: our decisions first, the user's arguments last, no directive in both places.
 
-    Without a `cache_limit` the build cache is the engine's and the user's business alone.
+    Without a `cache_limit` the build cache is the engine's and the user's business alone, in the words of
+    the `engine`.
     """
     file = plan_file(settings, storage, engine, cache_limit)
     ours = _file_arguments(settings) if file.is_users else ["--config-file", merged_path]
@@ -224,6 +225,7 @@ def plan_file(
     merged.pop("storage-driver", None)
     flags = _choose_store(settings, storage, engine, merged)
     degradations = () if cache_limit is None else _limit_build_cache(settings, cache_limit, merged)
+    degradations += _translate_gc(settings, engine, merged)
     return FilePlan(json.dumps(merged, indent=2) + "\n", flags, merged == settings.file, degradations)
 
 
@@ -290,6 +292,26 @@ def _limit_build_cache(
         why=f"{settings.file_path} sets builder.gc",
         cost="the build cache grows as far as that lets it",
         mend=f"take builder.gc out of the file, or leave {build_cache.VARIABLE} unset",
+    )
+    return (ignored,)
+
+
+def _translate_gc(
+    settings: DaemonSettings, engine: EngineVersion, merged: dict[str, object]
+) -> tuple[Degradation, ...]:
+    builder = merged.get("builder")
+    lost: list[str] = []
+    for name, gc in list(builder.items()) if isinstance(builder, dict) else []:
+        if name.lower() == "gc" and isinstance(gc, dict):
+            translated, lost = build_cache.translate_gc(gc, engine)
+            merged["builder"] = {**builder, name: translated}  # type: ignore[dict-item]
+    if not lost:
+        return ()
+    ignored = Degradation(
+        what=f"{', '.join(lost)} in builder.gc is ignored",
+        why=f"engine {engine} has nothing like it ({settings.file_path})",
+        cost="the build cache does not shrink for what others need",
+        mend=f"limit it by {build_cache.VARIABLE} or keepStorage, or use an image with engine 28 or later",
     )
     return (ignored,)
 

@@ -215,6 +215,8 @@ def _unix_hint(error: OSError, path: str) -> str:
         return f"something is mounted there: mount the host's socket elsewhere, not at {path}"
     if error.errno == errno.EISDIR:
         return "the outer engine makes a directory of a missing bind source: remove that mount"
+    if error.errno == errno.EROFS:
+        return "a read-only container needs places to write: --tmpfs /run, and --tmpfs /certs for certificates"
     return "set DOCKER_HOST=unix:///another/path/docker.sock"
 
 

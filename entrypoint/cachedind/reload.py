@@ -74,5 +74,5 @@ def _write(path: str, text: str) -> None:
         os.rename(new, path)
     except OSError as error:
         raise HostPreparationError(
-            f"{path} cannot be written: {error.strerror}", "the container needs a writable /run"
+            f"{path} cannot be written: {error.strerror}", "the container needs a writable /run: --tmpfs /run"
         ) from error

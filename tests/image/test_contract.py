@@ -448,6 +448,16 @@ def test_a_projects_own_variables_cost_one_line(engine: Engine, suite: str) -> N
     assert "CACHEDIND_IMAGE, CACHEDIND_VERSION" in warning
 
 
+def test_a_read_only_container_is_told_what_it_needs_and_works_with_that(engine: Engine, suite: str) -> None:
+    options: dict[str, Any] = {"volume": engine.volume(), "read_only": True}
+    bare = engine.dind(suite, **options)
+    assert bare.wait_exit() == 71
+    [error] = bare.errors
+    needed = re.findall(r"--tmpfs (/\w+)", error)
+    assert needed == ["/run", "/certs"]
+    engine.dind(suite, tmpfs=dict.fromkeys(needed, ""), **options).wait_ready()
+
+
 def test_userns_remap(engine: Engine, suite: str) -> None:
     dind = engine.dind(suite, volume=engine.volume(), args=["--userns-remap=default"])
     dind.wait_ready()
@@ -481,6 +491,8 @@ DAEMON_JSON = {
     "features": {"buildkit": True},
     "registry-mirrors": ["https://mirror.example.test"],
     "labels": ["from=file"],
+    # As 28 calls it. 26.1 passes over what it does not know, and ends when a rule is without a size.
+    "builder": {"gc": {"enabled": True, "policy": [{"all": True, "reservedSpace": "10GB"}]}},
     "tls": True,
     "tlsverify": True,
     "tlscacert": "/mine/server/ca.pem",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachedind.build_cache import CacheLimit, default_max_bytes, plan_gc, plan_limit
+from cachedind.build_cache import CacheLimit, default_max_bytes, plan_gc, plan_limit, translate_gc
 from cachedind.model import EngineVersion, parse_engine_version
 
 ENGINE = EngineVersion(28, 5, 2)
@@ -48,3 +48,32 @@ def test_from_28_on_there_are_rules_and_cache_mounts_stay_for_two_weeks(version:
             {"all": True, "maxUsedSpace": "10000000000"},
         ],
     }
+
+
+RULE = {"all": True, "filter": ["unused-for=48h"]}
+
+
+@pytest.mark.parametrize(
+    ("gc", "old", "lost"),
+    [
+        ({"enabled": True, "defaultReservedSpace": "5GB"}, {"enabled": True, "defaultKeepStorage": "5GB"}, []),
+        ({"defaultReservedSpace": "5GB", "DefaultMaxUsedSpace": "9GB"}, {"defaultKeepStorage": "9GB"}, []),
+        ({"defaultKeepStorage": "3GB", "defaultMaxUsedSpace": "9GB"}, {"defaultKeepStorage": "3GB"}, []),
+        ({"defaultMinFreeSpace": "9GB"}, {}, ["defaultMinFreeSpace"]),
+        ({"policy": [{**RULE, "reservedSpace": "5GB"}]}, {"policy": [{**RULE, "keepStorage": "5GB"}]}, []),
+        (
+            {"policy": [{**RULE, "minFreeSpace": "5GB"}, {**RULE, "maxUsedSpace": "1GB", "minFreeSpace": "5GB"}]},
+            {"policy": [{**RULE, "keepStorage": "1GB"}]},
+            ["minFreeSpace"],
+        ),
+        ({"policy": [RULE, 7], "keepStorage": 7, "nonsense": 1}, None, []),
+        ({"enabled": True, "defaultKeepStorage": "5GB", "policy": [{**RULE, "keepStorage": "5GB"}]}, None, []),
+        ({}, None, []),
+    ],
+)
+def test_a_users_rules_in_an_older_engines_words(
+    gc: dict[str, object], old: dict[str, object] | None, lost: list[str]
+) -> None:
+    """`old` None: as they are."""
+    assert translate_gc(gc, EngineVersion(26, 1, 5)) == (gc if old is None else old, lost)
+    assert translate_gc(gc, EngineVersion(28, 0, 0)) == (gc, [])

@@ -200,6 +200,19 @@ def test_users_own_gc_stays_and_he_is_told_that_his_variable_does_nothing(builde
     assert plan.degradations == ()
 
 
+def test_users_rules_are_in_the_engines_words_and_what_it_lacks_is_named() -> None:
+    gc = {"enabled": True, "defaultReservedSpace": "5GB", "defaultMinFreeSpace": "1GB"}
+    builder = {"entitlements": {"security-insecure": True}, "GC": gc}
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, engine=EngineVersion(26, 1, 5))
+    expected = {**builder, "GC": {"enabled": True, "defaultKeepStorage": "5GB"}}
+    assert json.loads(plan.file_text)["builder"] == expected
+    [said] = plan.degradations
+    assert said.what == "defaultMinFreeSpace in builder.gc is ignored"
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, engine=EngineVersion(28, 5, 2))
+    assert json.loads(plan.file_text)["builder"] == builder
+    assert plan.degradations == ()
+
+
 def test_without_a_limit_nothing_is_said_of_the_builder() -> None:
     assert "builder" not in json.loads(plan_daemon(settings_of(), OVERLAY2, PLAIN, MERGED, ENGINE).file_text)
     builder = {"gc": {"enabled": True}}
