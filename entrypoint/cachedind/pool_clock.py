@@ -9,7 +9,7 @@ older. A pool that lay idle for longer is the same case, and evicts nothing by a
 
 from __future__ import annotations
 
-import contextlib
+import errno
 from typing import NamedTuple
 
 from cachedind import state
@@ -44,7 +44,8 @@ def judge(note: Note | None, now: float) -> Judgement:
 
 
 def read_now(tree_fd: int, now: float) -> float:
-    """The time for the pool whose tree is open, which is noted down with that. Raises OSError.
+    """The time for the pool whose tree is open, which is noted down with that, unless the pool is full: then room is
+    about to be made. Raises OSError.
 
     A note that makes no sense counts as none.
     """
@@ -53,9 +54,14 @@ def read_now(tree_fd: int, now: float) -> float:
     except ValueError:
         note = None
     judgement = judge(note, now)
-    with contextlib.suppress(FileExistsError, FileNotFoundError):  # somebody else notes it down right now
-        values: dict[str, object] = {"at": judgement.note.at, "ahead": judgement.note.ahead}
+    values: dict[str, object] = {"at": judgement.note.at, "ahead": judgement.note.ahead}
+    try:
         state.write_state(tree_fd, NAME, values, None, durable=False)
+    except (FileExistsError, FileNotFoundError):
+        pass  # somebody else notes it down right now
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
     return judgement.now
 
 
