@@ -320,7 +320,8 @@ VARIABLES = (
         parse_free_bytes,
         "a size; auto, none",
         "How much of the pool's filesystem shall stay free; evicts as POOL_MAX_SIZE does. auto: a twentieth, 10 GiB at "
-        "most; and, unless it is none, a twentieth of its inodes. With an image, as much of the host's disk is left to others, too (auto: a twentieth, 1 GiB at least).",
+        "most; and, unless it is none, a twentieth of its inodes. "
+        "With an image, as much of the host's disk is left to others, too (auto: a twentieth, 1 GiB at least).",
     ),
     Variable(
         "MAX_AGE",

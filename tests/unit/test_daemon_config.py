@@ -203,12 +203,12 @@ def test_users_own_gc_stays_and_he_is_told_that_his_variable_does_nothing(builde
 def test_users_rules_are_in_the_engines_words_and_what_it_lacks_is_named() -> None:
     gc = {"enabled": True, "defaultReservedSpace": "5GB", "defaultMinFreeSpace": "1GB"}
     builder = {"entitlements": {"security-insecure": True}, "GC": gc}
-    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, engine=EngineVersion(26, 1, 5))
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, EngineVersion(26, 1, 5))
     expected = {**builder, "GC": {"enabled": True, "defaultKeepStorage": "5GB"}}
     assert json.loads(plan.file_text)["builder"] == expected
     [said] = plan.degradations
     assert said.what == "defaultMinFreeSpace in builder.gc is ignored"
-    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, engine=EngineVersion(28, 5, 2))
+    plan = plan_daemon(settings_of(builder=builder), OVERLAY2, PLAIN, MERGED, EngineVersion(28, 5, 2))
     assert json.loads(plan.file_text)["builder"] == builder
     assert plan.degradations == ()
 
