@@ -1,5 +1,8 @@
 """Promotion: a slot's good state becomes its key's golden, from which others are cloned.
 
+A copy that takes time is made with the slot's lease alone, beside the starts of others; the key is locked for its name.
+Meanwhile `golden.lock` is held, so that a start which has nothing else can wait a little for it.
+
 The old golden moves out of the way before the new one takes its name; a kill in between leaves golden.previous (or
 golden.other/<class>), which readers take as well. So at every moment there is one, and none is ever half-written.
 """
@@ -9,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import damage, directories, engine_root, pool, procfs, slots, state
+from cachedind import damage, directories, engine_root, linux, pool, procfs, slots, state
 from cachedind.clone import CloneMethod, clone_directory
 from cachedind.model import StoragePlan
 from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
@@ -19,12 +22,15 @@ from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cachedind.pool import Pool
+    from cachedind.pool import Pool, Stage
     from cachedind.slots import Candidate, Slot
 
+LOCK_NAME = "golden.lock"
 CHEAP_S = 1.0
 SHARE_OF_TIME = 0.05
 """A promotion that takes longer than CHEAP_S is made only so often that it costs this share of the time at most."""
+
+_POLL_S = 0.01
 
 
 def is_due(home: Pool, goldens: list[Candidate], took_s: float | None, age_s: float | None) -> bool:
@@ -75,6 +81,48 @@ def last_cost(key_fd: int, now: float) -> tuple[float | None, float | None]:
     return float(took_s), now - at
 
 
+def is_instant(home: Pool) -> bool:
+    """Whether a copy is a matter of milliseconds, whatever there is to copy."""
+    return home.method is CloneMethod.SUBVOLUME
+
+
+def take_turn(key_fd: int) -> int | None:
+    """Be the one who copies for a key: a descriptor to be closed after that, or None where somebody else does. Needs
+    the key's lock. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=key_fd)
+    if pool.try_lock(fd):
+        return fd
+    os.close(fd)
+    return None
+
+
+def wait_for_turn(key_fd: int, timeout_s: float) -> bool:
+    """Wait until nobody copies for a key; False where nobody did, or still does after so many seconds."""
+    try:
+        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=key_fd)
+    except OSError:
+        return False
+    try:
+        if linux.lock_shared(fd):
+            return False
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if linux.lock_shared(fd):
+                return True
+            time.sleep(_POLL_S)
+        return False
+    finally:
+        os.close(fd)
+
+
+class Copy(NamedTuple):
+    """A copy of a slot's state that has no name yet."""
+
+    stage: Stage
+    values: dict[str, object]
+
+
 def promote(
     home: Pool,
     key_fd: int,
@@ -84,11 +132,31 @@ def promote(
     *,
     clean: bool,
 ) -> None:
-    """Make the slot's state the golden of its key. Needs the slot's lease and the key's lock, and no daemon on it.
+    """Make the slot's state the golden of its key. Needs the slot's lease and the key's lock, and no daemon on it. Only
+    where copies are instant.
 
     `raw` is slot.json as it was found, `goldens` what the key has, `clean` tells that the last job's leftovers are out.
     Raises OSError.
     """
+    with _copied(home, slot, raw, clean=clean) as copy:
+        _give_name(home, key_fd, copy, goldens)
+
+
+def promote_beside(home: Pool, key: str, slot: Slot, raw: dict[str, object], *, clean: bool) -> bool:
+    """The same where copies take time: the key is locked for the name alone. False when something as new has become the
+    golden meanwhile. Needs the slot's lease, and no daemon on it. Raises OSError, PoolUnusableError."""
+    with _copied(home, slot, raw, clean=clean) as copy, slots.locked_key(home, key, create=True) as key_fd:
+        assert key_fd is not None
+        candidates, _ = slots.read_candidates(key_fd)
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        if not slots.is_newest(slots.parse_slot_state(copy.values), goldens):
+            return False
+        _give_name(home, key_fd, copy, goldens)
+    return True
+
+
+@contextlib.contextmanager
+def _copied(home: Pool, slot: Slot, raw: dict[str, object], *, clean: bool) -> Iterator[Copy]:
     started = time.monotonic()
     with pool.staged(home) as stage:
         home.trace.reach("promote.staged")
@@ -110,13 +178,17 @@ def promote(
         }
         state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=durable)
         home.trace.reach("promote.recorded")
-        with _others(key_fd) as other_fd:
-            new = slots.parse_slot_state(values)
-            _retire(home, key_fd, other_fd, new, goldens)
-            home.trace.reach("promote.retired")
-            pool.publish(home, stage, key_fd, "golden")
-            home.trace.reach("promote.named")
-            pool.throw_away(home, other_fd, class_name(new))
+        yield Copy(stage, values)
+
+
+def _give_name(home: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
+    with _others(key_fd) as other_fd:
+        new = slots.parse_slot_state(copy.values)
+        _retire(home, key_fd, other_fd, new, goldens)
+        home.trace.reach("promote.retired")
+        pool.publish(home, copy.stage, key_fd, "golden")
+        home.trace.reach("promote.named")
+        pool.throw_away(home, other_fd, class_name(new))
 
 
 def promote_newest(home: Pool, key: str, boot_id: str) -> tuple[str | None, str]:
@@ -134,15 +206,28 @@ def promote_newest(home: Pool, key: str, boot_id: str) -> tuple[str | None, str]
         found = [candidate for candidate in candidates if candidate.kind is Kind.SLOT]
         newer = [candidate for candidate in found if slots.needs_promotion(candidate.state, goldens, boot_id)]
         for candidate in sorted(newer, key=lambda candidate: candidate.state.sequence, reverse=True):
-            slot_id = _promote_if_free(home, key_fd, candidate.name, goldens, boot_id)
-            if slot_id is not None:
-                return slot_id, "its state is the golden of the key now"
+            found_slot = _lease_if_good(key_fd, candidate.name, goldens, boot_id)
+            if found_slot is not None:
+                break
+        else:
+            found_slot = None
+    if found_slot is not None:
+        slot, raw = found_slot
+        try:
+            is_golden = promote_beside(home, key, slot, raw, clean=False)
+        finally:
+            slot.close()
+        if not is_golden:
+            return None, "a newer state has become the golden meanwhile"
+        return slot.id, "its state is the golden of the key now"
     if newer:
         return None, "what is newer than the golden is held by running instances"
     return None, _why_none(found, goldens, boot_id)
 
 
-def _promote_if_free(home: Pool, key_fd: int, name: str, goldens: list[Candidate], boot_id: str) -> str | None:
+def _lease_if_good(
+    key_fd: int, name: str, goldens: list[Candidate], boot_id: str
+) -> tuple[Slot, dict[str, object]] | None:
     try:
         slot = slots.try_lease(key_fd, name)
     except slots.BadSlotError:
@@ -153,14 +238,15 @@ def _promote_if_free(home: Pool, key_fd: int, name: str, goldens: list[Candidate
         raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
         # Read again: it was not ours before.
         found = slots.parse_slot_state(raw)
-        if not slots.needs_promotion(found, goldens, boot_id) or not is_sound(slot, found):
-            return None
-        promote(home, key_fd, slot, raw, goldens, clean=False)
+        if slots.needs_promotion(found, goldens, boot_id) and is_sound(slot, found):
+            return slot, raw
     except ValueError:
-        return None
-    finally:
+        pass
+    except BaseException:
         slot.close()
-    return slot.id
+        raise
+    slot.close()
+    return None
 
 
 def _why_none(found: list[Candidate], goldens: list[Candidate], boot_id: str) -> str:

@@ -22,12 +22,18 @@ from cachedind.model import Degradation
 from cachedind.slots import Candidate, Kind, Slot, SlotState, Wish
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cachedind.log import Log
     from cachedind.model import Holder
     from cachedind.pool import Pool
 
 
 _MAX_SUSPECTS = 8
+WAIT_S = 10.0
+"""How long a start that has nothing waits for somebody who copies its key's newest state."""
+WAIT_WITH_OTHER_S = 0.5
+"""How long one does that has an older state."""
 
 
 class Warmth(StrEnum):
@@ -82,7 +88,36 @@ class Tenancy(NamedTuple):
 
 
 def take(home: Pool, order: Order, log: Log) -> Tenancy:
-    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full)."""
+    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full).
+
+    Where copies take time, a state that is due becomes the golden with its slot's lease alone: who starts beside that
+    waits a little for it, and goes on with what there is.
+    """
+    leased, source, sequence = _choose(home, order, log)
+    if leased is None and not order.fresh and _has_waited(home, order, source):
+        if source is not None:
+            source.close()
+        leased, source, sequence = _choose(home, order, log)
+    if leased is not None:
+        tenancy = _introduce(leased.tenancy, order.holder)
+        return tenancy if leased.turn_fd is None else _promote_beside(tenancy, leased.turn_fd, log)
+    source_key = order.key
+    if source is None and not order.fresh:
+        source, source_key = _open_fallback(home, order, log)
+    if source is None and order.read_only and not order.fresh and not slots.has_clones(home):
+        log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
+    return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
+
+
+class _Leased(NamedTuple):
+    """A leased slot; with `turn_fd` its state is to become the golden before a daemon has it."""
+
+    tenancy: Tenancy
+    turn_fd: int | None
+
+
+def _choose(home: Pool, order: Order, log: Log) -> tuple[_Leased | None, _Source | None, int]:
+    """A slot of the key, or else a golden of it to clone, and this start's number."""
     with slots.locked_key(home, order.key, create=True) as key_fd:
         assert key_fd is not None
         candidates = _survey(home, key_fd, order, log)
@@ -94,14 +129,21 @@ def take(home: Pool, order: Order, log: Log) -> Tenancy:
         if not order.read_only:
             leased = _lease_newest(home, key_fd, order, candidates, sequence, log)
             if leased is not None:
-                return _introduce(leased, order.holder)
-        source = _open_newest_golden(home, key_fd, order, candidates, log)
-    source_key = order.key
-    if source is None and not order.fresh:
-        source, source_key = _open_fallback(home, order, log)
-    if source is None and order.read_only and not order.fresh and not slots.has_clones(home):
-        log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
-    return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
+                return leased, None, sequence
+        return None, _open_newest_golden(home, key_fd, order, candidates, log), sequence
+
+
+def _has_waited(home: Pool, order: Order, source: _Source | None) -> bool:
+    """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
+    if golden.is_instant(home):
+        return False
+    key_fd = slots.open_key(home, order.key, create=False)
+    if key_fd is None:
+        return False
+    try:
+        return golden.wait_for_turn(key_fd, WAIT_S if source is None else WAIT_WITH_OTHER_S)
+    finally:
+        os.close(key_fd)
 
 
 def _introduce(tenancy: Tenancy, holder: Holder) -> Tenancy:
@@ -164,8 +206,9 @@ def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
 
 def _lease_newest(
     home: Pool, key_fd: int, order: Order, candidates: list[Candidate], sequence: int, log: Log
-) -> Tenancy | None:
-    """The newest free slot, unless a golden is newer or better; promoted if it deserves it. Needs the key's lock."""
+) -> _Leased | None:
+    """The newest free slot, unless a golden is newer or better; promoted, or to be promoted, if it deserves it. Needs
+    the key's lock."""
     for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
         if candidate.kind is Kind.GOLDEN:
             return None
@@ -176,11 +219,14 @@ def _lease_newest(
         try:
             raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
             found = slots.parse_slot_state(raw)  # read again: it was not ours before
-            promoted = _promote_if_due(home, key_fd, order, slot, found, raw, candidates, log)
+            due = _is_due(home, key_fd, order, slot, found, candidates, log)
+            promoted = due and golden.is_instant(home) and _promote(home, key_fd, slot, raw, candidates, log)
+            turn_fd = golden.take_turn(key_fd) if due and not golden.is_instant(home) else None
         except BaseException:
             slot.close()
             raise
-        return Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted)
+        tenancy = Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted)
+        return _Leased(tenancy, turn_fd)
     return None
 
 
@@ -198,16 +244,16 @@ def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
     return slot
 
 
-def _promote_if_due(
+def _is_due(
     home: Pool,
     key_fd: int,
     order: Order,
     slot: Slot,
     found: SlotState,
-    raw: dict[str, object],
     candidates: list[Candidate],
     log: Log,
 ) -> bool:
+    """Whether a slot's state should become the golden of its key now."""
     goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
     if not slots.needs_promotion(found, goldens, order.boot_id):
         return False
@@ -217,8 +263,38 @@ def _promote_if_due(
     if not golden.is_due(home, goldens, *golden.last_cost(key_fd, time.time())):
         log.debug("the golden is left as it is: copying it was too long ago for its cost")
         return False
-    try:
+    return True
+
+
+def _promote(
+    home: Pool, key_fd: int, slot: Slot, raw: dict[str, object], candidates: list[Candidate], log: Log
+) -> bool:
+    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+    with _full_is_no_end(slot, log):
         golden.promote(home, key_fd, slot, raw, goldens, clean=False)
+        return True
+    return False
+
+
+def _promote_beside(tenancy: Tenancy, turn_fd: int, log: Log) -> Tenancy:
+    """As `_promote`, beside the starts of others. What cannot be copied costs warmth alone."""
+    slot = tenancy.slot
+    try:
+        with _full_is_no_end(slot, log):
+            promoted = golden.promote_beside(tenancy.home, tenancy.key, slot, tenancy.raw, clean=False)
+            return tenancy._replace(promoted=promoted)
+    except BaseException:
+        slot.close()
+        raise
+    finally:
+        os.close(turn_fd)
+    return tenancy
+
+
+@contextlib.contextmanager
+def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -226,8 +302,6 @@ def _promote_if_due(
         cost = "instances beside this one start from an older state"
         mend = "give the pool more room, or see what fills it: cachedind ls"
         log.degraded(Degradation(what, "the pool is full", cost, mend))
-        return False
-    return True
 
 
 class _Source(NamedTuple):
@@ -238,14 +312,20 @@ class _Source(NamedTuple):
     found: SlotState
     raw: dict[str, object]
     doubt: str = ""
+    slot: Slot | None = None
+    """The leased slot that it is, where it has not become the golden."""
 
     def close(self) -> None:
+        if self.slot is not None:
+            self.slot.close()
+            return
         os.close(self.data_fd)
         os.close(self.directory_fd)
 
 
 def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[Candidate], log: Log) -> _Source | None:
-    """The newest golden of a key, made of a free slot first where one is newer. Needs the key's lock."""
+    """The newest golden of a key, made of a free slot first where one is newer; where copies take time it is that slot
+    itself. Needs the key's lock."""
     if not slots.has_clones(home):
         return None
     ranked = slots.plan_choice(candidates, order.wish, order.boot_id)
@@ -258,9 +338,15 @@ def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[
             try:
                 raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
                 found = slots.parse_slot_state(raw)
-                promoted = _promote_if_due(home, key_fd, order, slot, found, raw, candidates, log)
-            finally:
+                due = _is_due(home, key_fd, order, slot, found, candidates, log)
+                if due and not golden.is_instant(home):
+                    # What was synced at the end of its daemon is not the copy.
+                    return _Source(slot.directory_fd, slot.data_fd, found, {**raw, "ended": None}, slot=slot)
+                promoted = due and _promote(home, key_fd, slot, raw, candidates, log)
+            except BaseException:
                 slot.close()
+                raise
+            slot.close()
             if promoted:
                 return _open_source(home, key_fd, "golden", log)
         else:

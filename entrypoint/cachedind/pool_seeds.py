@@ -92,14 +92,16 @@ def promote(tenancy: Tenancy, key: str) -> Tenancy:
     with slots.locked_key(home, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
-        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         number, _ = slots.draw_sequence(key_fd, candidates)
-        raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
-        # The private daemon came up on it.
-        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
-        golden.promote(home, key_fd, slot, {**raw, **proven, "sequence": number}, goldens, clean=True)
-        if key != tenancy.key:
-            return tenancy
+    raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
+    # The private daemon came up on it.
+    proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
+    golden.promote_beside(home, key, slot, {**raw, **proven, "sequence": number}, clean=True)
+    if key != tenancy.key:
+        return tenancy
+    with slots.locked_key(home, key, create=True) as key_fd:
+        assert key_fd is not None
+        candidates, _ = slots.read_candidates(key_fd)
         # The slot's own number has to be higher than its golden's, or what the job adds would never be promoted.
         own, _ = slots.draw_sequence(key_fd, candidates)
         state.write_state(slot.directory_fd, STATE_NAME, {"sequence": own}, raw, durable=False)

@@ -182,6 +182,11 @@ def needs_promotion(slot: SlotState, goldens: list[Candidate], boot_id: str) -> 
     """Whether a free slot's state should become the golden: it is good, and newer than the golden of its class."""
     if slot.read_only or not slot.is_trusted(boot_id):
         return False
+    return is_newest(slot, goldens)
+
+
+def is_newest(slot: SlotState, goldens: list[Candidate]) -> bool:
+    """Whether a state is newer than each golden of its class."""
     same = [golden.state.sequence for golden in goldens if class_name(golden.state) == class_name(slot)]
     return slot.sequence > max(same, default=-1)
 

@@ -9,15 +9,18 @@ import json
 import os
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from cachedind import clone, linux, pool, pool_lease, slots, upkeep
-from cachedind.clone import CloneMethod
+from cachedind import clone, golden, linux, pool, pool_lease, slots, upkeep
+from cachedind.clone import CloneMethod, clone_directory
 from cachedind.log import Level, Log
 from cachedind.model import EngineVersion
 from cachedind.pool import Pool
@@ -247,6 +250,81 @@ def test_the_newest_state_survives_upkeep(open_home: Opener) -> None:
     last = tenants.take(home, tenants.order())
     assert (last.warmth, len(tenants.names(last))) == (Warmth.LEASED, 4)
     last.slot.close()
+
+
+class Copying(NamedTuple):
+    """A start that copies its slot's state and is held amid that."""
+
+    begun: threading.Event
+    go_on: threading.Event
+    start: Future[Tenancy]
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Pool], Copying]]:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(*args: Any, **options: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        clone_directory(*args, **options)
+
+    monkeypatch.setattr(golden, "clone_directory", held)
+    with ThreadPoolExecutor(1) as threads:
+
+        def begin(home: Pool) -> Copying:
+            start = threads.submit(tenants.take, home, tenants.order())
+            assert begun.wait(30)
+            return Copying(begun, go_on, start)
+
+        yield begin
+        go_on.set()
+
+
+def test_nobody_waits_for_a_copy_who_has_something_else(
+    open_home: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = open_home("xfs")
+    with monkeypatch.context() as undone:
+        undone.setattr(golden, "clone_directory", clone_directory)
+        tenants.job(home, tenants.order(), "old")
+        tenants.job(home, tenants.order(), "new")  # with which the old state becomes the golden
+    first = copying(home)
+    started = time.monotonic()
+    beside = tenants.take(home, tenants.order())
+    assert (beside.warmth, tenants.names(beside)) == (Warmth.CLONED, ["old"])
+    assert not first.start.done(), "it was not waited for"
+    assert time.monotonic() - started < pool_lease.WAIT_S
+    first.go_on.set()
+    own = first.start.result(30)
+    assert (own.warmth, own.promoted, sorted(tenants.names(own))) == (Warmth.LEASED, True, ["new", "old"])
+    later = tenants.take(home, tenants.order())
+    assert (later.warmth, sorted(tenants.names(later))) == (Warmth.CLONED, ["new", "old"])
+    for tenancy in (beside, own, later):
+        tenancy.slot.close()
+
+
+def test_who_has_nothing_else_waits_for_a_copy(
+    open_home: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = open_home("xfs")
+    tenants.job(home, tenants.order(), "one")
+    waits, wait = threading.Event(), golden.wait_for_turn
+
+    def seen(key_fd: int, timeout_s: float) -> bool:
+        waits.set()
+        return wait(key_fd, timeout_s)
+
+    monkeypatch.setattr(golden, "wait_for_turn", seen)
+    first = copying(home)
+    with ThreadPoolExecutor(1) as threads:
+        beside = threads.submit(tenants.take, home, tenants.order())
+        assert waits.wait(30)
+        first.go_on.set()
+        found = beside.result(30)
+    assert (found.warmth, tenants.names(found)) == (Warmth.CLONED, ["one"])
+    found.slot.close()
+    first.start.result(30).slot.close()
 
 
 def test_a_spare_hides_the_cost_of_copying(open_home: Opener) -> None:
