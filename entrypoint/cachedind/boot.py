@@ -38,15 +38,16 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
     Raises CachedindError when that is not possible. Needs --privileged.
     """
     stopwatch = Stopwatch()
+    explicit = words[:1] == ["dockerd"]
+    arguments = parse_daemon_arguments(words[1:] if explicit else words)
+    if arguments.is_informational:
+        execute_engine(arguments.words, environ)
     settings = config.load(environ)
     log = make_log(settings)
     if settings.strangers:
         log.warn(f"no variables of cachedind, and left to whoever set them: {', '.join(settings.strangers)}")
-    explicit = words[:1] == ["dockerd"]
-    arguments = parse_daemon_arguments(words[1:] if explicit else words)
-    if arguments.is_informational:
-        execute(["dockerd", *arguments.words], environ)
     daemon = daemon_config.read_settings(arguments)
+    await_other(settings, daemon, log)
 
     with listeners.Api(plan_listen(settings, daemon, log, explicit=explicit)) as api:
         open_ports(api)
@@ -162,29 +163,39 @@ def take_place(settings: Config, daemon: DaemonSettings, api: Api, certificates:
         certificates.begin(order, [listener.fileno() for listener in api.tcp])
 
 
+def await_other(settings: Config, daemon: DaemonSettings, log: Log) -> None:
+    """Before anything is touched that a daemon in this very container may use: wait for its end, or be refused."""
+    from cachedind import leftovers
+
+    pidfile = os.path.realpath(daemon.pidfile)
+    leftovers.wait_for_daemon(os.path.realpath(daemon.data_root), pidfile, settings.lock_timeout_s, log)
+
+
 def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, Tenancy | None]:
     """Lease a slot of the pool and put it in the data-root's place; without a (good) pool, lease the data-root."""
-    from cachedind import facts, pool, pool_start
+    from cachedind import facts, pool, pool_start, restart
 
     facts.check_privileges()
-    path = pool.wanted_path(settings)
-    if path is not None:
-        order = pool_start.make_order(settings, daemon)
-        data_root = os.path.realpath(daemon.data_root)
-        try:
+    data_root = os.path.realpath(daemon.data_root)
+    try:
+        restart.make_way(pool.DEFAULT_POOL if settings.pool is None else settings.pool, data_root)
+        path = pool.wanted_path(settings)
+        if path is not None:
+            order = pool_start.make_order(settings, daemon)
             return pool_start.move_in(path, order, data_root, settings, log)
-        except PoolUnusableError as bad:
-            cost = f"this start uses {data_root} as it is, without the pool's cache"
-            log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
+    except PoolUnusableError as bad:
+        cost = f"this start uses {data_root} as it is, without the pool's cache"
+        log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
     return lease_data_root(settings, daemon, log), None
 
 
 def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:
     """Lease the data-root itself; from here on nobody else touches it."""
-    from cachedind import facts, lease
+    from cachedind import facts, lease, restart
     from cachedind.engine_root import read_remap
 
     data_root = os.path.realpath(daemon.data_root)
+    restart.refuse_slot(data_root)
     degradation = facts.check_lock_filesystem(facts.read_mount(data_root), data_root, allowed=settings.allow_network_fs)
     if degradation is not None:
         log.degraded(degradation)
@@ -323,17 +334,25 @@ def hand_over(
         if sockets:
             listeners.hand_over(sockets)
             environ = {**environ, "LISTEN_PID": str(os.getpid())}
-        execute(["dockerd", *arguments], environ)
+        execute_engine(arguments, environ)
     # The sockets are closed by exec: when dockerd is gone, its clients are refused.
     os.set_inheritable(lease.directory_fd, True)
     argv = supervisor.command(daemon, witness, lease.fd, lease.directory_fd, lease.state_name, lease.data_root)
     execute(argv, environ)
 
 
-def execute(argv: list[str], environ: dict[str, str]) -> NoReturn:
-    """Replace this process. Raises ProgramMissingError."""
+def execute_engine(arguments: list[str], environ: dict[str, str]) -> NoReturn:
+    """Become dockerd, the real one. Raises ProgramMissingError."""
+    from cachedind.processes import engine_environment, engine_program
+
+    program = engine_program(environ.get("PATH", os.defpath))
+    execute(["dockerd", *arguments], {**environ, **engine_environment(program)}, program)
+
+
+def execute(argv: list[str], environ: dict[str, str], program: str | None = None) -> NoReturn:
+    """Replace this process by `program` (argv[0] on PATH). Raises ProgramMissingError."""
     try:
-        os.execvpe(argv[0], argv, environ)
+        os.execvpe(program or argv[0], argv, environ)
     except OSError as error:
         raise ProgramMissingError(
             f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile"

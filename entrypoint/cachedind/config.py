@@ -455,6 +455,14 @@ VARIABLES = (
         "virtiofs, fuse). Two daemons on one data-root destroy it.",
     ),
     Variable(
+        "ALLOW_EPHEMERAL_POOL",
+        "0",
+        parse_bool,
+        "0, 1",
+        "Whether `CACHEDIND_POOL` may name a directory in the container's own layer. Such a pool goes with the "
+        "container; mostly it is a mount that was forgotten.",
+    ),
+    Variable(
         "STRICT",
         "0",
         parse_bool,
@@ -482,6 +490,7 @@ class Config(NamedTuple):
     storage_driver: str | None
     allow_vfs: bool
     allow_network_fs: bool
+    allow_ephemeral_pool: bool
     strict: bool
     log_json: bool
     log_level: Level
@@ -543,6 +552,7 @@ def load(environ: Mapping[str, str]) -> Config:
         storage_driver=values["STORAGE_DRIVER"],  # type: ignore[arg-type]
         allow_vfs=bool(values["ALLOW_VFS"]),
         allow_network_fs=bool(values["ALLOW_NETWORK_FS"]),
+        allow_ephemeral_pool=bool(values["ALLOW_EPHEMERAL_POOL"]),
         strict=bool(values["STRICT"]),
         log_json=bool(values["LOG_FORMAT"]),
         log_level=values["LOG_LEVEL"],  # type: ignore[arg-type]

@@ -172,6 +172,7 @@ def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:
 
 
 def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
+    pool_start.check_lasting(path, settings)
     pool.check_filesystem(os.path.realpath(path), settings)
     try:
         home = inventory.open_home(path, settings)

@@ -17,7 +17,7 @@ from cachedind.errors import (
 )
 from cachedind.linux import CAP_SYS_ADMIN
 from cachedind.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
-from cachedind.processes import find_program
+from cachedind.processes import engine_program
 from cachedind.storage import PRIVILEGED_RUN
 
 if TYPE_CHECKING:
@@ -201,9 +201,7 @@ def read_engine_version(path: str) -> EngineVersion:
 
     dockerd --version takes 30 ms; the image has noted the answer for the very file it was asked of.
     """
-    program = find_program("dockerd", path)
-    if program is None:
-        raise ProgramMissingError("dockerd is not on PATH", "use an image built from image/Dockerfile")
+    program = engine_program(path)
     noted = _noted_version(os.path.realpath(program))
     if noted is not None:
         return noted

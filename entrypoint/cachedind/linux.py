@@ -73,6 +73,13 @@ _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
 
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+"""The same on every architecture, as all that are younger than Linux 5.1."""
+
 _SYS_GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61, "ppc64le": 202, "s390x": 220, "armv7l": 217}
 
 
@@ -97,6 +104,18 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2). Needs CAP_SYS_ADMIN."""
     _check(_libc().umount2(target.encode(), flags), target)
+
+
+def clone_mount(path: str) -> int:
+    """open_tree(2): a copy of the mount at `path` and of those below, which has no place yet. Needs CAP_SYS_ADMIN and
+    Linux 5.2."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    return _check(_libc().syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), flags), path)
+
+
+def move_mount(fd: int, target: str) -> None:
+    """move_mount(2): give what `clone_mount` made its place, in the mount namespace of now. Needs CAP_SYS_ADMIN."""
+    _check(_libc().syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
 def unshare(flags: int) -> None:

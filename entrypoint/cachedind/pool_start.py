@@ -72,7 +72,17 @@ def _full(path: str) -> PoolUnusableError:
     return PoolUnusableError(f"the pool {path} is full", "free space, or see what fills it: cachedind ls")
 
 
+def check_lasting(path: str, settings: Config) -> None:
+    """Raises PoolUnusableError for a pool that nobody has mounted, unless the settings want such a one."""
+    if facts.read_mount(path).mount_point == "/" and not settings.allow_ephemeral_pool:
+        raise PoolUnusableError(
+            f"CACHEDIND_POOL={path} is a directory in the container's own layer: a pool there goes with the container",
+            f"mount one: -v /srv/cachedind:{path}; CACHEDIND_ALLOW_EPHEMERAL_POOL=1 makes one there all the same",
+        )
+
+
 def _open(path: str, settings: Config, log: Log) -> Pool:
+    check_lasting(path, settings)
     home, notes = pool.open_pool(path, settings, Trace(settings.kill_at))
     for note in notes:
         log.degraded(note)

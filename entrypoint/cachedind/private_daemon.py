@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from cachedind import engine_paths, engine_root, linux, networks
 from cachedind.errors import DaemonEnd, MaintenanceError, PrivateDaemonError
 from cachedind.model import ImageStore
-from cachedind.processes import Program
+from cachedind.processes import Program, engine_environment, engine_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +80,8 @@ def private_daemon(
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     os.mkdir(directory, 0o700)
     env = {name: value for name, value in environ.items() if name in _PASSED_ON} | {"container": "docker"}
+    engine = engine_program(env.get("PATH", os.defpath))
+    env |= engine_environment(engine)
     root = engine_root.make(data_root, storage.remap)
     seclude = _seclusion(os.getpid(), root, keeps_networks=keeps_networks)
     programs: list[Program] = []
@@ -93,7 +95,7 @@ def private_daemon(
         _write_configuration(directory, root, storage)
         start("containerd", "--config", f"{directory}/containerd.toml")
         _wait(programs, directory, deadline, lambda: _accepts(f"{directory}/containerd.sock"))
-        start("dockerd", *_arguments(directory, data_root, storage))
+        start(engine, *_arguments(directory, data_root, storage))
         # 0.1 s of imports, while dockerd is busy too.
         import docker
 

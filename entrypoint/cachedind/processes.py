@@ -73,6 +73,35 @@ def find_program(name: str, path: str) -> str | None:
     return None
 
 
+ENGINE = "/usr/local/libexec/cachedind/dockerd"
+"""Where the image keeps the real dockerd: that name on PATH, and Debian's own place, are scripts that enter boot."""
+_INSIDE = "CACHEDIND_INSIDE"
+_ENTRANCE = b"# cachedind: enters boot"
+
+
+def engine_program(path: str) -> str:
+    """The dockerd that is no entrance to boot: the first on `path`, which may be one of the user's own, else the
+    image's. Raises ProgramMissingError.
+    """
+    for directory in (*path.split(os.pathsep), os.path.dirname(ENGINE)):
+        program = find_program("dockerd", directory)
+        if program is not None and _ENTRANCE not in _head(program):
+            return program
+    raise ProgramMissingError("there is no dockerd", "use an image built from image/Dockerfile")
+
+
+def engine_environment(program: str) -> dict[str, str]:
+    """What `program`, an engine_program, needs in its environment. A script of the user's around dockerd may call it by
+    its name; it must not enter boot again then.
+    """
+    return {_INSIDE: "1"} if _head(program).startswith(b"#!") else {}
+
+
+def _head(program: str) -> bytes:
+    with open(program, "rb") as file:
+        return file.read(200)
+
+
 class Program:
     """A program that runs beside this process until `stop`, without input; both its streams are added to a file."""
 

@@ -4,7 +4,7 @@
 # SIGTERM must end a start at any moment, but the kernel drops a signal to PID 1 that has neither a handler nor is
 # blocked. So this shell has a handler, env blocks the signal over the change of programs, and docker-init, which waits
 # for it and passes it on, is PID 1 from then on; Python is not, and takes the default action once it has unblocked the
-# signal that it inherited as blocked. A second docker-init, which holds the lease, follows when dockerd is executed.
+# signal that it inherited as blocked. The supervisor, which holds the lease, is its successor above dockerd.
 trap 'exit 143' TERM
 set -eu
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 DATA_ROOT = "/var/lib/docker"
 POOL = "/cachedind"
+REAL_DOCKERD = "/usr/local/libexec/cachedind/dockerd"
+"""The engine itself: `dockerd` enters boot."""
 SOCKET = "unix:///var/run/docker.sock"
 
 

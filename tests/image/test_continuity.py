@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.builds import Project, overlay_project
+from helpers.dind import REAL_DOCKERD
 from helpers.flavours import FLAVOURS
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def test_older_engines_data_is_taken_on(engine: Engine) -> None:
 def test_a_plain_daemons_data_is_recognised(engine: Engine, flavour: Flavour) -> None:
     """A volume of docker:dind's: no state of ours in it, only the engine's own marks."""
     arguments = ["--feature=containerd-snapshotter=true"] if flavour.store == "containerd" else []
-    built = Built(engine, flavour.suite, entrypoint=["dockerd"], args=arguments)
+    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=arguments)
     assert (built.info.store, built.info.driver) == (flavour.store, flavour.overlay)
 
     # Nothing tells cachedind which store it is to be.

@@ -302,7 +302,8 @@ def test_a_new_pool_on_a_full_disk_is_not_used(engine: Engine, home: Home) -> No
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "ramfs", "overlay"])
 def test_a_pool_that_will_not_last_says_so_and_works(engine: Engine, fstype: str) -> None:
-    env = {"CACHEDIND_POOL": "/some/dir"} if fstype == "overlay" else {}
+    wanted = {"CACHEDIND_POOL": "/some/dir", "CACHEDIND_ALLOW_EPHEMERAL_POOL": "1"}
+    env = wanted if fstype == "overlay" else {}
     pool: Volume | None = None if fstype == "overlay" else engine.volume(fstype)
 
     def enter(**more: str) -> Dind:
@@ -315,6 +316,15 @@ def test_a_pool_that_will_not_last_says_so_and_works(engine: Engine, fstype: str
     # ramfs does not tell how much of it is free, which an image would have to know, and is no place for overlay2.
     assert len(dind.warnings) == (3 if fstype == "ramfs" else 1)
     assert slot_of(dind)
+
+
+def test_a_pool_that_nobody_has_mounted_is_none(engine: Engine, suite: str) -> None:
+    dind = engine.dind(suite, volume=engine.volume(), env={"CACHEDIND_POOL": "/some/dir"})
+    dind.wait_ready()
+    [warning] = dind.warnings
+    assert "no pool: CACHEDIND_POOL=/some/dir is a directory in the container's own layer" in warning
+    assert "CACHEDIND_ALLOW_EPHEMERAL_POOL=1" in warning
+    assert dind.sh("ls -d /some", check=False) == ""
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import boot, config, daemon_config, listeners, storage, supervisor
+from cachedind import boot, config, daemon_config, listeners, processes, storage, supervisor
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.errors import (
     CachedindError,
@@ -32,10 +32,12 @@ class Executed(Exception):
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> type[Executed]:
     def execvpe(program: str, argv: list[str], environ: dict[str, str]) -> None:
-        assert program == argv[0]
+        assert program == ("/real/dockerd" if argv[0] == "dockerd" else argv[0])
         raise Executed(argv, environ)
 
     monkeypatch.setattr(os, "execvpe", execvpe)
+    monkeypatch.setattr(processes, "engine_program", lambda path: "/real/dockerd")
+    monkeypatch.setattr(processes, "engine_environment", lambda program: {})
     return Executed
 
 
@@ -61,7 +63,7 @@ def lease(tmp_path: Path) -> Iterator[Lease]:
     ],
 )
 def test_questions_go_to_dockerd_untouched(executed: type[Executed], words: list[str], argv: list[str]) -> None:
-    environ = {"PATH": "/bin", "DOCKER_DRIVER": "vfs"}
+    environ = {"PATH": "/bin", "DOCKER_DRIVER": "vfs", "CACHEDIND_STRICT": "perhaps"}
     with pytest.raises(executed) as caught:
         boot.boot(words, environ)
     assert caught.value.args == (argv, environ)
@@ -71,7 +73,6 @@ def test_questions_go_to_dockerd_untouched(executed: type[Executed], words: list
     ("words", "environ", "error"),
     [
         ([], {"CACHEDIND_STRICT": "perhaps"}, SettingsError),
-        (["--version"], {"CACHEDIND_STRICT": "perhaps"}, SettingsError),
         (["--data-root"], {}, DaemonConfigError),
         ([], {"DOCKER_HOST": "unix://relative.sock"}, DaemonConfigError),
     ],

@@ -25,7 +25,7 @@ def invoke(*words: str, **environ: str) -> Result:
     ("environ", "code", "said"),
     [
         ({"CACHEDIND_STRICT": "perhaps"}, 64, "CACHEDIND_STRICT='perhaps' is not 1 or 0"),
-        ({"PATH": "/no-such-directory"}, 69, "dockerd is not on PATH"),
+        ({"PATH": "/no-such-directory"}, 69, "there is no dockerd"),
     ],
     ids=["a bad setting", "no dockerd"],
 )

@@ -129,6 +129,7 @@ def test_defaults() -> None:
     assert settings.image_store is None
     assert settings.storage_driver is None
     assert (settings.allow_vfs, settings.allow_network_fs, settings.strict, settings.log_json) == (False,) * 4
+    assert not settings.allow_ephemeral_pool
     assert settings.log_level is Level.INFO
     assert settings.iptables_legacy is None
     assert (settings.docker_host, settings.tls_certdir, settings.tls_san, settings.docker_driver) == ("",) * 4
@@ -150,6 +151,7 @@ def test_every_variable_is_read() -> None:
             "CACHEDIND_STORAGE_DRIVER": "native",
             "CACHEDIND_ALLOW_VFS": "1",
             "CACHEDIND_ALLOW_NETWORK_FS": "1",
+            "CACHEDIND_ALLOW_EPHEMERAL_POOL": "1",
             "CACHEDIND_STRICT": "1",
             "CACHEDIND_LOG_FORMAT": "json",
             "CACHEDIND_LOG_LEVEL": "DEBUG",
@@ -185,6 +187,7 @@ def test_every_variable_is_read() -> None:
         "storage_driver": "native",
         "allow_vfs": True,
         "allow_network_fs": True,
+        "allow_ephemeral_pool": True,
         "strict": True,
         "log_json": True,
         "log_level": Level.DEBUG,

@@ -185,7 +185,7 @@ def test_a_note_that_does_not_fit_is_not_believed(dockerd: Path, monkeypatch: py
 
 
 def test_no_dockerd(tmp_path: Path) -> None:
-    with pytest.raises(ProgramMissingError, match="not on PATH"):
+    with pytest.raises(ProgramMissingError, match="no dockerd"):
         facts.read_engine_version(str(tmp_path))
 
 

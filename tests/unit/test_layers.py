@@ -76,7 +76,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"decision", "summary", "pool", "seed_progress"}),
     frozenset({"slots", "maintenance", "seed_run", "mending"}),
     frozenset({"golden", "witness", "supervisor", "seeding"}),
-    frozenset({"upkeep"}),
+    frozenset({"upkeep", "restart"}),
     frozenset({"pool_lease"}),
     frozenset({"pool_seeds"}),
     frozenset({"pool_start", "inventory"}),

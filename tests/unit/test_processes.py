@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cachedind import processes
 from cachedind.errors import CachedindError, CertificateError, ProgramMissingError
 from cachedind.processes import Ahead, Background, Program, Result, run
 
@@ -225,3 +226,36 @@ def test_an_error_of_a_child_that_was_made_ahead_arrives() -> None:
     ahead.begin({}, [])
     with pytest.raises(CertificateError, match="no room"):
         ahead.join()
+
+
+# ---- which dockerd ----
+
+ENTRANCE = "#!/bin/sh\n# cachedind: enters boot, whatever\n"
+
+
+def dockerd_in(directory: Path, text: str) -> str:
+    directory.mkdir()
+    program = directory / "dockerd"
+    program.write_text(text)
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_the_engine_is_the_first_that_is_no_entrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entrance = dockerd_in(tmp_path / "entrance", ENTRANCE)
+    link = tmp_path / "link"
+    link.mkdir()
+    (link / "dockerd").symlink_to(entrance)
+    real, own = dockerd_in(tmp_path / "real", "\x7fELF"), dockerd_in(tmp_path / "own", "#!/bin/sh\nexec dockerd -D\n")
+    monkeypatch.setattr(processes, "ENGINE", real)
+    assert processes.engine_program(f"{tmp_path}/entrance:{tmp_path}/link:/no-such") == real
+    assert processes.engine_program(f"{tmp_path}/entrance:{tmp_path}/own") == own, "the user's own goes first"
+    assert processes.engine_environment(real) == {}
+    assert processes.engine_environment(own) != {}, "or it would enter boot by dockerd's name"
+
+
+def test_no_engine_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dockerd_in(tmp_path / "entrance", ENTRANCE)
+    monkeypatch.setattr(processes, "ENGINE", str(tmp_path / "none" / "dockerd"))
+    with pytest.raises(ProgramMissingError, match="no dockerd"):
+        processes.engine_program(str(tmp_path / "entrance"))
