@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import damage, directories, engine_root, linux, pool, procfs, slots, state
+from cachedind import damage, directories, engine_root, flock, pool, procfs, slots, state
 from cachedind.clone import CloneMethod, clone_directory
 from cachedind.model import StoragePlan
 from cachedind.slots import GOLDEN_NAME, Kind, SlotState, class_name
@@ -104,11 +104,11 @@ def wait_for_turn(key_fd: int, timeout_s: float) -> bool:
     except OSError:
         return False
     try:
-        if linux.lock_shared(fd):
+        if flock.lock_shared(fd):
             return False
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if linux.lock_shared(fd):
+            if flock.lock_shared(fd):
                 return True
             time.sleep(_POLL_S)
         return False

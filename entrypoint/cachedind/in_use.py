@@ -14,7 +14,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import beneath, engine_paths, linux
+from cachedind import beneath, engine_paths, flock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def find_locked(root_fd: int) -> str | None:
         with contextlib.suppress(OSError, ValueError):
             fd, _ = beneath.open_file(root_fd, path)
             try:
-                if not linux.lock_shared(fd):
+                if not flock.lock_shared(fd):
                     return path
             finally:
                 os.close(fd)

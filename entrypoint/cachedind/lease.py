@@ -16,6 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind import flock
 from cachedind.errors import DataRootBusyError, DataRootInvalidError, DataRootUnwritableError
 from cachedind.model import Holder, Remap
 
@@ -56,8 +57,6 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
     Nothing in the data-root but the lock file is read before the lock is held.
     Raises DataRootBusyError, DataRootInvalidError, DataRootUnwritableError. Needs write access, no capability.
     """
-    from filelock import lock_descriptor  # 35 ms of imports, paid after the API's sockets are bound
-
     started = time.monotonic()
     told = False
     while True:
@@ -66,7 +65,7 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
             undo.callback(os.close, directory_fd)
             fd = _open_lock(data_root, directory_fd)
             undo.callback(os.close, fd)
-            if lock_descriptor(fd, blocking=False):
+            if flock.lock_exclusive(fd):
                 if _is_current(fd, directory_fd, data_root):
                     previous = read_holder(fd)
                     write_holder(fd, holder, data_root)
@@ -85,14 +84,12 @@ def look(data_root: str) -> tuple[bool, Holder | None]:
 
     Writes nothing; the lock is taken for a moment where it is free.
     """
-    from filelock import lock_descriptor
-
     try:
         fd = os.open(f"{data_root}/{DIRECTORY}/{LOCK_NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False, None
     try:
-        return not lock_descriptor(fd, blocking=False), read_holder(fd)
+        return not flock.lock_exclusive(fd), read_holder(fd)
     finally:
         os.close(fd)
 

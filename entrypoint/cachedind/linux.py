@@ -162,15 +162,6 @@ def _ioctl(fd: int, request: int, argument: bytes) -> None:
 # ---- locks and names --------------------------------------------------------------------------------------------
 
 
-def lock_shared(fd: int) -> bool:
-    """flock(2) LOCK_SH without waiting; False when somebody holds it exclusively. Works on directories too."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def allow_changes(fd: int) -> None:
     """FS_IOC_SETFLAGS: take the attributes immutable and append-only away (chattr -ia). Needs CAP_LINUX_IMMUTABLE."""
     buffer = bytearray(8)

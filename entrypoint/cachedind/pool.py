@@ -24,7 +24,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import facts, linux, state
+from cachedind import facts, flock, linux, state
 from cachedind.clone import CloneMethod, probe_method
 from cachedind.errors import ImageImpossibleError, NotPrivilegedError, PoolMissingError, PoolUnusableError
 from cachedind.model import Degradation
@@ -374,9 +374,7 @@ def _open_lock(pool_fd: int, path: str) -> int:
 
 def try_lock(fd: int) -> bool:
     """Take the exclusive flock of an open file or directory, if it is free."""
-    from filelock import lock_descriptor
-
-    return lock_descriptor(fd, blocking=False)
+    return flock.lock_exclusive(fd)
 
 
 def wait_for_lock(fd: int, timeout_s: float, what: str) -> None:

@@ -14,7 +14,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import doubt, golden, in_use, linux, pool, slots, state
+from cachedind import doubt, flock, golden, in_use, pool, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.errors import PoolUnusableError
 from cachedind.keys import BASE_KEY
@@ -370,7 +370,7 @@ def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None
         try:
             directory_fd = slots.open_below(key_fd, name)
             undo.callback(os.close, directory_fd)
-            if not linux.lock_shared(directory_fd):  # it is being deleted
+            if not flock.lock_shared(directory_fd):  # it is being deleted
                 return None
             raw = state.read_state(directory_fd, slots.GOLDEN_NAME) or {}
             found = slots.parse_slot_state(raw)

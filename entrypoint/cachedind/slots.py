@@ -15,7 +15,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import dataroot, doubt, lease, linux, pool, state
+from cachedind import dataroot, doubt, flock, lease, pool, state
 from cachedind.clone import CloneMethod, clone_directory, make_directory
 from cachedind.errors import PoolUnusableError
 from cachedind.keys import directory_name
@@ -506,7 +506,7 @@ def look(key_fd: int, name: str, timeout_s: float = 0.2) -> tuple[bool, Holder |
         except OSError:
             return False, None
         # Shared, so that two who look do not take each other for holders.
-        return not linux.lock_shared(lock_fd), lease.read_holder(lock_fd)
+        return not flock.lock_shared(lock_fd), lease.read_holder(lock_fd)
 
 
 def create(home: Pool, key: str, source_fd: int | None, values: dict[str, object]) -> Slot:

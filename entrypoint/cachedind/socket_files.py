@@ -18,7 +18,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
-from cachedind.directory_lock import locked
+from cachedind.flock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

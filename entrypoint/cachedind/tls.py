@@ -15,8 +15,8 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.directory_lock import locked
 from cachedind.errors import CachedindError, CertificateError
+from cachedind.flock import locked
 
 if TYPE_CHECKING:
     import datetime

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, facts, linux, pool, pool_clock, procfs, pruning, slots, state
+from cachedind import clone, facts, flock, linux, pool, pool_clock, procfs, pruning, slots, state
 from cachedind.clone import CloneMethod
 from cachedind.keys import directory_name
 from cachedind.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
@@ -395,7 +395,7 @@ def prepare_spare(home: Pool, key: str) -> bool:
         if any(not slots.look(key_fd, candidate.name, 0)[0] for candidate in ready):
             return False
         directory_fd = slots.open_below(key_fd, "golden")
-        linux.lock_shared(directory_fd)
+        flock.lock_shared(directory_fd)
     try:
         data_fd = pool.open_directory(directory_fd, "data")
         raw = state.read_state(directory_fd, slots.GOLDEN_NAME)

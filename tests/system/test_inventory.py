@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cachedind import facts, golden, inventory, linux, pool, procfs, slots, state
+from cachedind import facts, flock, golden, inventory, linux, pool, procfs, slots, state
 from cachedind.__main__ import main
 from cachedind.keys import directory_name
 from cachedind.model import EngineVersion, Holder
@@ -209,7 +209,7 @@ def test_who_looks_sends_no_start_elsewhere(home: Pool) -> None:
 def test_who_looks_takes_nobody_who_looks_for_a_holder(home: Pool) -> None:
     slot_id = tenants.job(home, tenants.order(), "one")
     fd = os.open(key_path(home) / "slots" / slot_id / slots.LOCK_NAME, os.O_RDONLY)
-    assert linux.lock_shared(fd)
+    assert flock.lock_shared(fd)
     with slots.locked_key(home, "k", create=False) as key_fd:
         assert key_fd is not None
         started = time.monotonic()

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import pytest
 
-from cachedind import lease
+from cachedind import flock, lease
 from cachedind.errors import DataRootBusyError, DataRootInvalidError, DataRootUnwritableError
 from cachedind.lease import Lease, acquire, look, share_with_daemon
 from cachedind.model import Holder
@@ -199,18 +198,18 @@ def test_a_lock_that_was_replaced_in_the_meantime_is_not_the_lock(
 ) -> None:
     """Between opening and locking, somebody moves the old one away and somebody else makes and locks a new one."""
     give_up(take(tmp_path))
-    real = filelock.lock_descriptor
+    real = flock.lock_exclusive
     others: list[Lease] = []
 
-    def replaced_just_before(fd: int, *, blocking: bool) -> bool:
+    def replaced_just_before(fd: int) -> bool:
         if not others:
-            monkeypatch.setattr(filelock, "lock_descriptor", real)
+            monkeypatch.setattr(flock, "lock_exclusive", real)
             (tmp_path / what).rename(tmp_path / f"{what}.old")
             others.append(take(tmp_path, holder=OTHER))
-            monkeypatch.setattr(filelock, "lock_descriptor", replaced_just_before)
-        return bool(real(fd, blocking=blocking))
+            monkeypatch.setattr(flock, "lock_exclusive", replaced_just_before)
+        return real(fd)
 
-    monkeypatch.setattr(filelock, "lock_descriptor", replaced_just_before)
+    monkeypatch.setattr(flock, "lock_exclusive", replaced_just_before)
     with pytest.raises(DataRootBusyError, match="container ba9876543210"):
         take(tmp_path, 0.1)
     give_up(others[0])

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths", "hosts", "directory_lock"}),
+    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths", "hosts", "flock"}),
     frozenset({"doubt"}),
     frozenset(
         {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind.directory_lock import locked
+from cachedind.flock import locked
 from cachedind.socket_files import SocketFile, is_answered
 
 
@@ -85,7 +85,7 @@ def test_the_deepest_of_directories(tmp_path: Path, path: Path) -> None:
 
 
 def test_a_directory_that_somebody_holds_ends_no_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachedind.directory_lock.PATIENCE_S", 0.05)
+    monkeypatch.setattr("cachedind.flock.PATIENCE_S", 0.05)
     with locked(str(path.parent)) as is_alone:
         assert is_alone
         file = make(path)
