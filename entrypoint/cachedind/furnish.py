@@ -144,7 +144,7 @@ def decide(
         decision.check_driver_in_pool(plan)
         more = {
             "arch": os.uname().machine,
-            "sequence": tenancy.sequence,
+            "begun": tenancy.sequence,
             "read_only": tenancy.is_throwaway,
             "holder": facts.read_holder_of_now(time.time())._asdict(),
         }

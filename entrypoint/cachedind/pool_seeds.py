@@ -102,9 +102,9 @@ def promote(tenancy: Tenancy, key: str) -> Tenancy:
     with slots.locked_key(home, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
-        # The slot's own number has to be higher than its golden's, or what the job adds would never be promoted.
+        # The start's own number has to be higher than its golden's, or what the job adds would never be promoted.
         own, _ = slots.draw_sequence(key_fd, candidates)
-        state.write_state(slot.directory_fd, STATE_NAME, {"sequence": own}, raw, durable=False)
+        state.write_state(slot.directory_fd, STATE_NAME, {"sequence": number, "begun": own}, raw, durable=False)
         return tenancy._replace(sequence=own)
 
 

@@ -46,8 +46,9 @@ class Kind(StrEnum):
 class SlotState(NamedTuple):
     """What slot.json or golden.json says. `data` is None where no daemon has run on it yet.
 
-    `sequence` is the number of the start that made this state; `durable` tells that a golden was on disk when it got
-    its name; `pure` that no job's daemon has ever come up on it.
+    `sequence` is the number of the start that made this state, the last one whose daemon came up: a start that was
+    cancelled adds nothing. `durable` tells that a golden was on disk when it got its name; `pure` that no job's daemon
+    has ever come up on it.
     """
 
     data: DataRootState | None

@@ -137,6 +137,8 @@ def note_ready(lease: Lease, ready_s: float) -> None:
     values: dict[str, object] = {"ready_at": round(time.time(), 3), "ready_s": round(ready_s, 3)}
     if raw is not None and "pure" in raw:
         values["pure"] = False
+    if raw is not None and "begun" in raw:  # a pool's: from here on the slot has more than what it was leased with
+        values["sequence"] = raw["begun"]
     state.write_state(lease.directory_fd, lease.state_name, values, raw, durable=False)
 
 

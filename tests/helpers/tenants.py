@@ -8,7 +8,8 @@ import os
 import time
 from pathlib import Path
 
-from cachedind import config, dataroot, pool, pool_lease, procfs, slots, state
+from cachedind import config, dataroot, pool, pool_lease, procfs, slots, witness
+from cachedind.lease import Lease
 from cachedind.log import Level, Log
 from cachedind.model import EngineVersion, Holder, ImageStore, StoragePlan
 from cachedind.pool import Pool
@@ -52,15 +53,14 @@ def begin(tenancy: Tenancy, engine: EngineVersion = ENGINE) -> None:
     directory_fd = tenancy.slot.directory_fd
     before = dataroot.read_data_root_state(directory_fd, slots.STATE_NAME)
     now = dataroot.next_state(before, _PLAN, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
-    more: dict[str, object] = {"arch": ARCH, "sequence": tenancy.sequence}
+    more: dict[str, object] = {"arch": ARCH, "begun": tenancy.sequence}
     dataroot.write_data_root_state(directory_fd, slots.STATE_NAME, now, more)
 
 
 def come_up(tenancy: Tenancy) -> None:
     """What the witness notes down."""
-    raw = state.read_state(tenancy.slot.directory_fd, slots.STATE_NAME)
-    values: dict[str, object] = {"ready_at": time.time(), "ready_s": 0.1, "pure": False}
-    state.write_state(tenancy.slot.directory_fd, slots.STATE_NAME, values, raw, durable=False)
+    slot = tenancy.slot
+    witness.note_ready(Lease(slot.lock_fd, slot.directory_fd, "", None, 0.0, slots.STATE_NAME), 0.1)
 
 
 def write(tenancy: Tenancy, name: str, text: str = "data") -> None:
