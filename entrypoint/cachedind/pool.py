@@ -119,7 +119,7 @@ def open_pool(path: str, settings: Config, trace: Trace) -> tuple[Pool, list[Deg
         if record is None or record.backing == "image" or record.fstype != fstype:
             # Anything but a directory that is known to be good: one at a time.
             wait_for_lock(lock_fd, LOCK_TIMEOUT_S, f"{real}/pool.lock")
-            record, found = read_record(pool_fd, real)
+            record, found = read_record(pool_fd, real, strict=settings.strict)
             notes += found
         tree = real
         is_new = record is None
@@ -299,11 +299,11 @@ def _open_tree(path: str, tree: str, record: Record, trace: Trace) -> Pool:
 _NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
-def read_record(pool_fd: int, path: str) -> tuple[Record | None, list[Degradation]]:
+def read_record(pool_fd: int, path: str, *, strict: bool = False) -> tuple[Record | None, list[Degradation]]:
     """What pool.json says; None in a new pool. One that cannot be read is set aside, and the pool judged anew.
 
     Needs the pool's lock, or the good one of somebody else would be set aside. Raises PoolUnusableError when it is a
-    later version's.
+    later version's, and, `strict`, instead of setting anything aside.
     """
     try:
         return _load_record(pool_fd, path), []
@@ -311,6 +311,8 @@ def read_record(pool_fd: int, path: str) -> tuple[Record | None, list[Degradatio
         if isinstance(error, OSError) and error.errno not in _NO_FILE:
             raise
         why = f"{path}/{RECORD} cannot be understood: {error.strerror if isinstance(error, OSError) else error}"
+        if strict:
+            raise PoolUnusableError(why, f"find out who wrote to it, and delete {path}/{RECORD}") from error
         mend = f"find out who wrote to it, and delete {path}/{state.set_aside(pool_fd, RECORD)}"
         return None, [Degradation("the pool is judged anew", why, "its slots and goldens stay as they are", mend)]
 
