@@ -65,7 +65,11 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
             undo.callback(os.close, directory_fd)
             fd = _open_lock(data_root, directory_fd)
             undo.callback(os.close, fd)
-            if flock.lock_exclusive(fd):
+            is_held = flock.lock_exclusive(fd)
+            if not is_held and (left := _take_over(fd, holder)) is not None:
+                fd, is_held = left, True
+                undo.callback(os.close, fd)
+            if is_held:
                 if _is_current(fd, directory_fd, data_root):
                     previous = read_holder(fd)
                     write_holder(fd, holder, data_root)
@@ -77,6 +81,17 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
                 on_wait(read_holder(fd))
                 told = True
         time.sleep(POLL_S if told else 0)
+
+
+def _take_over(fd: int, own: Holder) -> int | None:
+    """The held lock, where all that holds it is what a killed daemon of this very container has left running."""
+    holder = read_holder(fd)
+    if holder is None or not own.container or holder.container != own.container:
+        return None
+    from cachedind import survivors
+
+    left = survivors.take_lock(fd)
+    return None if left is None else lift(left)
 
 
 def look(data_root: str) -> tuple[bool, Holder | None]:

@@ -80,6 +80,8 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
 """The same on every architecture, as all that are younger than Linux 5.1."""
 
+_SYS_PIDFD_GETFD = 438
+
 _SYS_GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61, "ppc64le": 202, "s390x": 220, "armv7l": 217}
 
 
@@ -116,6 +118,15 @@ def clone_mount(path: str) -> int:
 def move_mount(fd: int, target: str) -> None:
     """move_mount(2): give what `clone_mount` made its place, in the mount namespace of now. Needs CAP_SYS_ADMIN."""
     _check(_libc().syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def take_descriptor(pid: int, number: int) -> int:
+    """pidfd_getfd(2): another process's open file, as a descriptor of this one. Needs CAP_SYS_PTRACE and Linux 5.6."""
+    process_fd = os.pidfd_open(pid)
+    try:
+        return _check(_libc().syscall(_SYS_PIDFD_GETFD, process_fd, number, 0), f"/proc/{pid}/fd/{number}")
+    finally:
+        os.close(process_fd)
 
 
 def unshare(flags: int) -> None:

@@ -102,6 +102,21 @@ def test_direct_mode_goes_on_with_its_volume(engine: Engine, suite: str, signal:
     assert daemon.has_open(f"{DATA_ROOT}/.cachedind/lock")
 
 
+def test_direct_mode_takes_over_from_what_survives(engine: Engine, suite: str) -> None:
+    """The shim of a running container has the lock of the daemon that was killed."""
+    volume = engine.volume()
+    dind = engine.dind(suite, volume=volume, **AGAIN)
+    dind.wait_ready()
+    dind.load_base()
+    inner = dind.docker("run", "--detach", "--network=none", "base:latest", "sleep", "1000")
+    end_daemon(dind)
+    assert dind.docker("inspect", "--format={{.State.Running}}", inner) == "false", "as with docker:dind"
+    dind.docker("start", inner)
+    # The lock is one: who comes from outside waits for it, as before.
+    other = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "100ms"})
+    assert other.wait_exit() == 75
+
+
 @pytest.mark.parametrize("mode", ["pool", "direct"])
 def test_a_second_daemon_in_the_container_is_refused(engine: Engine, suite: str, mode: str) -> None:
     volume = engine.volume("btrfs")

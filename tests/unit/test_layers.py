@@ -52,6 +52,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "same_image",
             "hollow",
             "in_use",
+            "survivors",
         }
     ),
     frozenset(
