@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cachedind import beneath, bolt, engine_paths
 from cachedind.beneath import directory
+from cachedind.seeds import chain_ids
 from cachedind.state import parse_object
 from cachedind.store_files import (
     DIGEST,
@@ -32,7 +33,7 @@ from cachedind.store_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cachedind.store_files import StoredImage
 
@@ -130,18 +131,46 @@ class ContainerdStore(StoreFiles):
     def _config_at(self, name: str) -> str | None:
         return self._config_of(self._target(name))
 
-    def _config_of(self, digest: str, depth: int = 0) -> str | None:
-        document = parse_object(read_verified(self._root_fd, engine_paths.BLOBS, digest))
-        if "manifests" in document:
-            if depth == _MAX_NESTED:
-                raise ValueError("indexes in indexes")
-            manifest = choose_manifest(document["manifests"], os.uname().machine)
-            return None if manifest is None else self._config_of(manifest, depth + 1)
-        config = mapping(document.get("config")).get("digest")
+    def _config_of(self, digest: str) -> str | None:
+        manifest = self._manifest_of(digest)
+        if manifest is None:
+            return None
+        config = mapping(manifest.get("config")).get("digest")
         if not isinstance(config, str):
             raise ValueError("neither manifest nor index")
         digits(config)
         return config
+
+    def _manifest_of(self, digest: str, depth: int = 0) -> Mapping[str, object] | None:
+        """The manifest for this machine, None when an index has none."""
+        document = parse_object(read_verified(self._root_fd, engine_paths.BLOBS, digest))
+        if "manifests" not in document:
+            return document
+        if depth == _MAX_NESTED:
+            raise ValueError("indexes in indexes")
+        manifest = choose_manifest(document["manifests"], os.uname().machine)
+        return None if manifest is None else self._manifest_of(manifest, depth + 1)
+
+    def unpacked(self) -> dict[int, list[str]]:
+        """The snapshotter's numbers of unpacked layers, and the blobs that each may have come from: what images say.
+        Raises nothing."""
+        found: dict[int, list[str]] = {}
+        for image in self.images():
+            with contextlib.suppress(OSError, ValueError):
+                for chain_id, blob in self._layers_of(image):
+                    blobs = found.setdefault(self._number(chain_id), [])
+                    if blob not in blobs:
+                        blobs.append(blob)
+        return found
+
+    def _layers_of(self, image: StoredImage) -> list[tuple[str, str]]:
+        """Chain IDs and blobs, lowest first."""
+        layers = mapping(self._manifest_of(image.target)).get("layers")
+        diff_ids = mapping(parse_object(image.config).get("rootfs")).get("diff_ids")
+        if not isinstance(layers, list) or not isinstance(diff_ids, list) or len(layers) != len(diff_ids):
+            raise ValueError("not as many layers as its configuration says")
+        blobs = [str(mapping(layer).get("digest")) for layer in layers]
+        return list(zip(chain_ids([str(diff_id) for diff_id in diff_ids]), blobs, strict=True))
 
     def _read_config(self, digest: str) -> bytes:
         return read_verified(self._root_fd, engine_paths.BLOBS, digest)

@@ -74,9 +74,13 @@ def find(
     """What is damaged in the data-root that `root_fd` is open on, whose lease is held. Raises nothing for what is on
     disk. `engines` are the one that wrote it last and the one that is to start on it: where one of them is not known to
     this version, nothing is missed and nothing closely looked at."""
-    tested = bool(engines) and all(engine is not None and engine.release in TESTED for engine in engines)
+    tested = are_tested(engines)
     found = [damage for damage in _checked(root_fd, storage, thorough and tested, tested) if damage is not None]
     return found[:_MAX_FOUND]
+
+
+def are_tested(engines: Sequence[EngineVersion | None]) -> bool:
+    return bool(engines) and all(engine is not None and engine.release in TESTED for engine in engines)
 
 
 def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -> Iterator[Damage | None]:

@@ -306,6 +306,9 @@ def _tell(result: MendingResult, doubted: Doubt | None, *, in_pool: bool, log: L
         what = "the data is damaged, and nothing of it was changed"
     places = ", ".join(f"{moved.name} ({_shown(moved.paths)})" for moved in result.moved)
     mend = f"what was moved away is in {places}" if places else "a start without CACHEDIND_STRICT mends it"
+    if result.rewritten:
+        rewritten = f"{result.rewritten} files were written again from the images' packed layers"
+        mend = f"{rewritten}; {mend}" if places else rewritten
     if places and not in_pool:
         mend += "; cachedind doctor tells how to put it back, or drop it"
     log.degraded(Degradation(what, result.why, result.cost, mend))

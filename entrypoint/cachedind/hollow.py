@@ -4,7 +4,7 @@ Graph drivers keep a list of each layer's files with their sizes, from which the
 again (image/<driver>/layerdb/sha256/<chain ID>/tar-split.json.gz; vbatts/tar-split). A kernel that loses what it had
 not written leaves a file empty or short, never another one of the same size (ext4's data=ordered, xfs and btrfs write a
 size after the bytes). So sizes are compared, some 200,000 files in a second. The containerd store names each blob
-by its digest; of what it has unpacked there is no list.
+by its digest; what it has unpacked of them is another module's (unpacked.py).
 
 Looking has its time; what it did not come to is counted, not taken for bad. Needs the lease.
 """
@@ -40,6 +40,16 @@ _FILE_ENTRY = 1
 """In a tar-split list; 2 is a piece of the archive between files."""
 
 
+class Short(NamedTuple):
+    """An unpacked layer with files that are too short: the path of its files in the data-root, the digest of its blob,
+    which has them, and their names, each with its place in the blob."""
+
+    path: str
+    blob: str
+    files: Mapping[str, int]
+    why: str
+
+
 class Found(NamedTuple):
     """What is bad, by its path in the data-root, and why; what is as bad and stays, because a container lies on it; and
     sentences about what could not be looked at."""
@@ -49,6 +59,10 @@ class Found(NamedTuple):
     unchecked: tuple[str, ...] = ()
     cached: bool = False
     """Whether BuildKit's records refer to some of `bad`: they would have builds fail."""
+    whole: frozenset[str] = frozenset()
+    """Digests of blobs that are what their names say."""
+    short: tuple[Short, ...] = ()
+    """What can be written again."""
 
 
 # ---- graph drivers ---------------------------------------------------------------------------------------------------
@@ -149,13 +163,21 @@ def _read_list(file: object) -> Iterator[tuple[str, int]]:
 def _look_at_file(files_fd: int, name: str, size: int) -> str:
     try:
         status = beneath.look(files_fd, name)
-    except (FileNotFoundError, NotADirectoryError):
-        return "it is gone"
+    except FileNotFoundError:
+        return "it is gone" if _has_directory_of(files_fd, name) else ""
     except (OSError, ValueError):
         return ""
     if not stat.S_ISREG(status.st_mode) or status.st_size == size:
         return ""
     return f"it has {status.st_size} bytes instead of {size}"
+
+
+def _has_directory_of(files_fd: int, name: str) -> bool:
+    """An archive may name a file behind a link ("lib/x", with lib a link to usr/lib in this layer, or in one below): it
+    is not there under that name, and was never meant to be."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(beneath.look(files_fd, os.path.dirname(name) or ".").st_mode)
+    return False
 
 
 def _add_what_lies_on_them(root_fd: int, home: str, records: list[str], why: dict[str, str]) -> None:
@@ -222,6 +244,7 @@ def find_blobs(root_fd: int, *, time_s: float = TIME_S) -> Found:
             with contextlib.suppress(OSError):
                 sizes.append((beneath.look(root_fd, f"{engine_paths.BLOBS}/{name}").st_size, name))
     held: dict[str, str] = {}
+    whole: set[str] = set()
     until = time.monotonic() + time_s
     late = 0
     for size, name in sorted(sizes):
@@ -234,10 +257,10 @@ def find_blobs(root_fd: int, *, time_s: float = TIME_S) -> Found:
             late += 1
         elif digest != name:
             held[path] = "its bytes are others than its name says"
+        else:
+            whole.add(f"sha256:{name}")
     told = [f"{late} of {len(sizes)} blobs, for want of time"] if late else []
-    if sizes:
-        told.append("what is unpacked of them, and the build cache's own layers, of which there is no list")
-    return Found(held=held, unchecked=tuple(told))
+    return Found(held=held, unchecked=tuple(told), whole=frozenset(whole))
 
 
 def _digest_of(root_fd: int, path: str, until: float) -> str | None:

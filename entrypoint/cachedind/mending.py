@@ -2,6 +2,7 @@
 
     restore     a small file of which a good copy was kept; what was in its place lies aside
     set aside   layers that a crash of the host has emptied, where a list proves it (hollow.py)
+    write again files that a crash has emptied, where the packed layer has them (unpacked.py)
     prove       a private daemon. One that comes up ends the doubt. One that ends by itself speaks against the data,
                 if another comes up on an empty directory beside them; one that is silent, or killed, says nothing:
                 then the data are used as they are, and the doubt stays
@@ -93,6 +94,8 @@ class Result(NamedTuple):
     left: str = ""
     refused: bool = False
     unchecked: tuple[str, ...] = ()
+    rewritten: int = 0
+    """How many files were written again."""
 
     @property
     def cost(self) -> str:
@@ -127,13 +130,17 @@ def plan_mending(
     that a pool has another state of the kind."""
     restore = tuple(one.path for one in found if one.path in copies)
     lost = [one for one in found if one.path not in copies and one.path not in emptied.bad]
-    if has_better and (emptied.bad or emptied.held or any(one.loss >= Loss.NAMES for one in lost)):
+    if has_better and (emptied.bad or emptied.held or emptied.short or any(one.loss >= Loss.NAMES for one in lost)):
         return Plan(leave=True)
     surely = [one for one in lost if one.silent or in_pool]
     others = [one for one in lost if one not in surely]
     proven = [*emptied.bad, *(_build_cache(storage) if emptied.cached else [])]
     proven += [path for one in surely for path in _goes_with(one, storage)]
-    costs = [Loss.NOTHING] * bool(restore) + [Loss.LAYERS] * bool(emptied.bad) + [Loss.CACHE] * emptied.cached
+    costs = (
+        [Loss.NOTHING] * bool(restore or emptied.short)
+        + [Loss.LAYERS] * bool(emptied.bad)
+        + [Loss.CACHE] * emptied.cached
+    )
     return Plan(
         restore,
         _unique(proven),
@@ -205,20 +212,38 @@ def mend(
     left = "; ".join(f"{path}: {reason}" for path, reason in list(emptied.held.items())[:3])
     if plan.leave:
         return Result(False, why=why)
-    if strict and (found or emptied.bad or emptied.held):
+    if strict and (found or emptied.bad or emptied.held or emptied.short):
         return Result(False, _worst(plan.at_once, plan.later), why, refused=True)
     moved = aside.move(root_fd, (*plan.restore, *plan.move), why, in_pool=in_pool)
     for path in plan.restore:
         kept.put_back(root_fd, path)
+    rewritten = _write_again(root_fd, emptied)
     trace.reach("mend.moved")
-    result = Result(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked)
+    result = Result(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, rewritten=rewritten)
     return _prove_and_move(patient, plan, result, environ, trace, has_better=has_better, in_pool=in_pool, strict=strict)
 
 
 def _find_emptied(patient: Patient) -> Found:
-    if patient.storage.store is ImageStore.CONTAINERD:
-        return hollow.find_blobs(patient.root_fd)
-    return hollow.find_layers(patient.root_fd, patient.storage.driver)
+    root_fd, driver = patient.root_fd, patient.storage.driver
+    if patient.storage.store is ImageStore.GRAPHDRIVER:
+        return hollow.find_layers(root_fd, driver)
+    until = time.monotonic() + hollow.TIME_S
+    blobs = hollow.find_blobs(root_fd, time_s=hollow.TIME_S)
+    if damage.are_tested(patient.engines):
+        from cachedind import unpacked
+
+        return unpacked.compare(root_fd, driver, blobs, until=until)
+    return blobs._replace(unchecked=(*blobs.unchecked, "unpacked layers, as this version does not know the engine"))
+
+
+def _write_again(root_fd: int, emptied: Found) -> int:
+    """How many files. Raises OSError."""
+    if emptied.short:
+        from cachedind import unpacked
+
+        for layer in emptied.short:
+            unpacked.write_again(root_fd, layer)
+    return sum(len(layer.files) for layer in emptied.short)
 
 
 def _prove_and_move(
@@ -270,12 +295,13 @@ def _worst(*losses: Loss | None) -> Loss | None:
 
 
 def _describe(found: Sequence[Damage], emptied: Found, doubt: Doubt | None) -> str:
-    reasons = {**emptied.bad, **{one.path: one.why for one in found}}
+    short = {layer.path: layer.why for layer in emptied.short}
+    reasons = {**emptied.bad, **short, **{one.path: one.why for one in found}}
     if not reasons:
         return "" if doubt is None else doubt.why
     path, reason = next(iter(reasons.items()))
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    return f"{path}: {reason}{more}" + (f", after this: {doubt.why}" if emptied.bad and doubt else "")
+    return f"{path}: {reason}{more}" + (f", after this: {doubt.why}" if (emptied.bad or short) and doubt else "")
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------------

@@ -166,6 +166,47 @@ def test_a_built_image_with_an_emptied_file_is_built_again(ward: Ward, flavour: 
     end(dind)
 
 
+SNAPSHOTS = "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots"
+EACH_FILE = f"find {SNAPSHOTS} -type f -printf '%p %s %n %m %u %T@\\n' | sort"
+
+
+def test_files_that_a_crash_has_emptied_are_written_again_from_packed_layers(ward: Ward) -> None:
+    flavour = FORKY_C8D
+    good = ward.good(flavour)
+    good.damage("")
+    first = ward.start(flavour, good.volume, "case")
+    first.put("/var/tmp", {"tool.tar": tool_image("tool:latest", ward)})
+    first.docker("load", "--input", "/var/tmp/tool.tar")
+    assert first.docker("run", "--name=kept", "--network=none", "tool") == "the-tool"
+    end(first)
+    before = good.visitor.sh(f"cd case; {REBOOT} {EACH_FILE}")
+
+    healthy = ward.create(flavour, good.volume, "case", CACHEDIND_KILL_AT="mend.proven")
+    healthy.start()
+    assert healthy.wait_exit() == 137
+    healthy.remove()
+    assert good.visitor.sh(f"cd case; {EACH_FILE}") == before, "what is whole is not touched"
+
+    which = "-path '*/fs/content' -o -path '*/fs/bin/busybox' -size +0 -o -path '*/fs/build-id'"
+    good.visitor.sh(f"cd case; for f in $(find {SNAPSHOTS} {which}); do : >$f; done")
+    strict = ward.create(flavour, good.volume, "case", **STRICT)
+    strict.start()
+    assert strict.wait_exit() == 78
+    assert "fs: " in strict.errors[0]
+    strict.remove()
+
+    dind = ward.start(flavour, good.volume, "case")
+    [line] = [line for line in dind.warnings if "damaged" in line]
+    assert "0 bytes instead of" in line
+    assert "nothing is lost" in line
+    assert "written again" in line
+    assert dind.docker("run", "--rm", "--network=none", "tool") == "the-tool"
+    assert dind.docker("start", "--attach", "kept") == "the-tool", "a container on it has them, too"
+    assert dind.run_image(good.project) == good.build_id
+    assert dind.build(good.project).uncached == [], "nothing else is gone"
+    end(dind)
+
+
 # ---- engines that are slow, killed, or refuse ------------------------------------------------------------------------
 
 

@@ -133,6 +133,16 @@ def test_without_time_nothing_is_bad(layers: Layers) -> None:
     assert found.unchecked == ("1 of 1 layers, for want of time",)
 
 
+@pytest.mark.parametrize("link", [True, False], ids=["behind a link", "behind a link of a layer below"])
+def test_what_is_there_under_another_name_is_not_gone(layers: Layers, link: bool) -> None:
+    chain = layers.add("base", {"usr/lib/a": b"a"}, more=[{"type": 1, "name": "lib/b", "size": 1, "position": 2}])
+    diff = layers.root / "overlay2" / "base" / "diff"
+    (diff / "usr/lib/b").write_bytes(b"b")
+    if link:
+        (diff / "lib").symlink_to("usr/lib")
+    assert layers.find().bad == {}, chain
+
+
 def test_links_that_a_job_has_planted_are_not_followed(
     layers: Layers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -162,8 +172,8 @@ def blobs(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 
 def test_blobs_that_are_what_their_names_say_pass(blobs: tuple[int, Path]) -> None:
     found = hollow.find_blobs(blobs[0])
-    assert (found.bad, found.held) == ({}, {})
-    assert "unpacked" in found.unchecked[0]
+    assert (found.bad, found.held, found.unchecked) == ({}, {}, ())
+    assert len(found.whole) == 3
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"", "it is empty"), (b"short", "its bytes are others")])
@@ -174,5 +184,6 @@ def test_a_blob_with_other_bytes_is_told_and_stays(blobs: tuple[int, Path], cont
     found = hollow.find_blobs(fd)
     assert list(found.held) == [f"{engine_paths.BLOBS}/{name}"]
     assert says in found.held[f"{engine_paths.BLOBS}/{name}"]
+    assert f"sha256:{name}" not in found.whole
     late = hollow.find_blobs(fd, time_s=0)
     assert "for want of time" in late.unchecked[0]

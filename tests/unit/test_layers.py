@@ -68,7 +68,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "aside",
         }
     ),
-    frozenset({"image_stores", "seed_members", "seed_load", "kept"}),
+    frozenset({"image_stores", "seed_members", "seed_load", "kept", "unpacked"}),
     frozenset({"seed_archive"}),
     frozenset(
         {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
