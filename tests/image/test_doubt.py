@@ -17,6 +17,7 @@ import pytest
 
 from cachedind import doubt
 from helpers.clients import docker_archive
+from helpers.dind import REAL_DOCKERD
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import HOMES
@@ -343,12 +344,8 @@ def test_a_move_that_nobody_has_told_of_is_told_by_the_next_start(ward: Ward) ->
 
 def foreign_daemon(engine: Engine, flavour: Flavour, volume: Volume) -> Dind:
     """The engine itself, started past everything of ours, as docker:dind would run it."""
-    script = (
-        "for p in /usr/libexec/cachedind/dockerd /usr/libexec/docker/dockerd /opt/cachedind/libexec/dockerd "
-        "/usr/local/libexec/dockerd /usr/sbin/dockerd /usr/bin/dockerd; do "
-        '[ ! -x "$p" ] || exec "$p" --iptables=false --bridge=none --storage-driver=overlay2; done'
-    )
-    dind = engine.dind(flavour.suite, volume=volume, entrypoint=["sh", "-c", script])
+    argv = [REAL_DOCKERD, "--iptables=false", "--bridge=none", "--storage-driver=overlay2"]
+    dind = engine.dind(flavour.suite, volume=volume, entrypoint=argv)
     dind.wait_ready()
     return dind
 
