@@ -23,6 +23,8 @@ RUN_DIRECTORY = "/run/cachedind"
 MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
 _GIVEN = f"{RUN_DIRECTORY}/given.json"
 """What the merged copy is made of besides the user's file."""
+_ASKED = frozenset({"config-file", "feature", "storage-driver"})
+"""The flags of the user's that this depends on. Others may have a secret in them: a proxy's password, say."""
 
 
 def write_merged(
@@ -34,7 +36,7 @@ def write_merged(
     """
     _write(MERGED_CONFIG, text)
     given = {
-        "words": settings.arguments.words,
+        "words": [word for flag in settings.arguments.flags if flag.name in _ASKED for word in flag.words],
         "storage": [storage.store, storage.driver],
         "limit": limit and [limit.max_bytes, limit.requested],
         "engine": engine,

@@ -256,7 +256,7 @@ def test_dockerd_s_arguments(running: Dind) -> None:
     assert words[0] == "dockerd"
     for name in ("ca", "cert", "key"):
         flag = {"ca": "--tlscacert", "cert": "--tlscert", "key": "--tlskey"}[name]
-        assert words[words.index(flag) + 1] == f"/certs/server/{name}.pem"
+        assert words[words.index(flag) + 1] == f"/run/cachedind/tls/{name}.pem"
     assert "--tlsverify" in words
     assert words[words.index("--storage-driver") + 1] == "overlay2"
     assert listening_ports(running) == {2376}
