@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.builds import Project
+from helpers.engine import CommandFailedError
 from helpers.flavours import FLAVOURS
 from helpers.ward import marked_project
 
 if TYPE_CHECKING:
+    from helpers.builds import Build
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
     from helpers.flavours import Flavour
@@ -124,6 +126,17 @@ def build_until_caught(dind: Dind, flavour: Flavour) -> None:
     raise AssertionError(f"{TRIES} prunes were over before they were caught")
 
 
+def build_again(dind: Dind, flavour: Flavour, project: Project) -> Build:
+    """With the containerd store 28.5's collector may still be at what the prune has left, and take a layer from under a
+    build, which then fails ("parent snapshot … does not exist"): once more, then."""
+    try:
+        return dind.build(project)
+    except CommandFailedError as error:
+        if flavour.store != "containerd" or "does not exist: not found" not in str(error):
+            raise
+        return dind.build(project)
+
+
 def start_again(dind: Dind) -> None:
     dind.start()
     dind.wait_ready()
@@ -143,7 +156,7 @@ def test_kills_amid_a_prune_cost_nothing(engine: Engine, flavour: Flavour) -> No
         look(engine, flavour, volume)
         start_again(dind)
         assert dind.run_image(kept) == build_id
-        uncached = dind.build(kept).uncached
+        uncached = build_again(dind, flavour, kept).uncached
         # 28.5 drops all keys of the build cache with the containerd store when any of it is pruned, kill or none.
         assert uncached == [] or flavour.store == "containerd"
         assert (dind.run_image(kept) == build_id) is (uncached == [])
