@@ -387,10 +387,10 @@ def run_small(dind: Dind, images_: Iterable[Image]) -> None:
 
 
 def _run_all(dind: Dind, names: Iterable[str]) -> dict[str, str]:
-    """What images print when they are run side by side. Nothing of the containers is left."""
+    """What images print when they are run side by side, a second time if nothing (see `Dind.run_image`)."""
     printed = _run_each(dind, list(names))
     silent = [name for name, text in printed.items() if not text]
-    return {**printed, **(_run_each(dind, silent) if silent and dind.has_lost_output() else {})}
+    return {**printed, **(_run_each(dind, silent) if silent else {})}
 
 
 def _run_each(dind: Dind, names: list[str]) -> dict[str, str]:

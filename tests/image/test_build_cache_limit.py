@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cachedind.config import parse_size_bytes
 from helpers.builds import Project
+from helpers.engine import CommandFailedError
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -29,9 +30,20 @@ def build_bulky(dind: Dind, tag: str) -> Project:
     return project
 
 
+def ask_amid_collection(dind: Dind, argv: tuple[str, ...]) -> str | None:
+    """28.5 with the containerd store fails this request when its collector takes a record that it has just listed."""
+    try:
+        return dind.docker(*argv)
+    except CommandFailedError as error:
+        if "does not exist: not found" in str(error):
+            return None
+        raise
+
+
 def cache_bytes(dind: Dind) -> int:
     """What the build cache occupies that no image has: what builder.gc counts."""
-    records = json.loads(dind.docker("system", "df", "--verbose", "--format", "{{json .BuildCache}}"))
+    df = ("system", "df", "--verbose", "--format", "{{json .BuildCache}}")
+    records = json.loads(wait_until(lambda: ask_amid_collection(dind, df), what="an answer amid a collection"))
     return sum(parse_size_bytes(record["Size"]) for record in records if record["Shared"] == "false")
 
 
