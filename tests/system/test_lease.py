@@ -51,7 +51,8 @@ def holding(data_root: Path, holder: Holder = ME) -> Callable[[], None]:
 
 
 def wait_held(data_root: Path) -> None:
-    wait_until(lambda: is_held(data_root), what="the lease is held", every_s=0.005)
+    """And its holder named: that comes a moment after the lock."""
+    wait_until(lambda: look(str(data_root))[1] and is_held(data_root), what="the lease is held", every_s=0.005)
 
 
 @pytest.mark.parametrize("directory", ["ext4", "xfs", "btrfs", "tmpfs", "overlay"], indirect=True)
