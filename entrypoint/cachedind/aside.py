@@ -90,11 +90,11 @@ def _new_name(aside_fd: int) -> str:
 
 
 def _forget_older(aside_fd: int) -> None:
-    from cachedind import clone
+    from cachedind import trees
 
     for name in sorted(os.listdir(aside_fd))[:-MAX_IN_POOL]:
         with contextlib.suppress(OSError):
-            clone.remove(aside_fd, name)
+            trees.remove(aside_fd, name)
 
 
 def read(root_fd: int) -> list[Aside]:

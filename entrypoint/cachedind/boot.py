@@ -6,13 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from cachedind import config, daemon_config, listeners
+from cachedind import config, daemon_json, daemon_plan, listeners
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.errors import (
-    PoolUnusableError,
-    ProgramMissingError,
-    SettingsError,
-)
+from cachedind.errors import PoolUnusableError, ProgramMissingError, SettingsError
 from cachedind.log import Log
 from cachedind.model import Degradation
 from cachedind.summary import Stopwatch
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
     import socket
 
     from cachedind.config import Config
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
     from cachedind.furnish import Home, Seeds, Site
     from cachedind.lease import Lease
     from cachedind.listeners import Api, ListenPlan
@@ -46,7 +42,7 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
     log = make_log(settings)
     if settings.strangers:
         log.warn(f"no variables of cachedind, and left to whoever set them: {', '.join(settings.strangers)}")
-    daemon = daemon_config.read_settings(arguments)
+    daemon = daemon_json.read_settings(arguments)
     await_other(settings, daemon, log)
 
     with listeners.Api(plan_listen(settings, daemon, log, explicit=explicit)) as api:
@@ -68,7 +64,7 @@ def start(
     lease, tenancy = move_in(settings, daemon, log)
     take_place(settings, daemon, api, certificates, log)
     stopwatch.lap("lease")
-    from cachedind import facts, furnish
+    from cachedind import facts, furnish, seed_files
 
     plan, sockets = api.plan, api.sockets
     site = furnish.Site(settings, daemon, environ, log)
@@ -78,7 +74,7 @@ def start(
         home = furnish.clean(site, home)
         stopwatch.lap("maintain")
     late_seeds = None
-    if facts.wants_seeds(settings):
+    if seed_files.wants_seeds(settings):
         home, late_seeds = furnish.seed(site, home)
         stopwatch.lap("seed")
     observer = post_witness(site, plan, home, late_seeds, stopwatch, sockets)
@@ -94,13 +90,13 @@ def start(
     wanted_bytes = settings.cache_max_bytes if home.cache_max_bytes is None else home.cache_max_bytes
     engine = facts.read_engine_version(settings.path)
     limit = build_cache.plan_limit(wanted_bytes, pool_bytes, engine)
-    final = daemon_config.plan_daemon(daemon, home.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
+    final = daemon_plan.plan_daemon(daemon, home.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
     for degradation in final.degradations:
         log.degraded(degradation)
     if final.is_merged:
         reload.write_merged(final.file_text, daemon, home.storage, limit, engine)
     listeners.note_way_in(plan)
-    log.debug(f"dockerd {daemon_config.describe(final.arguments)}")
+    log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
     if home.tenancy is not None:
         from cachedind import pool_start
 
@@ -116,7 +112,7 @@ def make_log(settings: Config) -> Log:
 
 def plan_listen(settings: Config, daemon: DaemonSettings, log: Log, *, explicit: bool) -> ListenPlan:
     """Which addresses to bind, with the warning that plain TCP deserves (dockerd would print it after a 15 s pause)."""
-    plan = daemon_config.plan_listen(settings, daemon, explicit=explicit)
+    plan = daemon_plan.plan_listen(settings, daemon, explicit=explicit)
     bare = [] if plan.tls_dir or daemon.has_tls else [host for host in plan.tcp if not host.is_local]
     if bare:
         log.warn(

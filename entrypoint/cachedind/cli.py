@@ -201,7 +201,7 @@ def _confirm(question: str) -> None:
 
 
 def _tell_freed(freed_bytes: int) -> None:
-    from cachedind.facts import format_bytes
+    from cachedind.sizes import format_bytes
 
     click.echo(f"{format_bytes(freed_bytes)} freed")
 
@@ -227,7 +227,7 @@ def gc(as_json: bool, path: str | None) -> None:
         click.echo(entry.line())
     _tell_freed(report.freed_bytes)
     if report.lacking_bytes:
-        from cachedind.facts import format_bytes
+        from cachedind.sizes import format_bytes
 
         click.echo(f"{format_bytes(report.lacking_bytes)} more should go by the limits, but the rest is in use")
 
@@ -273,14 +273,14 @@ def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None
     """
     import sys
 
-    from cachedind import config, daemon_config, seed_command, tables
+    from cachedind import config, daemon_json, seed_command, tables
     from cachedind.arguments import parse_daemon_arguments
     from cachedind.boot import make_log
     from cachedind.furnish import Site
 
     environ = config.environment()
     settings = config.load(environ)
-    site = Site(settings, daemon_config.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
+    site = Site(settings, daemon_json.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
     if only_check:
         rows = seed_command.check(site, path)
         if as_json:

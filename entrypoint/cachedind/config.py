@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.errors import SettingsError
 from cachedind.log import Level
 from cachedind.model import COPYING_DRIVERS, GRAPH_DRIVERS, ImageStore
+from cachedind.sizes import parse_size_bytes
 from cachedind.trace import POINTS
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ DEFAULT_POOL = "/cachedind"
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,15}))? ?(?:([kmgtp])(i?))?b?", re.IGNORECASE)
 _OWN_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -97,24 +97,6 @@ def parse_is_json(text: str) -> bool:
     if text not in ("text", "json"):
         raise ValueError("text or json")
     return text == "json"
-
-
-def parse_size_bytes(text: str) -> int:
-    """Bytes in "10GB" (10^9), "10GiB" (2^30), "500M" (10^6), "64k" or a bare number of bytes.
-
-    A unit without "i" is decimal, as in units.FromHumanSize, whose counterpart prints docker's sizes (go-units,
-    size.go); the sizes in a daemon.json are read by units.RAMInBytes, for which GB is 2^30 too. Raises ValueError
-    saying what is accepted.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError("a size such as 500MB, 10GB or 10GiB")
-    whole, fraction, unit, binary = match[1], match[2] or "", match[3] or "", match[4]
-    factor = (1024 if binary else 1000) ** " kmgtp".index(unit.lower() or " ")
-    size = int(int(whole + fraction) * factor // 10 ** len(fraction))
-    if size >= 2**60:  # dockerd reads sizes as floats, in which the largest of 63 bits would become negative
-        raise ValueError("a size below 2^60 bytes")
-    return size
 
 
 def parse_size_or_auto(text: str) -> int | None:

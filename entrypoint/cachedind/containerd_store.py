@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cachedind import beneath, bolt, engine_paths
 from cachedind.beneath import directory
-from cachedind.seeds import chain_ids
+from cachedind.images import chain_ids
 from cachedind.state import parse_object
 from cachedind.store_files import (
     DIGEST,

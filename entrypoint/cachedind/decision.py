@@ -21,7 +21,7 @@ from cachedind.storage import (
 
 if TYPE_CHECKING:
     from cachedind.config import Config
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
     from cachedind.model import EngineVersion, ExistingData, StoragePlan, Verdict
 
 

@@ -13,7 +13,8 @@ from cachedind import (
     cgroups,
     clone,
     config,
-    daemon_config,
+    daemon_json,
+    daemon_plan,
     dataroot,
     decision,
     facts,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from cachedind.arguments import DaemonArguments
     from cachedind.config import Config
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
     from cachedind.model import DataRootState, ExistingData, Remap
 
 Report = dict[str, object]
@@ -68,7 +69,7 @@ def examine(words: list[str], environ: Mapping[str, str]) -> Report:
 def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> None:
     settings = config.load(environ)
     explicit = words[:1] == ["dockerd"]
-    daemon = daemon_config.read_settings(_parse(words))
+    daemon = daemon_json.read_settings(_parse(words))
     engine = facts.read_engine_version(settings.path)
     report["engine"] = str(engine)
     listen = _examine_listen(report, settings, daemon, explicit=explicit)
@@ -103,7 +104,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
         "why": plan.reason,
         "notes": [*plan.notes, *(str(degradation) for degradation in plan.degradations)],
     }
-    final = daemon_config.plan_daemon(daemon, plan, listen, "/run/cachedind/daemon.json", engine)
+    final = daemon_plan.plan_daemon(daemon, plan, listen, "/run/cachedind/daemon.json", engine)
     report["dockerd"] = {"arguments": final.arguments, "daemon_json": json.loads(final.file_text)}
 
 
@@ -129,7 +130,7 @@ def _parse(words: list[str]) -> DaemonArguments:
 def _examine_listen(
     report: Report, settings: Config, daemon: DaemonSettings, *, explicit: bool
 ) -> listeners.ListenPlan:
-    plan = daemon_config.plan_listen(settings, daemon, explicit=explicit)
+    plan = daemon_plan.plan_listen(settings, daemon, explicit=explicit)
     is_tls = plan.tls_dir is not None or daemon.has_tls
     report["listen"] = {"at": [*map(str, plan.bound), *plan.left], "tls": is_tls}
     if plan.tls_dir is not None:
@@ -184,7 +185,7 @@ def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
         own = next((row for row in rows if row.here), None)
         if own is not None:
             section["this_container_holds"] = f"slot {own.id} of key {own.key}"
-        order = pool_start.make_order(settings, daemon_config.read_settings(_parse(words)))
+        order = pool_start.make_order(settings, daemon_json.read_settings(_parse(words)))
         return section | {"a_start_would": inventory.forecast(home, order)}
     finally:
         home.close()

@@ -9,21 +9,16 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import probes, procfs
-from cachedind.errors import (
-    DataRootUnwritableError,
-    NotPrivilegedError,
-    ProgramMissingError,
-    UnsafeLockError,
-)
+from cachedind.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.linux import CAP_SYS_ADMIN
 from cachedind.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
 from cachedind.processes import engine_program
+from cachedind.sizes import format_bytes
 from cachedind.storage import PRIVILEGED_RUN
 
 if TYPE_CHECKING:
-    from cachedind.config import Config
+    pass
 
-DEFAULT_SEEDS = "/seeds"
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 1000
@@ -232,23 +227,3 @@ def read_holder_of_now(now: float) -> Holder:
     """How this container introduces itself to others that wait for it."""
     container = procfs.parse_container_id(procfs.read_mounts()) or ""
     return Holder(container[:12], procfs.hostname(), now)
-
-
-def format_bytes(count: float) -> str:
-    """1536 → "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def read_seed_patterns(settings: Config) -> tuple[str, ...]:
-    """The paths and globs at which seeds are: the settings', or /seeds where there is such a directory."""
-    if settings.seed is not None:
-        return settings.seed
-    return (DEFAULT_SEEDS,) if os.path.isdir(DEFAULT_SEEDS) else ()
-
-
-def wants_seeds(settings: Config) -> bool:
-    return bool(settings.seed_host or read_seed_patterns(settings))

@@ -16,7 +16,7 @@ from cachedind.trace import Trace
 
 if TYPE_CHECKING:
     from cachedind.config import Config
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
     from cachedind.doubt import Doubt
     from cachedind.facts import Place
     from cachedind.lease import Lease

@@ -42,7 +42,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, linux, loops, procfs
+from cachedind import linux, loops, procfs, trees
 from cachedind.errors import ImageImpossibleError, PoolUnusableError, ProgramMissingError
 from cachedind.model import Degradation
 from cachedind.processes import run
@@ -461,7 +461,7 @@ def _create(image: _Image, notes: list[Degradation]) -> ImageMount:
         if not notes:
             raise
         # What was set aside takes the space of the new one. It is a cache, and a broken one.
-        clone.remove(image.fd, BAD)
+        trees.remove(image.fd, BAD)
         plan = _plan(image, None, 0, fstype)
         notes[:] = [note._replace(mend="it was deleted, for want of space") for note in notes]
     fd = os.open(NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=image.fd)
@@ -530,7 +530,7 @@ def _format(image: _Image, fd: int, fstype: str, size_bytes: int) -> None:
 
 
 def _set_aside(image: _Image, why: str) -> Degradation:
-    clone.remove(image.fd, BAD)
+    trees.remove(image.fd, BAD)
     os.rename(NAME, BAD, src_dir_fd=image.fd, dst_dir_fd=image.fd)
     os.fsync(image.fd)
     path = f"{image.directory}/{NAME}"

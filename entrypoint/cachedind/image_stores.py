@@ -9,8 +9,8 @@ from cachedind.model import ImageStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cachedind.images import Record
     from cachedind.model import StoragePlan
-    from cachedind.seeds import Record
     from cachedind.store_files import StoredImage
 
 

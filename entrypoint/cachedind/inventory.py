@@ -11,7 +11,7 @@ import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import build_cache, clone, facts, image, keys, pool, procfs, slots, state, upkeep, witness
+from cachedind import build_cache, facts, image, keys, pool, procfs, slots, state, trees, upkeep, witness
 from cachedind.errors import NotInPoolError, PoolMissingError
 from cachedind.slots import Candidate, Kind
 from cachedind.trace import Trace
@@ -217,7 +217,7 @@ def measured(home: Pool, rows: list[Row]) -> Iterator[Row]:
         yield row if sizes is None else row._replace(unique_bytes=sizes.unique_bytes, shared_bytes=sizes.shared_bytes)
 
 
-def _measure(home: Pool, row: Row) -> clone.Sizes | None:
+def _measure(home: Pool, row: Row) -> trees.Sizes | None:
     key_fd = pool.open_directory(home.keys_fd, row.directory)
     if key_fd is None:
         return None

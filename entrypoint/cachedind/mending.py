@@ -340,10 +340,10 @@ def measure(patient: Patient) -> tuple[int, int]:
 def is_to_blame(patient: Patient, environ: Mapping[str, str]) -> bool:
     """Whether a private daemon comes up on an empty directory beside the data. Where it does not, something else is
     wrong, and no data must go for that. Raises OSError."""
-    from cachedind import clone
+    from cachedind import trees
 
     with beneath.made_directory(patient.root_fd, aside.HOME) as home_fd:
-        clone.remove(home_fd, CONTROL)
+        trees.remove(home_fd, CONTROL)
         os.mkdir(CONTROL, 0o710, dir_fd=home_fd)
         try:
             root = engine_root(patient.data_root, patient.storage.remap)
@@ -352,4 +352,4 @@ def is_to_blame(patient: Patient, environ: Mapping[str, str]) -> bool:
                 os.fchmod(home_fd, 0o711)  # an engine looks whether its remapped root gets there
             return prove(empty, environ).problem is None
         finally:
-            clone.remove(home_fd, CONTROL)
+            trees.remove(home_fd, CONTROL)

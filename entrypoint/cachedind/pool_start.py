@@ -9,13 +9,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind import decision, engine_root, facts, linux, mounts, pool, pool_lease, procfs, slots
-from cachedind.errors import (
-    CachedindError,
-    ImageImpossibleError,
-    PoolUnusableError,
-    ProgramMissingError,
-)
+from cachedind import decision, engine_root, facts, linux, mounts, pool, pool_lease, procfs, seed_files, slots
+from cachedind.errors import CachedindError, ImageImpossibleError, PoolUnusableError, ProgramMissingError
 from cachedind.keys import BASE_KEY
 from cachedind.lease import Lease
 from cachedind.pool_lease import Order, Tenancy, Warmth
@@ -23,7 +18,7 @@ from cachedind.trace import Trace
 
 if TYPE_CHECKING:
     from cachedind.config import Config
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
     from cachedind.log import Log
     from cachedind.maintenance import Cleaned, Pruning
     from cachedind.model import StoragePlan
@@ -38,7 +33,7 @@ def make_order(settings: Config, daemon: DaemonSettings) -> Order:
     wish = slots.build_wish(decision.build_request(settings, daemon), facts.read_engine_version(settings.path))
     holder = facts.read_holder_of_now(time.time())
     fallbacks = settings.fallback_keys
-    if facts.wants_seeds(settings):
+    if seed_files.wants_seeds(settings):
         fallbacks = (*fallbacks, BASE_KEY)
     return Order(settings.key, fallbacks, settings.read_only, wish, procfs.read_boot_id(), holder)
 

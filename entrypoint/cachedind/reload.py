@@ -10,14 +10,14 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from cachedind import daemon_config
+from cachedind import daemon_json, daemon_plan
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.build_cache import CacheLimit
 from cachedind.errors import DaemonConfigError, DaemonConfigMissingError, HostPreparationError
 from cachedind.model import EngineVersion, ImageStore, StoragePlan
 
 if TYPE_CHECKING:
-    from cachedind.daemon_config import DaemonSettings
+    from cachedind.daemon_json import DaemonSettings
 
 RUN_DIRECTORY = "/run/cachedind"
 MERGED_CONFIG = f"{RUN_DIRECTORY}/daemon.json"
@@ -58,8 +58,8 @@ def merge_again() -> None:
     limit = given["limit"] and CacheLimit(given["limit"][0], engine, given["limit"][1])
     storage = StoragePlan(ImageStore(given["storage"][0]), given["storage"][1], "")
     try:
-        settings = daemon_config.read_settings(parse_daemon_arguments(given["words"]))
-        text = daemon_config.plan_file(settings, storage, engine, limit).text
+        settings = daemon_json.read_settings(parse_daemon_arguments(given["words"]))
+        text = daemon_plan.plan_file(settings, storage, engine, limit).text
     except (DaemonConfigError, DaemonConfigMissingError) as error:
         _write(MERGED_CONFIG, f"{error.cause}\n")  # no JSON: dockerd refuses it, and keeps what it had read
         raise

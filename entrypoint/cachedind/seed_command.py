@@ -21,6 +21,7 @@ from cachedind import (
     pool_start,
     procfs,
     seed_archive,
+    seed_files,
     seeding,
     slots,
     state,
@@ -113,7 +114,7 @@ def fill_pool(site: Site, path: str | None, wanted: Sequence[str]) -> list[Fille
 
 
 def _check_settings(site: Site) -> None:
-    if not facts.wants_seeds(site.settings):
+    if not seed_files.wants_seeds(site.settings):
         raise SettingsError("there are no seeds", "mount them at /seeds, or set CACHEDIND_SEED or CACHEDIND_SEED_HOST")
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cachedind.host_daemon import OWN_SOCKET, ask, parse_json, passing, shown
 from cachedind.image_names import canonical, familiar
+from cachedind.images import Record, chain_ids
 from cachedind.same_image import diff_ids_of, is_same_image, parse_configuration, shares_digest
-from cachedind.seeds import BadSeed, Record, Seed, SeedError, SeedKind, chain_ids
+from cachedind.seeds import BadSeed, Seed, SeedError, SeedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

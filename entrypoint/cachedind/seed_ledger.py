@@ -14,7 +14,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cachedind import state
-from cachedind.seeds import Entry, Record
+from cachedind.images import Record
+from cachedind.seeds import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

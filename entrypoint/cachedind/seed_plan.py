@@ -9,7 +9,8 @@ from cachedind.seeds import BadSeed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cachedind.seeds import Entry, Record, Seed
+    from cachedind.images import Record
+    from cachedind.seeds import Entry, Seed
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.facts import format_bytes
+from cachedind.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

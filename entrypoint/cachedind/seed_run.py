@@ -13,10 +13,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind import seed_archive, seed_load
-from cachedind.facts import format_bytes
 from cachedind.image_names import canonical, familiar
+from cachedind.images import Record, chain_ids
 from cachedind.model import ImageStore
-from cachedind.seeds import BadSeed, Record, SeedError, SeedKind, chain_ids
+from cachedind.seeds import BadSeed, SeedError, SeedKind
+from cachedind.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,9 +11,10 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import engine_root, facts, image_stores, seed_files, seed_host, seed_ledger, seed_plan, state
+from cachedind import engine_root, facts, image_stores, seed_files, seed_host, seed_ledger, seed_plan, sizes, state
+from cachedind.images import Record, chain_ids
 from cachedind.model import Degradation, ImageStore
-from cachedind.seeds import BadSeed, Entry, Record, SeedKind, chain_ids
+from cachedind.seeds import BadSeed, Entry, SeedKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ class Result(NamedTuple):
 
 def find(settings: Config) -> Found:
     """Every seed that the settings name. Asks the other daemon, if there is one, for at most a few seconds."""
-    seeds, bad = seed_files.find(facts.read_seed_patterns(settings))
+    seeds, bad = seed_files.find(seed_files.read_seed_patterns(settings))
     if settings.seed_host:
         more, worse = seed_host.list_host(settings.seed_host, settings.seed_images, settings.seed_host_certs)
         seeds, bad = [*seeds, *more], [*bad, *worse]
@@ -105,7 +106,7 @@ def put_in(
 
     size_bytes = sum(seed.size_bytes for seed in plan.missing)
     seeds = "1 seed" if len(plan.missing) == 1 else f"{len(plan.missing)} seeds"
-    log.info(f"putting in {seeds} ({facts.format_bytes(size_bytes)}); clients wait until that is done")
+    log.info(f"putting in {seeds} ({sizes.format_bytes(size_bytes)}); clients wait until that is done")
     _mark(target, _attempts(target) + 1)
     root_fd = engine_root.open_root(target.data_root, target.storage.remap)
     try:

@@ -7,13 +7,13 @@ Record      what the ledger remembers of an image that was loaded
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from cachedind.images import Record, chain_ids
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 class SeedKind(StrEnum):
@@ -102,17 +102,6 @@ class SeedImage(NamedTuple):
         return chain_ids([layer.diff_id for layer in self.layers])[-1] if self.layers else ""
 
 
-class Record(NamedTuple):
-    """An image that was loaded: enough to see whether a store still has it.
-
-    `top_chain` is the chain ID of its last layer; with it all layers are there. Empty for an image without layers.
-    """
-
-    names: tuple[str, ...]
-    config_digest: str
-    top_chain: str
-
-
 class Entry(NamedTuple):
     """What the ledger remembers of one seed: `name` is where it was found last, `at` when it was read.
 
@@ -123,21 +112,3 @@ class Entry(NamedTuple):
     at: float
     images: tuple[Record, ...]
     bad: tuple[tuple[str, str], ...] = ()
-
-
-def chain_ids(diff_ids: Sequence[str]) -> list[str]:
-    """The chain ID of each layer on all below it (OCI image specification, config.md, "Layer ChainID")."""
-    return list(_chain_ids(tuple(diff_ids)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
-    found: list[str] = []
-    for diff_id in diff_ids:
-        found.append(chain_id(diff_id, found[-1] if found else ""))
-    return found
-
-
-def chain_id(diff_id: str, below: str) -> str:
-    """The chain ID of a layer on the one with the chain ID `below`, or on nothing; all with their algorithm."""
-    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}" if below else diff_id

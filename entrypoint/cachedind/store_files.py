@@ -21,7 +21,7 @@ from cachedind.image_names import is_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cachedind.seeds import Record
+    from cachedind.images import Record
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MAX_BYTES = 4 << 20

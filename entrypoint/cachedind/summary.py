@@ -108,7 +108,7 @@ def summarise(
     plan: StoragePlan, place: Place, origin: Origin, *, layers: int, stopwatch: Stopwatch
 ) -> tuple[str, dict[str, object]]:
     """The line, and the same as fields for a JSON log."""
-    from cachedind.facts import format_bytes
+    from cachedind.sizes import format_bytes
 
     used = place.total_bytes - place.free_bytes
     disk = f"{place.fstype}, {format_bytes(used)} of {format_bytes(place.total_bytes)} used"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cachedind import daemon_config
-from cachedind.facts import format_bytes
+from cachedind import daemon_plan
 from cachedind.inventory import Condition, Row, label, printable
+from cachedind.sizes import format_bytes
 from cachedind.summary import describe_age
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _cell(name: str, content: object) -> str:
     if isinstance(content, dict) and set(content) == {"works", "why"}:
         return f"{'works' if content['works'] else 'does not work'}: {printable(str(content['why']))}"
     if name == "arguments" and isinstance(content, list):
-        return daemon_config.describe(content)
+        return daemon_plan.describe(content)
     if isinstance(content, list):
         return "\n".join(printable(str(item)) for item in content) or "none"
     if isinstance(content, bool) or content is None:

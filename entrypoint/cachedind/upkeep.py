@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind import clone, facts, flock, linux, pool, pool_clock, procfs, pruning, slots, state
+from cachedind import facts, flock, linux, pool, pool_clock, procfs, pruning, slots, state, trees
 from cachedind.clone import CloneMethod
 from cachedind.keys import directory_name
 from cachedind.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
@@ -87,7 +87,7 @@ def empty_trash(home: Pool) -> int:
         try:
             if fd is not None and not pool.try_lock(fd):
                 continue
-            clone.remove(home.trash_fd, name)
+            trees.remove(home.trash_fd, name)
             home.trace.reach("evict.emptied")
             deleted += 1
         except OSError as error:
@@ -104,7 +104,7 @@ def give_space_back(home: Pool) -> None:
     inside finds the time (12 s and more, and never what was freed shortly before the last unmount)."""
     from cachedind import image
 
-    clone.wait_until_freed(home.tree_fd, FREEING_S)
+    trees.wait_until_freed(home.tree_fd, FREEING_S)
     if home.record.backing == "image":
         with contextlib.suppress(OSError):  # not every filesystem below a loop device can take it
             image.give_back(home.tree)
@@ -131,7 +131,7 @@ def evict(home: Pool, settings: Config, now: float) -> Evicted:
     planned = plan_evictions(entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now)
     gone = [eviction for eviction in planned.evictions if remove_entry(home, eviction.entry)]
     if empty_trash(home):
-        clone.wait_until_freed(home.tree_fd, FREEING_S)  # else it would count as used, and more would go
+        trees.wait_until_freed(home.tree_fd, FREEING_S)  # else it would count as used, and more would go
     if is_within(home, budget):
         return Evicted(gone)
     entries = survey(home, sizes=True, now=now)
@@ -175,7 +175,7 @@ def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
     evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
     was_something = empty_trash(home) > 0 or bool(gone)
     if was_something:
-        clone.wait_until_freed(home.tree_fd, FREEING_S)
+        trees.wait_until_freed(home.tree_fd, FREEING_S)
     if not was_something or facts.is_cramped(home.tree):
         own = directory_name(key)
         entries = [entry._replace(favoured=entry.key == own) for entry in survey(home, sizes=True, now=now)]
@@ -184,7 +184,7 @@ def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
         if planned.is_enough:
             evicted += sum(remove_entry(home, eviction.entry) for eviction in planned.evictions)
         empty_trash(home)
-        clone.wait_until_freed(home.tree_fd, FREEING_S)
+        trees.wait_until_freed(home.tree_fd, FREEING_S)
     return evicted
 
 
@@ -263,20 +263,20 @@ def _with_sizes(key_fd: int, entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def measure(key_fd: int, name: str) -> clone.Sizes:
+def measure(key_fd: int, name: str) -> trees.Sizes:
     """How large a slot's or golden's data is. What is gone meanwhile has no size."""
     try:
         directory_fd = slots.open_below(key_fd, name)
     except OSError:
-        return clone.Sizes(0, 0, 0)
+        return trees.Sizes(0, 0, 0)
     try:
         data_fd = pool.open_directory(directory_fd, "data")
     finally:
         os.close(directory_fd)
     if data_fd is None:
-        return clone.Sizes(0, 0, 0)
+        return trees.Sizes(0, 0, 0)
     try:
-        return clone.measure(data_fd)
+        return trees.measure(data_fd)
     finally:
         os.close(data_fd)
 

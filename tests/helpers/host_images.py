@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from cachedind.seeds import Record, Seed, SeedKind, chain_ids
+from cachedind.images import Record, chain_ids
+from cachedind.seeds import Seed, SeedKind
 
 ID, OTHER_ID = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 LIST = "/images/json"

@@ -9,8 +9,8 @@ import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.image_stores import open_store
+from cachedind.images import Record, chain_ids
 from cachedind.model import ImageStore, StoragePlan
-from cachedind.seeds import Record, chain_ids
 from helpers.boltfiles import bolt_file
 
 if TYPE_CHECKING:

@@ -42,7 +42,11 @@ volumes:
 MAINTAIN = r"""
 import json, os, sys, time
 sys.path.append(f"/opt/cachedind/lib/python3.{sys.version_info[1]}/site-packages")
-from cachedind import lease, log, maintenance, model, trace
+from cachedind import lease
+from cachedind import log
+from cachedind import maintenance
+from cachedind import model
+from cachedind import trace
 
 def look():
     return maintenance.find_leftovers("/var/lib/docker", keep)._asdict()
@@ -337,7 +341,9 @@ def test_the_private_daemon_holds_the_lease_and_is_seen_by_nobody(engine: Engine
     program = r"""
 import json, os, sys, time
 sys.path.append(f"/opt/cachedind/lib/python3.{sys.version_info[1]}/site-packages")
-from cachedind import lease, model, private_daemon
+from cachedind import lease
+from cachedind import model
+from cachedind import private_daemon
 held = lease.acquire("/var/lib/docker", model.Holder("", "test", time.time()), 0, lambda holder: None)
 plan = model.StoragePlan(model.ImageStore.GRAPHDRIVER, "overlay2", "test")
 environ = {**os.environ, "DOCKER_DRIVER": "vfs", "CACHEDIND_X": "1", "container": "lxc"}

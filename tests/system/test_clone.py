@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import pytest
 
-from cachedind import clone, linux
-from cachedind.clone import CloneMethod, Sizes, clone_directory, make_directory, measure, probe_method, remove
+from cachedind import linux, trees
+from cachedind.clone import CloneMethod, clone_directory, make_directory, probe_method
+from cachedind.trees import Sizes, measure, remove
 from helpers.children import child, children_of, in_child
 from helpers.filesystems import Filesystems
 from helpers.waiting import wait_until
@@ -516,7 +517,7 @@ def test_space_is_free_once_it_was_waited_for(place: Path) -> None:
         linux.syncfs(fd)
         assert free_bytes(fd) < before - 9 * MIB
         remove(fd, "data")
-        assert clone.wait_until_freed(fd, 20)
+        assert trees.wait_until_freed(fd, 20)
         assert free_bytes(fd) > before - MIB
 
 
@@ -540,7 +541,7 @@ def test_a_tree_whose_directory_is_moved_meanwhile_is_not_followed(place: Path) 
     (place / "tree" / "below").mkdir(parents=True)
     (place / "elsewhere").mkdir()
     with opened(place) as fd:
-        walk = clone._Place(fd)
+        walk = trees._Place(fd)
         walk.enter("tree", walk.open("tree"))
         walk.enter("below", walk.open("below"))
         (place / "tree" / "below").rename(place / "elsewhere" / "below")

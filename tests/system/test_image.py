@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cachedind import clone, image, linux, loops
+from cachedind import clone, image, linux, loops, trees
 from cachedind.clone import CloneMethod
 from cachedind.errors import ImageImpossibleError, PoolUnusableError
 from cachedind.image import BAD, MIB, NAME, NEW, ImageMount
@@ -248,7 +248,7 @@ def use_and_free(file: Path, target: Path) -> int:
     assert taken(file) - before >= 300 * MIB
     (target / "big").unlink()
     with locked(target) as fd:
-        assert clone.wait_until_freed(fd, 20)
+        assert trees.wait_until_freed(fd, 20)
     return before
 
 

@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import boot, config, daemon_config, listeners, processes, storage, supervisor
+from cachedind import boot, config, daemon_json, listeners, processes, storage, supervisor
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.errors import (
-    CachedindError,
-    DaemonConfigError,
-    ProgramMissingError,
-    SettingsError,
-)
+from cachedind.errors import CachedindError, DaemonConfigError, ProgramMissingError, SettingsError
 from cachedind.lease import Lease
 from cachedind.log import Log
 from cachedind.model import ImageStore, StoragePlan
@@ -81,7 +76,7 @@ def test_what_cannot_be_understood_ends_the_start_before_anything_is_bound(
     monkeypatch: pytest.MonkeyPatch, words: list[str], environ: dict[str, str], error: type[CachedindError]
 ) -> None:
     monkeypatch.setattr(listeners, "Api", lambda plan: pytest.fail("bound"))
-    monkeypatch.setattr(daemon_config, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
+    monkeypatch.setattr(daemon_json, "DEFAULT_CONFIG_FILE", "/no-such/daemon.json")
     with pytest.raises(error):
         boot.boot(words, environ)
 
@@ -167,7 +162,7 @@ def test_dind_without_a_command() -> None:
 def test_plain_tcp_is_warned_of(
     capfd: pytest.CaptureFixture[str], flags: str, file: dict[str, object], certdir: str, warned: bool
 ) -> None:
-    daemon = daemon_config.DaemonSettings(parse_daemon_arguments(flags.split()), file, "daemon.json")
+    daemon = daemon_json.DaemonSettings(parse_daemon_arguments(flags.split()), file, "daemon.json")
     boot.plan_listen(config.load({"DOCKER_TLS_CERTDIR": certdir}), daemon, Log(), explicit=False)
     assert ("neither encryption nor authentication" in capfd.readouterr().err) is warned
 

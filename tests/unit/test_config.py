@@ -19,11 +19,11 @@ from cachedind.config import (
     parse_bool,
     parse_duration_s,
     parse_key,
-    parse_size_bytes,
 )
 from cachedind.errors import SettingsError
 from cachedind.log import Level
 from cachedind.model import ImageStore
+from cachedind.sizes import parse_size_bytes
 from cachedind.trace import POINTS
 
 ENVIRONMENT_PAGE = Path(__file__).parents[2] / "docs" / "environment.md"

@@ -10,7 +10,7 @@ import pytest
 
 from cachedind import containerd_store
 from cachedind.containerd_store import choose_manifest
-from cachedind.seeds import Record
+from cachedind.images import Record
 from helpers.boltfiles import PAGE_SIZE, bolt_file
 from helpers.stores import REDIS, Containerd, answers, remove, sha, uvarint, write
 

@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from cachedind import listeners
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.build_cache import CacheLimit, plan_gc
-from cachedind.daemon_config import (
-    CONTAINERD_FEATURE,
-    DaemonPlan,
-    DaemonSettings,
-    describe,
-    parse_daemon_json,
-    plan_daemon,
-    read_daemon_json,
-    read_settings,
-)
+from cachedind.daemon_json import CONTAINERD_FEATURE, DaemonSettings, parse_daemon_json, read_daemon_json, read_settings
+from cachedind.daemon_plan import DaemonPlan, describe, plan_daemon
 from cachedind.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.listeners import ListenPlan
 from cachedind.model import EngineVersion, ImageStore, StoragePlan

@@ -6,7 +6,7 @@ import pytest
 
 from cachedind import config, facts
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.daemon_config import DaemonSettings
+from cachedind.daemon_json import DaemonSettings
 from cachedind.decision import build_request, decide, try_drivers
 from cachedind.errors import DriverConflictError
 from cachedind.model import EngineVersion, ExistingData, ImageStore, Remap, Verdict

@@ -11,7 +11,7 @@ import pytest
 
 from cachedind import engine_root
 from cachedind.arguments import parse_daemon_arguments
-from cachedind.daemon_config import DaemonSettings, parse_daemon_json
+from cachedind.daemon_json import DaemonSettings, parse_daemon_json
 from cachedind.errors import DaemonConfigError
 from cachedind.model import Remap
 

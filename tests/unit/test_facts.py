@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import facts, probes, procfs
-from cachedind.errors import (
-    DataRootUnwritableError,
-    NotPrivilegedError,
-    ProgramMissingError,
-    UnsafeLockError,
-)
+from cachedind import facts, probes, procfs, sizes
+from cachedind.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.facts import Place
 from cachedind.model import EngineVersion, Mount, Verdict
 from cachedind.processes import Result
@@ -239,7 +234,7 @@ def test_a_disk_on_which_nothing_can_be_tried(
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (MIB, "1.0 MiB"), (5 << 30, "5.0 GiB"), (3 << 40, "3.0 TiB")],
 )
 def test_format_bytes(count: int, text: str) -> None:
-    assert facts.format_bytes(count) == text
+    assert sizes.format_bytes(count) == text
 
 
 def test_a_holder_introduces_itself_by_container_and_host_name(monkeypatch: pytest.MonkeyPatch) -> None:

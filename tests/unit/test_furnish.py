@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cachedind import config, daemon_config, dataroot, facts, furnish, pool_lease, pool_start
+from cachedind import config, daemon_json, dataroot, facts, furnish, pool_lease, pool_start
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.doubt import SAME_STATE, Doubt
 from cachedind.errors import StrictError
@@ -110,7 +110,7 @@ def works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decide(lease: Lease, log: Log, **environ: str) -> StoragePlan:
     settings = config.load(environ)
-    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
+    daemon = daemon_json.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
     mount = Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset())
     place = Place(lease.data_root, mount, 1, 1, 1, 1)
     return furnish.decide(settings, daemon, lease, None, place, ExistingData((), None, None), log)
@@ -178,7 +178,7 @@ def a_home(lease: Lease) -> furnish.Home:
 
 
 def a_site() -> furnish.Site:
-    daemon = daemon_config.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
+    daemon = daemon_json.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
     return furnish.Site(config.load({}), daemon, {}, Log())
 
 

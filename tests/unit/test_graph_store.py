@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind.seeds import Record
+from cachedind.images import Record
 from helpers.stores import REDIS, Graph, answers, remove, sha, write
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cachedind.seeds import Record
+from cachedind.images import Record
 from helpers.stores import REDIS, TOOL, Containerd, Estate, Graph, Image, answers, make_image, remove, sha, write
 
 

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "entrypoint" / "cachedind"
 
 # Lowest first. Modules on one line do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "trace", "seeds", "image_names", "engine_paths", "hosts", "flock"}),
-    frozenset({"doubt"}),
+    frozenset({"errors", "model", "trace", "images", "sizes", "image_names", "engine_paths", "hosts", "flock"}),
+    frozenset({"doubt", "seeds"}),
     frozenset(
         {
             "log",
@@ -38,7 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "listeners",
             "probes",
             "certificates",
-            "clone",
+            "trees",
             "loops",
             "build_cache",
             "directories",
@@ -66,15 +66,16 @@ LAYERS: tuple[frozenset[str], ...] = (
             "seed_fetch",
             "damage",
             "aside",
+            "clone",
         }
     ),
     frozenset({"image_stores", "seed_members", "seed_load", "kept", "unpacked"}),
     frozenset({"seed_archive"}),
     frozenset(
-        {"daemon_config", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
+        {"daemon_json", "storage", "mounts", "cgroups", "iptables", "tls", "leftovers", "image", "private_daemon"}
     ),
-    frozenset({"lease", "dataroot", "facts", "tls_child", "reload", "pruning", "pool_clock"}),
-    frozenset({"decision", "summary", "pool", "seed_progress"}),
+    frozenset({"lease", "dataroot", "facts", "tls_child", "daemon_plan", "pruning", "pool_clock"}),
+    frozenset({"decision", "summary", "pool", "seed_progress", "reload"}),
     frozenset({"slots", "maintenance", "seed_run", "mending"}),
     frozenset({"golden", "witness", "supervisor", "seeding"}),
     frozenset({"upkeep", "restart"}),

@@ -12,13 +12,7 @@ import pytest
 
 from cachedind import networks as networks_database
 from cachedind.errors import MaintenanceError
-from cachedind.maintenance import (
-    UNREADABLE_NETWORKS,
-    Leftovers,
-    end_swarm,
-    find_leftovers,
-    remove_unknown_containers,
-)
+from cachedind.maintenance import UNREADABLE_NETWORKS, Leftovers, end_swarm, find_leftovers, remove_unknown_containers
 from helpers.boltfiles import bucket, leaf_page, local_kv, whole_file
 
 NOTHING: frozenset[str] = frozenset()

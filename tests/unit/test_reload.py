@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import daemon_config, reload
+from cachedind import daemon_json, daemon_plan, reload
 from cachedind.arguments import parse_daemon_arguments
 from cachedind.build_cache import CacheLimit, plan_gc
 from cachedind.errors import CachedindError, HostPreparationError
@@ -29,8 +29,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begin(mine: Path, run: Path) -> dict[str, object]:
     """What a start does; returns what dockerd reads."""
-    settings = daemon_config.read_settings(parse_daemon_arguments(["-D", "--config-file", str(mine)]))
-    file = daemon_config.plan_file(settings, OVERLAY2, ENGINE, LIMIT)
+    settings = daemon_json.read_settings(parse_daemon_arguments(["-D", "--config-file", str(mine)]))
+    file = daemon_plan.plan_file(settings, OVERLAY2, ENGINE, LIMIT)
     assert not file.is_users
     reload.write_merged(file.text, settings, OVERLAY2, LIMIT, ENGINE)
     return read(run)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 
 from cachedind import host_daemon, seed_host
+from cachedind.images import chain_ids
 from cachedind.seed_host import HostImage, choose, find_held, list_host, matches, parse_images
-from cachedind.seeds import BadSeed, SeedError, chain_ids
+from cachedind.seeds import BadSeed, SeedError
 from helpers.fake_daemon import Answer, Daemon, http, reset
 from helpers.host_images import (
     FULL_RUN,

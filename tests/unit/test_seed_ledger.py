@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachedind import seed_ledger
-from cachedind.seeds import Entry, Record
+from cachedind.images import Record
+from cachedind.seeds import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

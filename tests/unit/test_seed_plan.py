@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachedind.images import Record
 from cachedind.seed_plan import plan_seeding
-from cachedind.seeds import BadSeed, Entry, Record, Seed, SeedKind
+from cachedind.seeds import BadSeed, Entry, Seed, SeedKind
 
 
 def seed(identity: str, name: str = "") -> Seed:

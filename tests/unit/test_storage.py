@@ -19,15 +19,7 @@ from cachedind.errors import (
     NotPrivilegedError,
     NoUsableDriverError,
 )
-from cachedind.model import (
-    COPYING_DRIVERS,
-    EngineVersion,
-    ExistingData,
-    ImageStore,
-    Remap,
-    StoragePlan,
-    Verdict,
-)
+from cachedind.model import COPYING_DRIVERS, EngineVersion, ExistingData, ImageStore, Remap, StoragePlan, Verdict
 from cachedind.storage import (
     Demand,
     StorageFacts,

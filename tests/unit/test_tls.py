@@ -21,15 +21,7 @@ from cachedind.certificates import write_file
 from cachedind.errors import CertificateError
 from cachedind.log import Log
 from cachedind.processes import Result
-from cachedind.tls import (
-    Case,
-    Names,
-    check_name,
-    parse_addresses,
-    parse_canonical_name,
-    plan_case,
-    plan_names,
-)
+from cachedind.tls import Case, Names, check_name, parse_addresses, parse_canonical_name, plan_case, plan_names
 
 SERVER = frozenset({"server/ca.pem", "server/cert.pem", "server/key.pem"})
 CA_KEY, CA_CERT = frozenset({"ca/key.pem"}), frozenset({"ca/cert.pem"})
