@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cachedind.trace import POINTS
+from cachedind.base.trace import POINTS
 from helpers.dind import SOCKET
 from helpers.flavours import FLAVOURS
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cachedind.errors import CachedindError
+    from cachedind.base.errors import CachedindError
 
 
 def main() -> int:
@@ -15,24 +15,24 @@ def main() -> int:
     words = sys.argv[1:]
     certificates = None
     if words[:1] == ["boot"]:
-        from cachedind import tls_child
+        from cachedind.api import tls_child
 
         # Before all else: whatever is imported until then, its own imports wait for.
         certificates = tls_child.expect(words[1:], os.environ)
 
-    from cachedind.config import environment
-    from cachedind.errors import CachedindError, UnexpectedSystemError
+    from cachedind.base.errors import CachedindError, UnexpectedSystemError
+    from cachedind.settings.config import environment
 
     try:
         if words[:1] == ["boot"]:
-            from cachedind.boot import boot
+            from cachedind.start.boot import boot
 
             boot(words[1:], environment(), certificates)
         if words[:1] == ["dind"]:
-            from cachedind.boot import dind
+            from cachedind.start.boot import dind
 
             dind(words[1:], environment())
-        from cachedind.cli import cli
+        from cachedind.commands.cli import cli
 
         cli.main(prog_name="cachedind")
     except CachedindError as error:
@@ -46,9 +46,9 @@ def main() -> int:
 
 
 def _report(error: CachedindError) -> int:
-    from cachedind.config import environment, load
-    from cachedind.errors import SettingsError
-    from cachedind.log import Log
+    from cachedind.base.errors import SettingsError
+    from cachedind.base.log import Log
+    from cachedind.settings.config import environment, load
 
     try:
         log = Log(as_json=load(environment()).log_json)

@@ -1,4 +1,4 @@
-"""bbolt files made by hand, page by page; the format is described in cachedind.bolt."""
+"""bbolt files made by hand, page by page; the format is described in cachedind.engine.bolt."""
 
 from __future__ import annotations
 

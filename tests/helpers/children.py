@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from cachedind import linux
+from cachedind.host import linux
 from helpers.waiting import wait_until
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cachedind import tls
-from cachedind.log import Log
+from cachedind.api import tls
+from cachedind.base.log import Log
 from helpers.host_images import FULL_RUN, INSPECT, LIST, TAR, get, inspection_of, listed
 
 NOW = datetime.datetime.now(datetime.UTC)

@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cachedind.host import procfs
+
 MKFS = {
     "ext4": ["mkfs.ext4", "-q", "-F"],
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
 FSTYPES = (*MKFS, "tmpfs", "ramfs", "overlay")
+
+
+def mount_points() -> list[tuple[str, str]]:
+    """Where what is mounted, as this process sees it."""
+    return sorted((mount.mount_point, mount.fstype) for mount in procfs.read_mounts())
 
 
 class Filesystems:

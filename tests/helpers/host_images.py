@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from cachedind.images import Record, chain_ids
-from cachedind.seeds import Seed, SeedKind
+from cachedind.engine.images import Record, chain_ids
+from cachedind.seeds.model import Seed, SeedKind
 
 ID, OTHER_ID = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 LIST = "/images/json"

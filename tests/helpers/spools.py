@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cachedind.seed_fetch import fetch, fetch_each
-from cachedind.seeds import Seed, SeedError
+from cachedind.seeds.fetching import fetch, fetch_each
+from cachedind.seeds.model import Seed, SeedError
 
 
 class Spool:

@@ -8,15 +8,15 @@ import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.image_stores import open_store
-from cachedind.images import Record, chain_ids
-from cachedind.model import ImageStore, StoragePlan
+from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.engine.image_stores import open_store
+from cachedind.engine.images import Record, chain_ids
 from helpers.boltfiles import bolt_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cachedind.image_stores import Store
+    from cachedind.engine.image_stores import Store
     from helpers.boltfiles import Tree
 
 REDIS, TOOL = "docker.io/library/redis:7", "registry.example:5000/team/tool:1.2"

@@ -8,13 +8,16 @@ import os
 import time
 from pathlib import Path
 
-from cachedind import config, dataroot, pool, pool_lease, procfs, slots, witness
-from cachedind.lease import Lease
-from cachedind.log import Level, Log
-from cachedind.model import EngineVersion, Holder, ImageStore, StoragePlan
-from cachedind.pool import Pool
-from cachedind.pool_lease import Order, Tenancy
-from cachedind.trace import Trace
+from cachedind.base.log import Level, Log
+from cachedind.base.model import EngineVersion, Holder, ImageStore, StoragePlan
+from cachedind.base.trace import Trace
+from cachedind.dataroot import contents, witness
+from cachedind.dataroot.lease import Lease
+from cachedind.host import procfs
+from cachedind.pool import pool, slot_lease, slots
+from cachedind.pool.pool import Pool
+from cachedind.pool.slot_lease import Order, Tenancy
+from cachedind.settings import config
 
 ENGINE = EngineVersion(28, 5, 2)
 ARCH = os.uname().machine
@@ -45,16 +48,16 @@ def order(
 
 
 def take(home: Pool, wanted: Order) -> Tenancy:
-    return pool_lease.take(home, wanted, Log(level=Level.ERROR))
+    return slot_lease.take(home, wanted, Log(level=Level.ERROR))
 
 
 def begin(tenancy: Tenancy, engine: EngineVersion = ENGINE) -> None:
     """What boot notes down before the daemon touches anything."""
     directory_fd = tenancy.slot.directory_fd
-    before = dataroot.read_data_root_state(directory_fd, slots.STATE_NAME)
-    now = dataroot.next_state(before, _PLAN, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
+    before = contents.read_data_root_state(directory_fd, slots.STATE_NAME)
+    now = contents.next_state(before, _PLAN, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
     more: dict[str, object] = {"arch": ARCH, "begun": tenancy.sequence}
-    dataroot.write_data_root_state(directory_fd, slots.STATE_NAME, now, more)
+    contents.write_data_root_state(directory_fd, slots.STATE_NAME, now, more)
 
 
 def come_up(tenancy: Tenancy) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.arguments import INFORMATIONAL, SHORT, SWITCHES
+from cachedind.settings.arguments import INFORMATIONAL, SHORT, SWITCHES
 from helpers.clients import run_once
 from helpers.flavours import SUITES
 

@@ -6,7 +6,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING
 
-from cachedind.sizes import parse_size_bytes
+from cachedind.base.sizes import parse_size_bytes
 from helpers.builds import Project
 from helpers.engine import CommandFailedError
 from helpers.waiting import wait_until

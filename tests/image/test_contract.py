@@ -238,7 +238,7 @@ def test_processes(running: Dind) -> None:
     assert processes[1].comm == "docker-init"
     [daemon] = running.daemons()
     supervisor = processes[daemon.ppid]
-    assert supervisor.argv[2].endswith("/cachedind/supervisor.py")
+    assert supervisor.argv[2].endswith("/cachedind/start/supervisor.py")
     assert supervisor.ppid == 1
     assert daemon.has_open(LOCK)
     # Nothing else of ours stays, and it is small: what it has for itself alone, in KiB.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cachedind.model import Loss
-from cachedind.trace import POINTS
+from cachedind.base.model import Loss
+from cachedind.base.trace import POINTS
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import HOMES

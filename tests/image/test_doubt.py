@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind import doubt
+from cachedind.engine import doubt
 from helpers.clients import docker_archive
 from helpers.dind import REAL_DOCKERD
 from helpers.estates import Visitor
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
 BTRFS = HOMES[1]
-BOOT = "/opt/cachedind/boot.py"
+BOOT = "/opt/cachedind/start/boot.py"
 STRICT = {"CACHEDIND_STRICT": "1"}
 
 REBOOT = r"""sed -i 's/"boot_id": "[^"]*"/"boot_id": "of-before"/' .cachedind/state.json;"""
@@ -219,7 +219,7 @@ def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
         assert file is not None
         source = file.read().decode()
     patch = (
-        "from cachedind import mending, private_daemon\n"
+        "from cachedind.engine import mending, private_daemon\n"
         f"mending.PROOF_S = private_daemon.DEADLINE_S = {patience_s}\n"
         "_start = private_daemon.Program\n"
         "def _slowly(argv, **more):\n"

@@ -33,8 +33,8 @@ TRIES = 8
 LOOK = r"""
 import glob, json, os, sys
 sys.path[:0] = glob.glob("/opt/cachedind/lib/python3*/site-packages")
-from cachedind import damage
-from cachedind.model import EngineVersion, ImageStore, StoragePlan
+from cachedind.engine import damage
+from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
 
 root_fd = os.open("/var/lib/docker", os.O_RDONLY | os.O_DIRECTORY)
 storage = StoragePlan(ImageStore(sys.argv[1]), sys.argv[2], "")
@@ -52,7 +52,7 @@ print(json.dumps(found))
 KILL_AMID_PRUNE = r"""
 import glob, json, os, signal, subprocess, sys, time
 sys.path[:0] = glob.glob("/opt/cachedind/lib/python3*/site-packages")
-from cachedind import bolt
+from cachedind.engine import bolt
 
 def is_half_done():
     database = bolt.open(records)

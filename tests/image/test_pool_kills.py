@@ -1,6 +1,6 @@
 """SIGKILL at every named step of everything that changes a pool: the next start has a working daemon and a warm cache.
 
-Each test kills one start at one step (`CACHEDIND_KILL_AT`, cachedind.trace) and looks at what the next one makes of it.
+Each test kills one start at one step (`CACHEDIND_KILL_AT`, base/trace.py) and looks at what the next one makes of it.
 The tests of one home share a pool, each finding what the last ones left.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cachedind.trace import POINTS
+from cachedind.base.trace import POINTS
 from helpers.estates import KEY, Estate, Estates, in_pool
 from helpers.flavours import Flavour
 from helpers.pools import Home, slot_of

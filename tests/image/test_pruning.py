@@ -49,7 +49,7 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     first.load_base()
     used, _, recent = (build(first, tag) for tag in ("used", "unused", "recent"))
     before = slot_bytes(first)
-    # Left over, and so seen by the next start's maintenance: its image was used.
+    # Left over, and so seen by the next start's cleaning: its image was used.
     first.docker("run", "--network=none", used.tag, "true")
     first.kill()
 

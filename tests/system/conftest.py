@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cachedind import procfs
 from helpers import capabilities
 from helpers.children import adopting_orphans, private_mounts, wait_for_no_children
-from helpers.filesystems import FSTYPES, MKFS, Filesystems, filesystems_below
+from helpers.filesystems import FSTYPES, MKFS, Filesystems, filesystems_below, mount_points
 
 NEEDS = (
     capabilities.root,
@@ -35,11 +34,6 @@ def namespace(lane: None) -> Iterator[None]:
     """Nobody else sees what a module's tests mount, and orphaned processes come to light."""
     with private_mounts(), adopting_orphans():
         yield
-
-
-def mount_points() -> list[tuple[str, str]]:
-    """Where what is mounted, as this process sees it."""
-    return sorted((mount.mount_point, mount.fstype) for mount in procfs.read_mounts())
 
 
 @pytest.fixture(scope="module")

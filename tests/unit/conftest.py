@@ -11,8 +11,8 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-import cachedind.linux
-import cachedind.processes
+import cachedind.host.linux
+import cachedind.host.processes
 from helpers.fake_daemon import Daemon, issue, listen_tcp, listen_unix
 from helpers.spools import Spool
 
@@ -31,8 +31,8 @@ def no_effects(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return refused
 
-    monkeypatch.setattr(cachedind.processes, "run", refuse("cachedind.processes.run"))
-    monkeypatch.setattr(cachedind.linux, "mount", refuse("cachedind.linux.mount"))
+    monkeypatch.setattr(cachedind.host.processes, "run", refuse("cachedind.host.processes.run"))
+    monkeypatch.setattr(cachedind.host.linux, "mount", refuse("cachedind.host.linux.mount"))
     # All of os.exec* end in one of these two.
     monkeypatch.setattr(os, "execv", refuse("os.execv"))
     monkeypatch.setattr(os, "execve", refuse("os.execve"))

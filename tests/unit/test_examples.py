@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachedind.config import load
+from cachedind.settings.config import load
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/gitlab-ci/config.toml"

@@ -6,15 +6,15 @@ import os
 
 import pytest
 
-import cachedind.linux
-import cachedind.processes
+import cachedind.host.linux
+import cachedind.host.processes
 
 
 def test_programs_mounts_and_exec_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"processes\.run"):
-        cachedind.processes.run(["true"])
+        cachedind.host.processes.run(["true"])
     with pytest.raises(AssertionError, match=r"linux\.mount"):
-        cachedind.linux.mount("none", "/", "tmpfs")
+        cachedind.host.linux.mount("none", "/", "tmpfs")
     with pytest.raises(AssertionError, match=r"os\.execve"):
         os.execvpe("true", ["true"], {"PATH": "/bin:/usr/bin"})
     with pytest.raises(AssertionError, match=r"os\.execv"):

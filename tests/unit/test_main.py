@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from cachedind import __main__, boot
-from cachedind.errors import DataRootBusyError
+from cachedind import __main__
+from cachedind.base.errors import DataRootBusyError
+from cachedind.start import boot
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: str) -> int:

@@ -1,0 +1,302 @@
+"""The commands for people. Here are their words and options; what they do is in other modules.
+
+Exit codes are those of errors.py; 1 says that there was nothing to do, and 2 (click's) that the words make no sense.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cachedind.commands.inventory import Row
+    from cachedind.pool.pool import Pool
+    from cachedind.settings.config import Config
+
+_pool_option = click.option(
+    "--pool", "path", metavar="PATH", help="The pool's directory. [default: $CACHEDIND_POOL, or /cachedind]"
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Docker-in-Docker whose build cache survives."""
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print facts, trials and plan as one JSON object.")
+@click.argument("dockerd_arguments", nargs=-1)
+def doctor(as_json: bool, dockerd_arguments: tuple[str, ...]) -> None:
+    """Tell what a start would do here, and why. Starts nothing and changes nothing.
+
+    DOCKERD_ARGUMENTS are the arguments that the container would be started with; write -- before them.
+    """
+    import json
+    import sys
+
+    from cachedind.commands.doctor import examine
+    from cachedind.commands.tables import print_report
+    from cachedind.settings.config import environment
+
+    report = examine(list(dockerd_arguments), environment())
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+    error = report.get("error")
+    sys.exit(error["exit_code"] if isinstance(error, dict) else 0)
+
+
+@cli.command()
+@click.option("--timeout", "timeout_s", default=5, show_default=True, help="Seconds to wait for the answer.")
+def healthcheck(timeout_s: int) -> None:
+    """Exit 0 when the inner daemon answers, 1 when not. For HEALTHCHECK and readiness probes."""
+    import docker
+    from docker.errors import DockerException
+
+    from cachedind.api.listeners import plan_listen, read_way_in
+    from cachedind.settings.config import environment, load
+
+    path = read_way_in() or plan_listen(load(environment()).docker_host, "", None).sockets[0]
+    try:
+        with contextlib.closing(docker.DockerClient(base_url=f"unix://{path}", timeout=timeout_s)) as client:
+            client.ping()
+    except DockerException as error:
+        raise click.ClickException(f"the daemon behind {path} does not answer: {error}") from error
+
+
+# ---- the pool --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: str | None) -> Iterator[tuple[Pool, Config]]:
+    from cachedind.commands.inventory import open_home
+    from cachedind.settings.config import environment, load
+
+    settings = load(environment())
+    home = open_home(path, settings)
+    try:
+        yield home, settings
+    finally:
+        home.close()
+
+
+def _echo_json(value: object) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+@cli.command()
+@click.argument("key", required=False)
+@_json_option
+@click.option("--no-sizes", is_flag=True, help="Leave the sizes out, for which every file has to be looked at.")
+@_pool_option
+def ls(key: str | None, as_json: bool, no_sizes: bool, path: str | None) -> None:
+    """List the pool's slots and goldens, of one KEY or of all.
+
+    UNIQUE is what only this slot takes, and what removing it would free; SHARED is what it has in common with others.
+    """
+    import time
+
+    from cachedind.commands import inventory, tables
+    from cachedind.pool import pool
+
+    with _opened(path) as (home, _):
+        names = sorted(pool.names_in(home.keys_fd)) if key is None else inventory.find_directories(home, key)
+        if key is not None and not names:
+            raise inventory.unknown_key(home, key)
+        rows = inventory.read_rows(home, names, time.time())
+        if not no_sizes:
+            rows = _measure(home, rows)
+    if as_json:
+        _echo_json({"pool": home.path, "entries": [inventory.as_json(row) for row in rows]})
+    else:
+        tables.print_rows(rows, time.time(), sizes=not no_sizes)
+
+
+def _measure(home: Pool, rows: list[Row]) -> list[Row]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from cachedind.commands.inventory import measured
+
+    console = Console(stderr=True)
+    steps = track(
+        measured(home, rows), "measuring", len(rows), console=console, transient=True, disable=not console.is_terminal
+    )
+    return list(steps)
+
+
+@cli.command()
+@_json_option
+@_pool_option
+def status(as_json: bool, path: str | None) -> None:
+    """Tell how the pool is kept, how full it is, what this container holds of it, and how far its seeds are."""
+    import time
+
+    from cachedind.base.errors import PoolMissingError
+    from cachedind.commands import inventory, tables
+    from cachedind.seeds import progress
+
+    report: dict[str, object] = {"seeds": progress.read_status()}
+    try:
+        with _opened(path) as (home, settings):
+            report = {**inventory.read_status(home, settings, time.time()), **report}
+    except PoolMissingError:
+        if report["seeds"] is None:
+            raise
+    if as_json:
+        _echo_json(report)
+    else:
+        tables.print_status(report, time.time())
+
+
+@cli.command()
+@click.argument("targets", metavar="[KEY | aside/ID]...", nargs=-1)
+@click.option("--slot", "slot_ids", metavar="ID", multiple=True, help="Remove one slot. Can be repeated.")
+@click.option("--seeds", is_flag=True, help="Remove what the pool keeps of seeds alone.")
+@click.option("--all", "everything", is_flag=True, help="Remove all keys, and what was set aside.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask before --all.")
+@_pool_option
+def rm(
+    targets: tuple[str, ...],
+    slot_ids: tuple[str, ...],
+    seeds: bool,
+    everything: bool,
+    force: bool,
+    path: str | None,
+) -> None:
+    """Remove keys with their goldens and slots, single slots, or what was set aside.
+
+    A slot that somebody holds stays: everything else goes, and the exit code is 75.
+    """
+    from cachedind.commands import removal
+    from cachedind.pool.keys import BASE_KEY
+
+    if seeds:
+        targets = (*targets, BASE_KEY)
+    if everything == bool(targets or slot_ids):
+        raise click.UsageError("name keys, aside/ID, --slot ID or --seeds, or else --all")
+    with _opened(path) as (home, _):
+        if everything and not force:
+            _confirm(f"This removes all caches in the pool {home.path} that nobody uses right now.")
+        before = removal.read_free_bytes(home)
+        outcome = removal.remove_all(home) if everything else removal.remove_each(home, targets, slot_ids)
+        for line in outcome.lines():
+            click.echo(line)
+        _tell_freed(removal.delete(home, before))
+    outcome.check()
+
+
+def _confirm(question: str) -> None:
+    import sys
+
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Say --force where nobody can be asked.")
+    click.confirm(f"WARNING! {question}\nAre you sure you want to continue?", abort=True)
+
+
+def _tell_freed(freed_bytes: int) -> None:
+    from cachedind.base.sizes import format_bytes
+
+    click.echo(f"{format_bytes(freed_bytes)} freed")
+
+
+@cli.command()
+@_json_option
+@_pool_option
+def gc(as_json: bool, path: str | None) -> None:
+    """Remove what the limits demand, what newer goldens supersede and what was thrown away.
+
+    The limits are CACHEDIND_POOL_MAX_SIZE, CACHEDIND_POOL_MIN_FREE and CACHEDIND_MAX_AGE of this very call.
+    """
+    import time
+
+    from cachedind.commands import removal
+
+    with _opened(path) as (home, settings):
+        report = removal.collect_garbage(home, settings, time.time())
+    if as_json:
+        _echo_json(report._asdict() | {"evicted": [entry._asdict() for entry in report.evicted]})
+        return
+    for entry in report.evicted:
+        click.echo(entry.line())
+    _tell_freed(report.freed_bytes)
+    if report.lacking_bytes:
+        from cachedind.base.sizes import format_bytes
+
+        click.echo(f"{format_bytes(report.lacking_bytes)} more should go by the limits, but the rest is in use")
+
+
+@cli.command()
+@click.argument("key")
+@_json_option
+@_pool_option
+def promote(key: str, as_json: bool, path: str | None) -> None:
+    """Make the newest free slot of KEY its golden now, which a start would do otherwise.
+
+    The exit code is 1 when there is none that is newer than the golden, free, and known to be good.
+    """
+    import sys
+
+    from cachedind.commands import inventory
+    from cachedind.host import procfs
+    from cachedind.pool import golden, upkeep
+
+    with _opened(path) as (home, _):
+        slot_id, why = golden.promote_newest(home, key, procfs.read_boot_id())
+        if slot_id is not None:
+            upkeep.make_durable(home, key)
+    if as_json:
+        _echo_json({"key": key, "slot": slot_id, "why": why})
+    else:
+        label = inventory.label(key)
+        click.echo(f"key {label}: {why}" if slot_id is None else f"key {label}: slot {slot_id}: {why}")
+    sys.exit(0 if slot_id is not None else 1)
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("key", nargs=-1)
+@click.option("--check", "only_check", is_flag=True, help="Read and verify the seeds, and tell which the pool lacks.")
+@_json_option
+@_pool_option
+def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None) -> None:
+    """Put the seeds into the pool: into what new keys begin with, and into the keys there are, or these.
+
+    The seeds are those of CACHEDIND_SEED (/seeds) and CACHEDIND_SEED_HOST, of this very call. Exit code 1: some are
+    bad, or with --check missing.
+    """
+    import sys
+
+    from cachedind.commands import seed_command, tables
+    from cachedind.settings import config, daemon_json
+    from cachedind.settings.arguments import parse_daemon_arguments
+    from cachedind.start.boot import make_log
+    from cachedind.start.furnish import Site
+
+    environ = config.environment()
+    settings = config.load(environ)
+    site = Site(settings, daemon_json.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
+    if only_check:
+        rows = seed_command.check(site, path)
+        if as_json:
+            _echo_json([row._asdict() for row in rows])
+        else:
+            tables.print_seeds([(row.seed, row.verdict, row.images, row.size_bytes, row.why) for row in rows])
+        sys.exit(0 if all(row.verdict is seed_command.Verdict.THERE for row in rows) else 1)
+    filled = seed_command.fill_pool(site, path, key)
+    if as_json:
+        _echo_json([one.as_json() for one in filled])
+    else:
+        for one in filled:
+            click.echo(one.line())
+    sys.exit(1 if any(one.bad for one in filled) else 0)

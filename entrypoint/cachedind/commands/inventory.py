@@ -1,0 +1,371 @@
+"""What a pool holds, for people. Looking leases, repairs and removes nothing, and stands in the way of no start.
+
+Everything may change or go while it is looked at, and some of it was written by jobs. So each thing is read by itself,
+and what cannot be read is told like everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base import state
+from cachedind.base.errors import NotInPoolError, PoolMissingError
+from cachedind.base.trace import Trace
+from cachedind.dataroot import facts, witness
+from cachedind.host import procfs, trees
+from cachedind.pool import keys, loop_image, pool, slots, upkeep
+from cachedind.pool.slots import Candidate, Kind
+from cachedind.settings import build_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cachedind.base.model import Holder
+    from cachedind.pool.pool import Pool
+    from cachedind.pool.slot_lease import Order
+    from cachedind.settings.config import Config
+
+Report = dict[str, object]
+
+
+class Condition(StrEnum):
+    """What something in a pool is, and whether it is of use to a start."""
+
+    HELD = "held"
+    FREE = "free"
+    SPARE = "spare"
+    EMPTY = "empty"
+    SUPERSEDED = "superseded"
+    SUSPICIOUS = "suspicious"
+    THROW_AWAY = "throw-away"
+    GOLDEN = "golden"
+    PREVIOUS = "golden (previous)"
+    OTHER = "golden (other engine)"
+    UNREADABLE = "unreadable"
+
+
+class Row(NamedTuple):
+    """A slot or a golden.
+
+    `key` is the key as given, or its directory's name where nothing tells the key; `name` the path below that
+    directory, empty where the whole directory cannot be read; `why` says what is wrong with something unreadable.
+    `holder` is who holds a slot (`held`) or held it last. Times in seconds since the epoch; sizes in bytes, None where
+    they were not measured.
+    """
+
+    key: str
+    directory: str
+    name: str
+    condition: Condition
+    why: str = ""
+    trusted: bool = False
+    read_only: bool = False
+    held: bool = False
+    holder: Holder | None = None
+    here: bool = False
+    last_used: float | None = None
+    engine: str | None = None
+    store: str | None = None
+    driver: str | None = None
+    ready_s: float | None = None
+    unique_bytes: int | None = None
+    shared_bytes: int | None = None
+
+    @property
+    def id(self) -> str:
+        """What `cachedind rm --slot` takes: the last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+def printable(text: str) -> str:
+    """A key, a host name or a reason may hold anything, also what steers a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text)
+
+
+# ---- where ---------------------------------------------------------------------------------------------------------
+
+
+def label(key: str) -> str:
+    """A key for people. The seeds' has no name of its own."""
+    return printable(key) if key != keys.BASE_KEY else "(seeds)"
+
+
+def open_home(path: str | None, settings: Config) -> Pool:
+    """The pool that is mounted here, or that the start of this container has hidden from its jobs.
+
+    May leave this process in another mount namespace. Raises PoolMissingError and what pool.open_existing does.
+    """
+    if path is None and settings.pool == "":
+        raise PoolMissingError("CACHEDIND_POOL is empty, so there is no pool", "say where it is with --pool")
+    where = os.path.abspath(path or settings.pool or pool.DEFAULT_POOL)
+    if not os.path.lexists(f"{where}/{pool.RECORD}"):
+        witness.enter_hidden_namespace()
+    return pool.open_existing(where, Trace(settings.kill_at))
+
+
+# ---- slots and goldens -----------------------------------------------------------------------------------------------
+
+
+def read_key(home: Pool, directory: str) -> str:
+    """The key of a directory. What key.json says counts only where that really leads there."""
+    key = keys.key_of(directory)
+    if key is not None:
+        return key
+    fd = pool.open_directory(home.keys_fd, directory)
+    if fd is None:
+        return directory
+    try:
+        noted = (state.read_state(fd, "key.json") or {}).get("key")
+    except (ValueError, OSError):
+        return directory
+    finally:
+        os.close(fd)
+    return noted if isinstance(noted, str) and keys.directory_name(noted) == directory else directory
+
+
+def find_directories(home: Pool, key: str) -> list[str]:
+    """The directories that `ls` shows under this key: one, or none."""
+    return [name for name in sorted(pool.names_in(home.keys_fd)) if read_key(home, name) == key]
+
+
+def unknown_key(home: Pool, key: str) -> NotInPoolError:
+    return NotInPoolError(f"the pool {home.path} has nothing of key {key!r}", "cachedind ls shows what is there")
+
+
+def read_rows(home: Pool, directories: list[str], now: float) -> list[Row]:
+    """All slots and goldens of some keys, without their sizes. Raises OSError for the pool itself only."""
+    boot_id, me = procfs.read_boot_id(), facts.read_holder_of_now(now)
+    return [row for name in directories for row in _read_key_rows(home, name, boot_id, me)]
+
+
+def _read_key_rows(home: Pool, directory: str, boot_id: str, me: Holder) -> list[Row]:
+    key = read_key(home, directory)
+    try:
+        key_fd = pool.open_directory(home.keys_fd, directory)
+        if key_fd is None:
+            return [Row(key, directory, "", Condition.UNREADABLE, "it is no directory")]
+        try:
+            candidates, bad = slots.read_candidates(key_fd)
+            goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+            rows = [_read_row(key_fd, key, directory, candidate, goldens, boot_id, me) for candidate in candidates]
+            rows += [_read_bad(key_fd, key, directory, name, why, me) for name, why in bad]
+        finally:
+            os.close(key_fd)
+    except OSError as error:
+        return [Row(key, directory, "", Condition.UNREADABLE, error.strerror or str(error))]
+    return sorted(rows, key=lambda row: (row.name.startswith("slots/"), not row.held, -(row.last_used or 0), row.name))
+
+
+def _read_row(
+    key_fd: int, key: str, directory: str, candidate: Candidate, goldens: list[Candidate], boot_id: str, me: Holder
+) -> Row:
+    found, is_slot = candidate.state, candidate.kind is Kind.SLOT
+    held, holder = slots.look(key_fd, candidate.name) if is_slot else (False, None)
+    data = found.data
+    started_at = None if data is None else data.started_at
+    return Row(
+        key=key,
+        directory=directory,
+        name=candidate.name,
+        condition=judge(candidate, goldens, boot_id, held=held, had_holder=holder is not None),
+        trusted=found.is_trusted(boot_id),
+        read_only=found.read_only,
+        held=held,
+        holder=holder,
+        here=held and _is_here(holder, me),
+        last_used=started_at if holder is None else holder.since,
+        engine=None if data is None else str(data.engine),
+        store=None if data is None else str(data.store),
+        driver=None if data is None else data.driver,
+        ready_s=None if data is None else data.ready_s,
+    )
+
+
+def judge(candidate: Candidate, goldens: list[Candidate], boot_id: str, *, held: bool, had_holder: bool) -> Condition:
+    """Pure. `had_holder`: somebody has held the slot, so that it is no clone that waits for its first start."""
+    if candidate.kind is Kind.GOLDEN:
+        named = {"golden": Condition.GOLDEN, "golden.previous": Condition.PREVIOUS}
+        return named.get(candidate.name, Condition.OTHER)
+    found = candidate.state
+    verdicts = (
+        (held, Condition.HELD),
+        (found.read_only, Condition.THROW_AWAY),
+        (slots.superseded(found, goldens), Condition.SUPERSEDED),
+        (found.data is None, Condition.EMPTY),
+        (not found.is_trusted(boot_id), Condition.SUSPICIOUS),
+        (not had_holder, Condition.SPARE),
+    )
+    return next((condition for applies, condition in verdicts if applies), Condition.FREE)
+
+
+def _read_bad(key_fd: int, key: str, directory: str, name: str, why: str, me: Holder) -> Row:
+    held, holder = slots.look(key_fd, name) if name.startswith("slots/") else (False, None)
+    here = held and _is_here(holder, me)
+    return Row(key, directory, name, Condition.UNREADABLE, why, held=held, holder=holder, here=here)
+
+
+def _is_here(holder: Holder | None, me: Holder) -> bool:
+    return holder is not None and (holder.container, holder.hostname) == (me.container, me.hostname[:64])
+
+
+def measured(home: Pool, rows: list[Row]) -> Iterator[Row]:
+    """The rows with their sizes, one by one: it takes a system call or two for each file in them."""
+    for row in rows:
+        sizes = None
+        if row.name:
+            with contextlib.suppress(OSError):
+                sizes = _measure(home, row)
+        yield row if sizes is None else row._replace(unique_bytes=sizes.unique_bytes, shared_bytes=sizes.shared_bytes)
+
+
+def _measure(home: Pool, row: Row) -> trees.Sizes | None:
+    key_fd = pool.open_directory(home.keys_fd, row.directory)
+    if key_fd is None:
+        return None
+    try:
+        return upkeep.measure(key_fd, row.name)
+    finally:
+        os.close(key_fd)
+
+
+def as_json(row: Row) -> Report:
+    """For `--json`: times in seconds since the epoch, sizes in bytes."""
+    return {
+        **row._asdict(),
+        "condition": str(row.condition),
+        "holder": None if row.holder is None else row.holder._asdict(),
+    }
+
+
+# ---- the pool itself -------------------------------------------------------------------------------------------------
+
+
+def read_status(home: Pool, settings: Config, now: float) -> Report:
+    """Where the pool is, how full, what is in it, and this container's own slot. Raises OSError."""
+    rows = read_rows(home, sorted(pool.names_in(home.keys_fd)), now)
+    report: Report = {
+        "pool": {
+            "path": home.path,
+            "backing": home.record.backing,
+            "clone_method": str(home.method),
+        },
+        "filesystem": _read_space(home.path),
+        "image": {**_read_space(home.tree), **_read_file(home)} if home.record.backing == "image" else None,
+    }
+    report["holds"] = {
+        "keys": len({row.directory for row in rows}),
+        "goldens": sum(row.condition in (Condition.GOLDEN, Condition.PREVIOUS, Condition.OTHER) for row in rows),
+        "slots": sum(row.name.startswith("slots/") for row in rows),
+        "held": sum(row.held for row in rows),
+        "unreadable": sum(row.condition is Condition.UNREADABLE for row in rows),
+        "stage": len(pool.names_in(home.stage_fd)),
+        "trash": len(pool.names_in(home.trash_fd)),
+    }
+    report["aside"] = read_aside(home)
+    budget = upkeep.read_budget(home, settings)
+    space = os.statvfs(home.tree_fd)
+    cache_bytes = settings.cache_max_bytes or build_cache.default_max_bytes(space.f_blocks * space.f_frsize)
+    report["limits"] = {
+        "pool_max_size_bytes": budget.max_bytes,
+        "pool_min_free_bytes": budget.min_free_bytes,
+        "max_age_s": budget.max_age_s,
+        "cache_max_size_bytes": cache_bytes,
+    }
+    report["here"] = next((_describe_own(home, row) for row in rows if row.here), None)
+    return report
+
+
+def _read_space(path: str) -> Report:
+    found = os.statvfs(path)
+    return {
+        "fstype": facts.read_mount(path).fstype,
+        "total_bytes": found.f_blocks * found.f_frsize,
+        "used_bytes": (found.f_blocks - found.f_bfree) * found.f_frsize,
+        "free_bytes": found.f_bavail * found.f_frsize,
+    }
+
+
+def _read_file(home: Pool) -> Report:
+    """What the image's file is long, and what it takes."""
+    try:
+        found = os.stat(f"{home.path}/{loop_image.NAME}", follow_symlinks=False)
+    except FileNotFoundError:
+        return {}
+    return {"file_size_bytes": found.st_size, "file_allocated_bytes": found.st_blocks * 512}
+
+
+def _describe_own(home: Pool, row: Row) -> Report:
+    """Ready is what the witness has noted down; this start's note begins without."""
+    return {"key": row.key, "slot": row.id, "ready": row.ready_s is not None, "ready_s": row.ready_s}
+
+
+def read_aside(home: Pool) -> list[Report]:
+    """What was set aside, and why, the oldest first."""
+    found: list[Report] = []
+    for name in pool.names_in(home.aside_fd):
+        raw, why = _read_why(home, name)
+        at, was = raw.get("at"), raw.get("was")
+        found.append(
+            {
+                "id": name,
+                "was": was if isinstance(was, str) else None,
+                "why": why,
+                "at": at if isinstance(at, (int, float)) and 0 <= at < 1e12 else None,
+            }
+        )
+    return sorted(found, key=lambda aside: (aside["at"] or 0, aside["id"]))
+
+
+def _read_why(home: Pool, name: str) -> tuple[Report, str]:
+    fd = None
+    try:
+        fd = pool.open_directory(home.aside_fd, name)
+        raw = None if fd is None else state.read_state(fd, "why.json")
+    except (ValueError, OSError) as error:
+        return {}, f"why.json is unreadable: {error}"
+    finally:
+        if fd is not None:
+            os.close(fd)
+    if raw is None:
+        return {}, "why.json is missing"
+    return raw, str(raw.get("why"))
+
+
+# ---- what a start would do -------------------------------------------------------------------------------------------
+
+
+def forecast(home: Pool, order: Order) -> str:
+    """What a start would begin with if it came now, in a few words. Raises OSError."""
+    words = _forecast_key(home, order.key, order, lend=order.read_only)
+    if words is not None:
+        return words
+    for key in order.fallback_keys:
+        words = _forecast_key(home, key, order, lend=True)
+        if words is not None:
+            return words
+    return f"start cold: the pool has nothing that fits for key {order.key}"
+
+
+def _forecast_key(home: Pool, key: str, order: Order, *, lend: bool) -> str | None:
+    """`lend`: the start must leave this key's slots alone and wants a clone."""
+    key_fd = slots.open_key(home, key, create=False)
+    if key_fd is None or (lend and not slots.has_clones(home)):
+        return None
+    try:
+        candidates, _ = slots.read_candidates(key_fd)
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
+            if candidate.kind is Kind.GOLDEN:
+                return f"clone the {candidate.name} of key {label(key)}"
+            if slots.look(key_fd, candidate.name)[0]:
+                continue
+            if not lend:
+                return f"lease {candidate.name} of key {key}"
+            if slots.needs_promotion(candidate.state, goldens, order.boot_id):
+                return f"make {candidate.name} of key {key} its golden, and clone that"
+    finally:
+        os.close(key_fd)
+    return None

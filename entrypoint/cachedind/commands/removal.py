@@ -1,0 +1,242 @@
+"""Removing from a pool what a person names: keys, slots, what was set aside, everything. Never a slot that is held.
+
+What goes is renamed to trash first, so that a kill leaves nothing half, and deleted then, before the command ends.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base.errors import NotInPoolError, SlotHeldError
+from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
+from cachedind.dataroot import lease
+from cachedind.pool import pool, slots, upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cachedind.base.model import Holder
+    from cachedind.pool.pool import Pool
+    from cachedind.settings.config import Config
+
+
+class Target(NamedTuple):
+    """What to remove: a key, or with `name` one thing below it ("slots/<id>"). `directory` is the key's."""
+
+    directory: str
+    name: str = ""
+
+
+class Removed(NamedTuple):
+    """Something that went. `name` is empty where nothing was in the key's directory."""
+
+    key: str
+    name: str
+
+    def line(self) -> str:
+        key = label(self.key)
+        if not self.name:
+            return f"removed {key}"
+        what = f"slot {self.name.removeprefix('slots/')}" if self.name.startswith("slots/") else self.name
+        return f"removed {printable(what)} of key {key}"
+
+
+class Kept(NamedTuple):
+    """A slot that stays because somebody holds it."""
+
+    key: str
+    name: str
+    holder: Holder | None
+
+    def line(self) -> str:
+        slot = self.name.removeprefix("slots/")
+        return f"slot {slot} of key {label(self.key)} is held by {lease.describe_holder(self.holder)}"
+
+
+class Outcome(NamedTuple):
+    removed: list[Removed]
+    kept: list[Kept]
+
+    def add(self, other: Outcome) -> None:
+        self.removed.extend(other.removed)
+        self.kept.extend(other.kept)
+
+    def lines(self) -> list[str]:
+        return [removed.line() for removed in self.removed]
+
+    def check(self) -> None:
+        """Raises SlotHeldError when something had to stay."""
+        if self.kept:
+            raise SlotHeldError(
+                f"not removed: {'; '.join(slot.line() for slot in self.kept)}",
+                "remove it again when that container has ended; else its state may become the key's golden",
+            )
+
+
+class Evicted(NamedTuple):
+    """Something that the limits had removed, and why."""
+
+    key: str
+    name: str
+    reason: str
+
+    def line(self) -> str:
+        return f"{Removed(self.key, self.name).line()}: {self.reason}"
+
+
+class Collected(NamedTuple):
+    """What `gc` did. `lacking_bytes` is what the limits would still have removed, were it not in use; `deleted` counts
+    what was in trash.
+    """
+
+    evicted: list[Evicted]
+    deleted: int
+    freed_bytes: int
+    lacking_bytes: int
+
+
+# ---- what is meant -------------------------------------------------------------------------------------------------
+
+
+def remove_each(home: Pool, words: Sequence[str], slot_ids: Sequence[str]) -> Outcome:
+    """Keys as `ls` shows them, aside/ID as `status` does, and slots. Nothing goes when one of them is unknown.
+
+    Raises NotInPoolError, PoolUnusableError, OSError.
+    """
+    words = list(dict.fromkeys(words))
+    asides = [word for word in words if not find_directories(home, word) and _find_aside(home, word)]
+    targets = [find_key(home, word) for word in words if word not in asides]
+    targets += [find_slot(home, slot_id) for slot_id in slot_ids]
+    outcome = Outcome([], [])
+    for word in asides:
+        pool.throw_away(home, home.aside_fd, word.removeprefix("aside/"))
+        outcome.removed.append(Removed(word, ""))
+    for target in targets:
+        outcome.add(remove(home, target))
+    return outcome
+
+
+def find_key(home: Pool, key: str) -> Target:
+    """The key as `ls` shows it. Raises NotInPoolError."""
+    found = find_directories(home, key)
+    if not found:
+        raise unknown_key(home, key)
+    return Target(found[0])
+
+
+def _find_aside(home: Pool, word: str) -> bool:
+    parent, _, name = word.rpartition("/")
+    return parent == "aside" and name in pool.names_in(home.aside_fd)
+
+
+def find_slot(home: Pool, slot_id: str) -> Target:
+    """The slot of that id, of whichever key. Raises NotInPoolError."""
+    for directory in sorted(pool.names_in(home.keys_fd)):
+        if f"slots/{slot_id}" in _names(home, directory):
+            return Target(directory, f"slots/{slot_id}")
+    raise NotInPoolError(f"no slot {slot_id} is in the pool {home.path}", "cachedind ls shows what is there")
+
+
+def _names(home: Pool, directory: str) -> list[str]:
+    key_fd = pool.open_directory(home.keys_fd, directory)
+    if key_fd is None:
+        return []
+    try:
+        candidates, bad = slots.read_candidates(key_fd)
+    except OSError:
+        return []
+    finally:
+        os.close(key_fd)
+    return [candidate.name for candidate in candidates] + [name for name, _ in bad]
+
+
+# ---- removing --------------------------------------------------------------------------------------------------------
+
+
+def remove(home: Pool, target: Target) -> Outcome:
+    """Move a key's slots and goldens, or one of them, to trash. Raises PoolUnusableError, OSError."""
+    key = read_key(home, target.directory)
+    outcome = Outcome([], [])
+    key_fd = pool.open_directory(home.keys_fd, target.directory)
+    if key_fd is None:
+        pool.throw_away(home, home.keys_fd, target.directory)
+        outcome.removed.append(Removed(key, ""))
+        return outcome
+    try:
+        pool.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key {key!r} of the pool {home.path}")
+        if not pool.is_current(key_fd, home.keys_fd, target.directory):
+            return outcome  # somebody else has removed it
+        names = _names(home, target.directory)
+        for name in [name for name in names if target.name in ("", name)]:
+            _remove_one(home, key_fd, key, name, outcome)
+        if not names and not target.name:
+            outcome.removed.append(Removed(key, ""))
+        upkeep.drop_empty_key(home, key_fd, target.directory)
+    finally:
+        os.close(key_fd)
+    return outcome
+
+
+def _remove_one(home: Pool, key_fd: int, key: str, name: str, outcome: Outcome) -> None:
+    """One slot or golden; a slot under its lease, so that nobody gets it meanwhile."""
+    slot = None
+    if name.startswith("slots/"):
+        try:
+            slot = slots.try_lease(key_fd, name)
+        except slots.BadSlotError:
+            pass  # nobody can have leased it
+        else:
+            if slot is None:
+                outcome.kept.append(Kept(key, name, slots.look(key_fd, name, timeout_s=0)[1]))
+                return
+    try:
+        parent, _, last = name.rpartition("/")
+        parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
+        try:
+            pool.throw_away(home, parent_fd, last)
+        finally:
+            os.close(parent_fd)
+    finally:
+        if slot is not None:
+            slot.close()
+    outcome.removed.append(Removed(key, name))
+
+
+def remove_all(home: Pool) -> Outcome:
+    """Everything that nobody holds. Raises PoolUnusableError, OSError."""
+    outcome = Outcome([], [])
+    for directory in sorted(pool.names_in(home.keys_fd)):
+        outcome.add(remove(home, Target(directory)))
+    for name in sorted(pool.names_in(home.aside_fd)):
+        pool.throw_away(home, home.aside_fd, name)
+        outcome.removed.append(Removed(f"aside/{name}", ""))
+    upkeep.sweep_stage(home)
+    return outcome
+
+
+# ---- space -----------------------------------------------------------------------------------------------------------
+
+
+def delete(home: Pool, free_bytes_before: int) -> int:
+    """Delete what is in trash, give the space back to the host, and return how many bytes more are free than before.
+
+    Others who write meanwhile make that less. Raises OSError.
+    """
+    upkeep.empty_trash(home)
+    upkeep.give_space_back(home)
+    return max(0, read_free_bytes(home) - free_bytes_before)
+
+
+def read_free_bytes(home: Pool) -> int:
+    found = os.statvfs(home.tree_fd)
+    return found.f_bfree * found.f_frsize
+
+
+def collect_garbage(home: Pool, settings: Config, now: float) -> Collected:
+    """What each start has done after it, at once: evictions and deletions. Raises OSError."""
+    before = read_free_bytes(home)
+    keys = {directory: read_key(home, directory) for directory in pool.names_in(home.keys_fd)}
+    report = upkeep.run(home, settings, None, now)
+    evicted = [Evicted(keys.get(e.entry.key, e.entry.key), e.entry.name, e.reason) for e in report.evicted]
+    return Collected(evicted, report.deleted, delete(home, before), report.lacking_bytes)

@@ -1,0 +1,80 @@
+"""From settings and a leased data-root to a storage plan: collects demands, tries drivers, asks `storage` to decide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cachedind.base.errors import DriverConflictError
+from cachedind.dataroot import facts
+from cachedind.dataroot.storage import (
+    VOLUME_DRIVERS,
+    Demand,
+    StorageFacts,
+    StorageRequest,
+    name_asked,
+    needs_fuse_verdict,
+    plan_storage,
+    unite_demands,
+)
+from cachedind.engine.remapping import read_remap
+from cachedind.settings.config import ENGINE_STORE_VARIABLES
+
+if TYPE_CHECKING:
+    from cachedind.base.model import EngineVersion, ExistingData, StoragePlan, Verdict
+    from cachedind.settings.config import Config
+    from cachedind.settings.daemon_json import DaemonSettings
+
+
+def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = False) -> StorageRequest:
+    """Everything that was said about storage, wherever it was said. Raises DriverConflictError, DaemonConfigError."""
+    drivers, stores = [], []
+    if daemon.requested_driver:
+        drivers.append(Demand(*daemon.requested_driver))
+    if settings.storage_driver:
+        drivers.append(Demand(settings.storage_driver, f"CACHEDIND_STORAGE_DRIVER={settings.storage_driver}"))
+    if daemon.requested_store:
+        stores.append(Demand(daemon.requested_store[0].value, daemon.requested_store[1]))
+    if settings.image_store:
+        stores.append(Demand(settings.image_store.value, f"CACHEDIND_IMAGE_STORE={settings.image_store}"))
+    for name in settings.engine_stores:
+        stores.append(Demand(ENGINE_STORE_VARIABLES[name].value, f"the variable {name}"))
+    return StorageRequest(
+        driver=unite_demands(drivers),
+        store=unite_demands(stores),
+        docker_driver=settings.docker_driver,
+        userns_remap=read_remap(daemon.text("userns-remap")),
+        allow_vfs=settings.allow_vfs,
+        in_pool=in_pool,
+    )
+
+
+def check_driver_in_pool(plan: StoragePlan) -> None:
+    """Raises DriverConflictError for drivers that keep layers where a snapshot of the data-root does not reach."""
+    if plan.driver in VOLUME_DRIVERS:
+        raise DriverConflictError(
+            f"the storage driver {plan.driver} keeps each layer as a {plan.driver} volume of its own, which a clone of "
+            "a pool's slot would leave out",
+            "use overlay2 (the default), or mount a volume at /var/lib/docker in place of the pool (CACHEDIND_POOL=)",
+        )
+
+
+def decide(
+    data_root: str, fstype: str, engine: EngineVersion, existing: ExistingData, request: StorageRequest
+) -> tuple[StoragePlan, str]:
+    """Try what has to be tried, and decide; also returns what `name_asked` says. Needs CAP_SYS_ADMIN and the lease.
+    Raises what plan_storage raises."""
+    verdicts = try_drivers(data_root, existing, request)
+    found = StorageFacts(data_root, fstype, engine, existing, verdicts)
+    plan = plan_storage(found, request)._replace(remap=request.userns_remap)
+    return plan, name_asked(found, request, plan)
+
+
+def try_drivers(
+    data_root: str, existing: ExistingData, request: StorageRequest, *, every: bool = False
+) -> dict[str, Verdict]:
+    """The verdict on overlay2, and on fuse-overlayfs where it may be needed, or where `every` one is wanted."""
+    has_data = bool(existing.pairs)
+    verdicts = {"overlay2": facts.probe_driver(data_root, "overlay2", has_data=has_data)}
+    if every or needs_fuse_verdict(existing, request, verdicts["overlay2"]):
+        verdicts["fuse-overlayfs"] = facts.probe_driver(data_root, "fuse-overlayfs", has_data=has_data)
+    return verdicts

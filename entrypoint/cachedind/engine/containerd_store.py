@@ -1,0 +1,291 @@
+"""The image store of containerd, as it is on disk below containerd/daemon/ (containerd, core/metadata/buckets.go,
+core/snapshots/storage/bolt.go, plugins/content/local/store.go, plugins/snapshots/; moby,
+daemon/containerd/soft_delete.go):
+
+    io.containerd.metadata.v1.bolt/meta.db              v1/moby/images/<name>/target/digest: a manifest's, or an index's
+                                                        v1/moby/snapshots/<snapshotter>/<chain ID>
+    io.containerd.content.v1.content/blobs/sha256/…     indexes, manifests, configurations, packed layers
+    io.containerd.snapshotter.v1.<snapshotter>/         metadata.db, with v1/snapshots/moby/<number>/<chain ID>/id and
+                                                        v1/parents, and snapshots/<id>/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from typing import TYPE_CHECKING
+
+from cachedind.base.state import parse_object
+from cachedind.engine import bolt, paths
+from cachedind.engine.images import chain_ids
+from cachedind.engine.store_files import (
+    DIGEST,
+    StoreFiles,
+    check_depth,
+    check_directory,
+    check_file,
+    digits,
+    mapping,
+    read_verified,
+)
+from cachedind.host import beneath
+from cachedind.host.beneath import directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cachedind.engine.store_files import StoredImage
+
+_MAX_DATABASE_BYTES = 128 << 20
+"""How much of a database is read in all, however often it is looked into."""
+_MAX_NESTED = 2
+"""An index may name another one; nobody makes more of it."""
+_BACKEND_KEY = re.compile(rb"moby/([0-9]{1,19})/(sha256:[0-9a-f]{64})")
+"""A committed layer's name at its snapshotter (containerd, core/metadata/snapshot.go, createKey)."""
+_SNAPSHOT_DATA = {"overlayfs": "fs", "native": ".", "btrfs": ".", "erofs": "."}
+"""What below snapshots/<id> has the layer. Other snapshotters keep it in devices or files: not looked for."""
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
+_VARIANTS: dict[str, tuple[object, ...]] = {
+    "x86_64": ("", "v1"),
+    "aarch64": ("", "v8"),
+    "armv7l": ("v7", "", "v6", "v5"),
+    "armv6l": ("v6", "v5"),
+}
+"""Best first; none stands for v7 with arm (containerd/platforms, database.go, normalizeArch)."""
+
+
+class ContainerdStore(StoreFiles):
+    def __init__(self, root_fd: int, driver: str) -> None:
+        super().__init__(root_fd, driver)
+        self._meta = _Database(root_fd, paths.META)
+        self._metadata = _Database(root_fd, paths.snapshots_database(driver))
+        self._targets: dict[str, str] = {}
+        self._whole: set[int] = set()
+
+    @functools.cached_property
+    def _committed(self) -> frozenset[str]:
+        """What containerd has as snapshots, chain IDs among them."""
+        names = self._meta.buckets(b"v1", b"moby", b"snapshots", self._driver.encode())
+        return frozenset(name.decode("utf-8", "replace") for name in names)
+
+    @functools.cached_property
+    def _upper(self) -> tuple[dict[str, int], dict[int, int]]:
+        """The snapshotter's numbers of all layers but the lowest by chain ID, and for each the number below it.
+
+        From `parents`, which has both at once: looking up each layer would take a walk through the database each.
+        """
+        parents: dict[int, int] = {}
+        newest: dict[bytes, tuple[int, int]] = {}
+        for link, key in self._metadata.items(b"v1", b"parents"):
+            parent, at = _uvarint(link, 0)
+            number, _ = _uvarint(link, at + 1)
+            parents[number] = parent
+            match = _BACKEND_KEY.fullmatch(key)
+            if match is not None:
+                # What was removed and came again has two until containerd has swept.
+                newest[match[2]] = max(newest.get(match[2], (0, 0)), (int(match[1]), number))
+        return {chain_id.decode(): number for chain_id, (_, number) in newest.items()}, parents
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, bytes]:
+        """The snapshotter's names of layers by chain ID."""
+        newest: dict[bytes, tuple[int, bytes]] = {}
+        for key in self._metadata.buckets(b"v1", b"snapshots"):
+            match = _BACKEND_KEY.fullmatch(key)
+            if match is not None:
+                newest[match[2]] = max(newest.get(match[2], (0, b"")), (int(match[1]), key))
+        return {chain_id.decode(): key for chain_id, (_, key) in newest.items()}
+
+    def has_blob(self, digest: str) -> bool:
+        with contextlib.suppress(OSError, ValueError), directory(self._root_fd, paths.BLOBS) as blobs_fd:
+            check_file(blobs_fd, digits(digest))
+            return True
+        return False
+
+    def config_of(self, image_id: str) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
+            return self._config_of(image_id)
+        return None
+
+    def images(self) -> Iterator[StoredImage]:
+        references: dict[str, list[str]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            for raw in self._meta.buckets(b"v1", b"moby", b"images"):
+                with contextlib.suppress(OSError, ValueError):
+                    name = raw.decode()
+                    references.setdefault(self._target(name), []).append(name)
+        for target, found in references.items():
+            # An image without a name has one without a registry: moby-dangling@sha256:…
+            digests = dict.fromkeys(f"{_repository(name)}@{target}" for name in found)
+            image = self._image(target, found, digests)
+            if image is not None:
+                yield image
+
+    def _target(self, name: str) -> str:
+        if name not in self._targets:
+            items = dict(self._meta.items(b"v1", b"moby", b"images", name.encode(), b"target"))
+            self._targets[name] = items.get(b"digest", b"").decode()
+        return self._targets[name]
+
+    def _config_at(self, name: str) -> str | None:
+        return self._config_of(self._target(name))
+
+    def _config_of(self, digest: str) -> str | None:
+        manifest = self._manifest_of(digest)
+        if manifest is None:
+            return None
+        config = mapping(manifest.get("config")).get("digest")
+        if not isinstance(config, str):
+            raise ValueError("neither manifest nor index")
+        digits(config)
+        return config
+
+    def _manifest_of(self, digest: str, depth: int = 0) -> Mapping[str, object] | None:
+        """The manifest for this machine, None when an index has none."""
+        document = parse_object(read_verified(self._root_fd, paths.BLOBS, digest))
+        if "manifests" not in document:
+            return document
+        if depth == _MAX_NESTED:
+            raise ValueError("indexes in indexes")
+        manifest = choose_manifest(document["manifests"], os.uname().machine)
+        return None if manifest is None else self._manifest_of(manifest, depth + 1)
+
+    def unpacked(self) -> dict[int, list[str]]:
+        """The snapshotter's numbers of unpacked layers, and the blobs that each may have come from: what images say.
+        Raises nothing."""
+        found: dict[int, list[str]] = {}
+        for image in self.images():
+            with contextlib.suppress(OSError, ValueError):
+                for chain_id, blob in self._layers_of(image):
+                    blobs = found.setdefault(self._number(chain_id), [])
+                    if blob not in blobs:
+                        blobs.append(blob)
+        return found
+
+    def _layers_of(self, image: StoredImage) -> list[tuple[str, str]]:
+        """Chain IDs and blobs, lowest first."""
+        layers = mapping(self._manifest_of(image.target)).get("layers")
+        diff_ids = mapping(parse_object(image.config).get("rootfs")).get("diff_ids")
+        if not isinstance(layers, list) or not isinstance(diff_ids, list) or len(layers) != len(diff_ids):
+            raise ValueError("not as many layers as its configuration says")
+        blobs = [str(mapping(layer).get("digest")) for layer in layers]
+        return list(zip(chain_ids([str(diff_id) for diff_id in diff_ids]), blobs, strict=True))
+
+    def _read_config(self, digest: str) -> bytes:
+        return read_verified(self._root_fd, paths.BLOBS, digest)
+
+    def _check_chain(self, chain_id: str) -> None:
+        number = self._number(chain_id)
+        with self._opened() as layers_fd:
+            self._check_data(number, layers_fd)
+
+    def _check_layers(self, top_chain: str) -> None:
+        passed: list[int] = []
+        number: int | None = self._number(top_chain)
+        _, parents = self._upper
+        with self._opened() as layers_fd:
+            while number is not None and (not passed or number not in self._whole):
+                check_depth(len(passed))
+                self._check_data(number, layers_fd)
+                passed.append(number)
+                number = parents.get(number)
+        self._whole.update(passed)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Where the snapshotter has its layers, if that are directories."""
+        looked_for = self._driver in _SNAPSHOT_DATA
+        with directory(self._root_fd, paths.snapshots(self._driver) if looked_for else ".") as layers_fd:
+            yield layers_fd
+
+    def _number(self, chain_id: str) -> int:
+        """The snapshotter's number of a layer that containerd knows too."""
+        if not DIGEST.fullmatch(chain_id) or chain_id not in self._committed:
+            raise ValueError("no such layer")
+        numbers, _ = self._upper
+        if chain_id not in numbers:
+            if chain_id not in self._keys:
+                raise ValueError("no such snapshot")
+            items = dict(self._metadata.items(b"v1", b"snapshots", self._keys[chain_id]))
+            numbers[chain_id], _ = _uvarint(items.get(b"id", b""), 0)
+        return numbers[chain_id]
+
+    def _check_data(self, number: int, layers_fd: int) -> None:
+        if self._driver in _SNAPSHOT_DATA:
+            with directory(layers_fd, str(number)) as layer_fd:
+                check_directory(layer_fd, _SNAPSHOT_DATA[self._driver])
+
+
+def choose_manifest(manifests: object, machine: str) -> str | None:
+    """The digest of that one in an index which is for a machine (as uname(2) names it), None when it has none. Pure.
+
+    Attestations are left out: they say so, or are for unknown/unknown (BuildKit, docs/attestations). What says nothing
+    about its platform is taken last.
+    """
+    variants = _VARIANTS.get(machine, ("",))
+    ranked: list[tuple[int, str]] = []
+    for item in manifests if isinstance(manifests, list) else ():
+        descriptor = mapping(item)
+        digest, platform = descriptor.get("digest"), mapping(descriptor.get("platform"))
+        if not isinstance(digest, str) or "vnd.docker.reference.type" in mapping(descriptor.get("annotations")):
+            continue
+        variant = platform.get("variant") or ""
+        if not platform:
+            ranked.append((len(variants), digest))
+        elif (platform.get("os"), platform.get("architecture")) == ("linux", _ARCHITECTURES.get(machine, machine)):
+            ranked += [(variants.index(variant), digest)] if variant in variants else []
+    return min(ranked, key=lambda found: found[0])[1] if ranked else None
+
+
+class _Database:
+    """A bolt file in a data-root, opened for each look. A daemon may have it open too: what has changed amid a look is
+    a ValueError, and not looked for again."""
+
+    def __init__(self, root_fd: int, path: str) -> None:
+        self._root_fd = root_fd
+        self._path = path
+        self._left_bytes = _MAX_DATABASE_BYTES
+
+    def buckets(self, *path: bytes) -> list[bytes]:
+        """Raises ValueError or OSError, also for no such bucket."""
+        with self._opened() as database:
+            return database.buckets(path)
+
+    def items(self, *path: bytes) -> list[tuple[bytes, bytes]]:
+        """Raises ValueError or OSError, also for no such bucket."""
+        with self._opened() as database:
+            return list(database.items(path))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[bolt.Database]:
+        fd, size_bytes = beneath.open_file(self._root_fd, self._path)
+
+        def read(size: int, offset: int) -> bytes:
+            self._left_bytes -= size
+            if self._left_bytes < 0:
+                raise ValueError("larger than what is read of such a database")
+            return os.pread(fd, size, offset)
+
+        try:
+            yield bolt.Database(read, size_bytes)
+        finally:
+            os.close(fd)
+
+
+def _uvarint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number as Go's binary.PutUvarint writes it, and where it ends. Raises ValueError."""
+    value = 0
+    for index, byte in enumerate(raw[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, at + index + 1
+    raise ValueError("a number without an end")
+
+
+def _repository(name: str) -> str:
+    """A name without tag and digest."""
+    name = name.partition("@")[0]
+    path, slash, last = name.rpartition("/")
+    return f"{path}{slash}{last.partition(':')[0]}"

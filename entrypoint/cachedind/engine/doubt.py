@@ -1,0 +1,64 @@
+"""Doubt: whether what is in a data-root has to be proven before a daemon gets it. Pure.
+
+    crash        the host went down without a clean end of the last daemon (another boot_id), or the note of the last
+                 start is lost, as after a crash. Engines sync their records, and not the files of layers: these may be
+                 empty although all records of them are there (containerd issue 5854). A daemon that merely comes up
+                 says nothing about that, so this doubt ends only when the layers have been looked at.
+    never ready  the last daemon did not come up. Being killed early, or told something impossible in daemon.json, is no
+                 evidence against data; one look by a private daemon is cheap, and ends it.
+    unproven     no private daemon came up in time, or none does anywhere here. Slow is not dead: the data are used as
+                 they are, and the first daemon that answers ends the doubt.
+
+The reason is kept in the state file until a proof succeeded: a start that was killed amid its looking has noted itself
+down by then, with its own boot_id, and leaves it for the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from cachedind.base.model import DataRootState
+
+CRASHED = "the host went down since its last daemon"
+LOST_NOTE = "the note of its last start is lost, as after a crash of the host"
+NEVER_READY = "no daemon came up on it at its last start"
+UNPROVEN = "an earlier start could not prove it"
+SAME_STATE = "another slot of the same key was just found to be bad"
+
+_ENDED_BY_A_DAEMON = frozenset({NEVER_READY, UNPROVEN, SAME_STATE})
+"""What a daemon that answers ends by that."""
+
+
+class Doubt(NamedTuple):
+    """Why a data-root is looked at closely. `crashed` tells that files of layers may be empty."""
+
+    why: str
+    crashed: bool = False
+
+
+def find(noted: DataRootState | None, boot_id: str, *, lost_note: bool = False) -> Doubt | None:
+    """What to doubt, None for nothing. `noted` is what the last start and its daemon's end have left, `boot_id` this
+    boot's; `lost_note` tells that there was something, and it cannot be read.
+
+    A data-root that no start of ours has seen is taken as it is, as docker:dind does.
+    """
+    if noted is None:
+        return Doubt(LOST_NOTE, crashed=True) if lost_note else None
+    if noted.doubt and noted.doubt not in _ENDED_BY_A_DAEMON:
+        return Doubt(noted.doubt, crashed=True)
+    if noted.ended is not None and noted.ended.clean:
+        return None
+    if noted.boot_id != boot_id:
+        return Doubt(CRASHED, crashed=True)
+    if noted.ready_at is not None:
+        return None
+    if noted.doubt:
+        return Doubt(noted.doubt)
+    # A start that was killed while seeds were put in had a private daemon on it that came up.
+    return None if noted.seeding else Doubt(NEVER_READY)
+
+
+def is_grave(doubt: Doubt | None) -> bool:
+    """Whether another state is better than this one, if there is any: not for a start that was merely cancelled."""
+    return doubt is not None and doubt.why != NEVER_READY

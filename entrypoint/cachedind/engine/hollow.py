@@ -1,0 +1,278 @@
+"""Layers whose files a crash of the host has emptied, found without a daemon and without a clock.
+
+Graph drivers keep a list of each layer's files with their sizes, from which the layer's archive can be put together
+again (image/<driver>/layerdb/sha256/<chain ID>/tar-split.json.gz; vbatts/tar-split). A kernel that loses what it had
+not written leaves a file empty or short, never another one of the same size (ext4's data=ordered, xfs and btrfs write a
+size after the bytes). So sizes are compared, some 200,000 files in a second. The containerd store names each blob
+by its digest; what it has unpacked of them is another module's (unpacked.py).
+
+Looking has its time; what it did not come to is counted, not taken for bad. Needs the lease.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+import zlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.engine import paths
+from cachedind.engine.paths import CACHE_ID
+from cachedind.host import beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TIME_S = 60.0
+_FILES = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})\n?")
+_EMPTY = hashlib.sha256().hexdigest()
+_MAX_LINE = 1 << 22
+_CHUNK = 1 << 20
+_FILE_ENTRY = 1
+"""In a tar-split list; 2 is a piece of the archive between files."""
+
+
+class Short(NamedTuple):
+    """An unpacked layer with files that are too short: the path of its files in the data-root, the digest of its blob,
+    which has them, and their names, each with its place in the blob."""
+
+    path: str
+    blob: str
+    files: Mapping[str, int]
+    why: str
+
+
+class Found(NamedTuple):
+    """What is bad, by its path in the data-root, and why; what is as bad and stays, because a container lies on it; and
+    sentences about what could not be looked at."""
+
+    bad: Mapping[str, str] = MappingProxyType({})
+    held: Mapping[str, str] = MappingProxyType({})
+    unchecked: tuple[str, ...] = ()
+    cached: bool = False
+    """Whether BuildKit's records refer to some of `bad`: they would have builds fail."""
+    whole: frozenset[str] = frozenset()
+    """Digests of blobs that are what their names say."""
+    short: tuple[Short, ...] = ()
+    """What can be written again."""
+
+
+# ---- graph drivers ---------------------------------------------------------------------------------------------------
+
+
+def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
+    """The records of layers that have lost files, with those that lie on them. Raises nothing for what is on disk."""
+    home = paths.layer_records(driver)
+    records = [name for name in beneath.names(root_fd, home) if _FILES.fullmatch(name)]
+    until = time.monotonic() + time_s
+    why: dict[str, str] = {}
+    late = 0
+    for name in records:
+        if time.monotonic() >= until:
+            late += 1
+            continue
+        with contextlib.suppress(_NotLooked):
+            reason = _look_at_layer(root_fd, driver, f"{home}/{name}", until)
+            if reason:
+                why[name] = reason
+    _add_what_lies_on_them(root_fd, home, records, why)
+    used = _used_by_containers(root_fd, driver, home)
+    bad = {f"{home}/{name}": reason for name, reason in why.items() if name not in used}
+    held = {f"{home}/{name}": reason for name, reason in why.items() if name in used}
+    told = [f"{late} of {len(records)} layers, for want of time"] if late else []
+    own = _layers_without_list(root_fd, driver, home, records)
+    if own:
+        told.append(f"{own} layers that only the build cache has, of which there is no list")
+    return Found(bad, held, tuple(told), cached=_is_cached(root_fd, [name for name in why if name not in used]))
+
+
+class _NotLooked(Exception):
+    """There is nothing to compare with, or no time left."""
+
+
+def _look_at_layer(root_fd: int, driver: str, record: str, until: float) -> str:
+    """Why a layer is bad; nothing where it is not. Raises _NotLooked."""
+    try:
+        cache_id = beneath.read(root_fd, f"{record}/cache-id", 256).decode("ascii", "replace").strip()
+        fd, size = beneath.open_file(root_fd, f"{record}/tar-split.json.gz")
+    except (OSError, ValueError) as error:
+        raise _NotLooked from error
+    with os.fdopen(fd, "rb") as file:
+        if size == 0:
+            return "the list of its files is empty"
+        if not CACHE_ID.fullmatch(cache_id):
+            raise _NotLooked
+        above = f"{paths.layers(driver)}/{cache_id}"
+        try:
+            files_fd = beneath.open_path(
+                root_fd, f"{above}/diff" if driver in paths.OVERLAYS else above, os.O_PATH | os.O_DIRECTORY
+            )
+        except OSError as error:
+            raise _NotLooked from error  # whether it is there is damage.py's question
+        try:
+            return _compare(file, files_fd, until)
+        finally:
+            os.close(files_fd)
+
+
+def _compare(file: object, files_fd: int, until: float) -> str:
+    """The first file that is not what the list says. Later entries of one name stand for what earlier ones said."""
+    wrong: dict[str, str] = {}
+    count = 0
+    try:
+        for name, size in _read_list(file):
+            count += 1
+            if count % 1024 == 0 and time.monotonic() >= until:
+                raise _NotLooked
+            wrong.pop(name, None)
+            if size > 0 and (reason := _look_at_file(files_fd, name, size)):
+                wrong[name] = reason
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        # gzip.BadGzipFile is an OSError: it is what a crash leaves of a file.
+        return f"the list of its files cannot be read: {error}"
+    if not wrong:
+        return ""
+    name, reason = next(iter(wrong.items()))
+    return f"{name}: {reason}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+
+
+def _read_list(file: object) -> Iterator[tuple[str, int]]:
+    """Names and sizes, in the order of the archive. Raises OSError, EOFError, ValueError."""
+    with gzip.open(file, "rb") as lines:  # type: ignore[call-overload]
+        while line := lines.readline(_MAX_LINE):
+            if b'"type":2' in line[:16]:
+                continue  # whole headers of an archive: not worth parsing
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or entry.get("type") != _FILE_ENTRY:
+                continue
+            name, size = entry.get("name", ""), entry.get("size", 0)
+            if entry.get("name_raw"):
+                name = os.fsdecode(base64.b64decode(entry["name_raw"]))
+            if isinstance(name, str) and isinstance(size, int):
+                yield os.path.normpath(f"/{name}").lstrip("/"), size
+
+
+def _look_at_file(files_fd: int, name: str, size: int) -> str:
+    try:
+        status = beneath.look(files_fd, name)
+    except FileNotFoundError:
+        return "it is gone" if _has_directory_of(files_fd, name) else ""
+    except (OSError, ValueError):
+        return ""
+    if not stat.S_ISREG(status.st_mode) or status.st_size == size:
+        return ""
+    return f"it has {status.st_size} bytes instead of {size}"
+
+
+def _has_directory_of(files_fd: int, name: str) -> bool:
+    """An archive may name a file behind a link ("lib/x", with lib a link to usr/lib in this layer, or in one below): it
+    is not there under that name, and was never meant to be."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(beneath.look(files_fd, os.path.dirname(name) or ".").st_mode)
+    return False
+
+
+def _add_what_lies_on_them(root_fd: int, home: str, records: list[str], why: dict[str, str]) -> None:
+    parents = {name: parent for name in records if (parent := _read_digest(root_fd, f"{home}/{name}/parent"))}
+    while fallen := [name for name, parent in parents.items() if parent in why and name not in why]:
+        for name in fallen:
+            why[name] = f"what it lies on is bad: {parents[name][:12]}"
+
+
+def _used_by_containers(root_fd: int, driver: str, home: str) -> frozenset[str]:
+    """What containers lie on: without it, nobody reaches what they have written."""
+    mounts = f"{paths.images(driver)}/layerdb/mounts"
+    used: set[str] = set()
+    for container in beneath.names(root_fd, mounts):
+        name = _read_digest(root_fd, f"{mounts}/{container}/parent")
+        while name and name not in used:
+            used.add(name)
+            name = _read_digest(root_fd, f"{home}/{name}/parent")
+    return frozenset(used)
+
+
+def _layers_without_list(root_fd: int, driver: str, home: str, records: list[str]) -> int:
+    mounts = f"{paths.images(driver)}/layerdb/mounts"
+    known = {_read_word(root_fd, f"{home}/{name}/cache-id") for name in records}
+    for container in beneath.names(root_fd, mounts):
+        known |= {_read_word(root_fd, f"{mounts}/{container}/{name}") for name in ("init-id", "mount-id")}
+    layers = beneath.names(root_fd, paths.layers(driver))
+    return len({name for name in layers if len(name) > 1 and name != "backingFsBlockDev"} - known)
+
+
+def _is_cached(root_fd: int, layers: list[str]) -> bool:
+    """Whether BuildKit's records have the name of one of these layers in them, whatever their format."""
+    if not layers:
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        raw = beneath.read(root_fd, "buildkit/snapshots.db", 1 << 28)
+        return any(name.encode() in raw for name in layers)
+    return False
+
+
+def _read_digest(root_fd: int, path: str) -> str:
+    found = _DIGEST.fullmatch(_read_word(root_fd, path))
+    return found[1] if found else ""
+
+
+def _read_word(root_fd: int, path: str) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return beneath.read(root_fd, path, 256).decode("ascii", "replace").strip()
+    return ""
+
+
+# ---- the containerd store --------------------------------------------------------------------------------------------
+
+
+def find_blobs(root_fd: int, *, time_s: float = TIME_S) -> Found:
+    """Blobs that are not what their names say, small ones first. They stay where they are: containerd has a record of
+    each, and takes a blob of that name for there when an image comes again.
+
+    Raises nothing for what is on disk.
+    """
+    sizes: list[tuple[int, str]] = []
+    for name in beneath.names(root_fd, paths.BLOBS):
+        if _FILES.fullmatch(name):
+            with contextlib.suppress(OSError):
+                sizes.append((beneath.look(root_fd, f"{paths.BLOBS}/{name}").st_size, name))
+    held: dict[str, str] = {}
+    whole: set[str] = set()
+    until = time.monotonic() + time_s
+    late = 0
+    for size, name in sorted(sizes):
+        path = f"{paths.BLOBS}/{name}"
+        if size == 0 and name != _EMPTY:
+            held[path] = "it is empty"
+            continue
+        digest = _digest_of(root_fd, path, until)
+        if digest is None:
+            late += 1
+        elif digest != name:
+            held[path] = "its bytes are others than its name says"
+        else:
+            whole.add(f"sha256:{name}")
+    told = [f"{late} of {len(sizes)} blobs, for want of time"] if late else []
+    return Found(held=held, unchecked=tuple(told), whole=frozenset(whole))
+
+
+def _digest_of(root_fd: int, path: str, until: float) -> str | None:
+    """None when there was no time left, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        fd, _ = beneath.open_file(root_fd, path)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            digest = hashlib.sha256()
+            while time.monotonic() < until:
+                chunk = file.read(_CHUNK)
+                if not chunk:
+                    return digest.hexdigest()
+                digest.update(chunk)
+    return None

@@ -1,0 +1,261 @@
+"""What a slot gives up when its pool is over its budget and nothing is left to evict: build cache, and old images.
+
+The upkeep notes down in the pool how much is too much; the next start that finds the note takes it and has its slot
+pruned by a private daemon, before its state becomes the golden:
+
+    first    build cache above the limit that builder.gc keeps it to
+    then     images, those first that were used longest ago, and those last that others are built on, which free little;
+             none that seeds brought, nor one that a container has
+    last     more of the build cache, the least recently used first: what those images had shared with it comes there
+
+An image's last use is the last time that it got a tag, which pulling, loading and building do, or that cleaning
+found a container of it. No engine notes more than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base import state
+from cachedind.base.model import ImageStore
+from cachedind.engine.private_daemon import whole_seconds_left
+from cachedind.host import beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import docker
+
+NAME = "over-budget.json"
+"""In the pool's tree."""
+USES_NAME = "image-uses.json"
+"""In <data-root>/.cachedind, so that clones have it too."""
+MAX_USES = 500
+_MAX_USES_BYTES = 1 << 20
+_LEAST_CACHE_BYTES = 1 << 20
+"""A limit of nothing would be none to some engines."""
+
+
+class StoredImage(NamedTuple):
+    """An image of a data-root. `unique_bytes` is what its removal frees of its `size_bytes`, as the engine counts;
+    `last_used` in seconds since the epoch, 0 where nobody knows; `spared`: it is not to go."""
+
+    id: str
+    name: str
+    size_bytes: int
+    unique_bytes: int
+    last_used: float
+    spared: bool
+
+
+class Inventory(NamedTuple):
+    """What a data-root has that could go. `layers_bytes` is what all images together occupy, `cache_bytes` the build
+    cache that no image has too."""
+
+    images: tuple[StoredImage, ...]
+    layers_bytes: int
+    cache_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.layers_bytes + self.cache_bytes
+
+
+class Pruned(NamedTuple):
+    """What was removed: images by name, bytes of build cache; and sentences about what did not go as it should.
+
+    `cache_limit_bytes` is what the build cache shall be kept to by the job's own daemon, where this one left it alone.
+    """
+
+    images: tuple[str, ...]
+    cache_bytes: int
+    problems: tuple[str, ...]
+    cache_limit_bytes: int | None = None
+
+    def __str__(self) -> str:
+        count = len(self.images)
+        shown = ", ".join(self.images[:3]) + ", …" * (count > 3)
+        images = f"{count} image{'s' if count > 1 else ''} ({shown})" if count else "no image"
+        if self.cache_limit_bytes is not None:
+            return f"{images}; the build cache is kept to {self.cache_limit_bytes / 1e6:.0f} MB this time"
+        return f"{images} and {self.cache_bytes / 1e6:.0f} MB of build cache"
+
+
+def plan_images(found: Inventory, wanted_bytes: int, limit_bytes: int | None) -> tuple[StoredImage, ...]:
+    """Which images to remove so that `wanted_bytes` are free, when the build cache keeps to its limit. Pure."""
+    lacking = wanted_bytes - (found.cache_bytes - _kept_cache_bytes(found, limit_bytes))
+    going = []
+    for image in sorted(found.images, key=_order):
+        if lacking <= 0:
+            break
+        if not image.spared and image.unique_bytes > 0:
+            going.append(image)
+            lacking -= image.unique_bytes
+    return tuple(going)
+
+
+def _order(image: StoredImage) -> tuple[bool, float, str, str]:
+    return image.unique_bytes * 2 < image.size_bytes, image.last_used, image.name, image.id
+
+
+def plan_cache(before: Inventory, now: Inventory, wanted_bytes: int, limit_bytes: int | None) -> int | None:
+    """What the build cache may keep, so that `wanted_bytes` of what was there `before` are free; None: all. Pure."""
+    lacking = wanted_bytes - (before.total_bytes - now.total_bytes)
+    keep = max(0, min(_kept_cache_bytes(now, limit_bytes), now.cache_bytes - lacking))
+    return keep if keep < now.cache_bytes else None
+
+
+def _kept_cache_bytes(found: Inventory, limit_bytes: int | None) -> int:
+    return found.cache_bytes if limit_bytes is None else min(found.cache_bytes, limit_bytes)
+
+
+# ---- the note --------------------------------------------------------------------------------------------------------
+
+
+def note(tree_fd: int, lacking_bytes: int) -> None:
+    """Tell the next start that the pool has so much more than its budget; 0: that it has not. Raises OSError."""
+    if lacking_bytes <= 0:
+        _drop(tree_fd)
+        return
+    with contextlib.suppress(FileExistsError, FileNotFoundError):  # somebody else notes it down right now
+        state.write_state(tree_fd, NAME, {"lacking_bytes": lacking_bytes}, None, durable=False)
+
+
+def take_note(tree_fd: int) -> int:
+    """How many bytes this start has to free: once for each note, whoever comes first. Raises OSError."""
+    try:
+        raw = state.read_state(tree_fd, NAME)
+    except ValueError:
+        raw = {}
+    if raw is None or not _drop(tree_fd):
+        return 0
+    lacking = raw.get("lacking_bytes")
+    return lacking if isinstance(lacking, int) and not isinstance(lacking, bool) else 0
+
+
+def _drop(tree_fd: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(NAME, dir_fd=tree_fd)
+        return True
+    return False
+
+
+# ---- which images were used ------------------------------------------------------------------------------------------
+
+
+def read_uses(root_fd: int) -> dict[str, float]:
+    """When a container of each image was seen last, by image id, as far as a data-root has that. A job may have written
+    it: it decides about that job's own images only."""
+    try:
+        uses = state.parse_state(beneath.read(root_fd, f".cachedind/{USES_NAME}", _MAX_USES_BYTES)).get("uses")
+    except (ValueError, OSError):
+        return {}
+    if not isinstance(uses, dict):
+        return {}
+    return {name: float(at) for name, at in uses.items() if isinstance(at, int | float) and not isinstance(at, bool)}
+
+
+def note_uses(root_fd: int, images: Iterable[str], now: float) -> None:
+    """Note down that containers of these images were seen at `now`, in seconds since the epoch. Raises OSError."""
+    uses = {**read_uses(root_fd), **dict.fromkeys(images, round(now, 3))}
+    newest = sorted(uses.items(), key=lambda item: item[1], reverse=True)[:MAX_USES]
+    with beneath.made_directory(root_fd, ".cachedind") as directory_fd:
+        state.write_state(directory_fd, USES_NAME, {"uses": dict(newest)}, None, durable=False)
+
+
+# ---- by a daemon's API -----------------------------------------------------------------------------------------------
+
+
+def prune(
+    client: docker.DockerClient,
+    wanted_bytes: int,
+    limit_bytes: int | None,
+    *,
+    store: ImageStore,
+    uses: Mapping[str, float],
+    seeded: Iterable[str],
+    deadline: float,
+) -> Pruned:
+    """Free `wanted_bytes`, or what can be freed of that until `deadline` (of time.monotonic()).
+
+    With the containerd store the build cache is left to the engine's own collector: `docker builder prune` drops all
+    its keys there, also of what it keeps, so that nothing is CACHED any longer (seen with 28.5).
+
+    `limit_bytes` is the build cache's own limit. `uses` tells last uses by image id, `seeded` the names that seeds
+    brought. Raises DockerException, requests.RequestException.
+    """
+    spared = frozenset(seeded)
+    before = look(client, uses, spared)
+    names, problems = _remove_images(client, plan_images(before, wanted_bytes, limit_bytes), deadline)
+    now = look(client, uses, spared)
+    keep = plan_cache(before, now, wanted_bytes, limit_bytes)
+    if store is ImageStore.CONTAINERD:
+        return Pruned(tuple(names), 0, tuple(problems), None if keep is None else max(keep, _LEAST_CACHE_BYTES))
+    freed = 0
+    if keep is not None and time.monotonic() < deadline:
+        client.api.timeout = whole_seconds_left(deadline)
+        # Not all=True, which also takes what images have, and frees nothing by that (buildkit, cache/manager.go).
+        freed = int(client.api.prune_builds(keep_storage=keep).get("SpaceReclaimed") or 0)
+    return Pruned(tuple(names), freed, tuple(problems))
+
+
+def look(client: docker.DockerClient, uses: Mapping[str, float], seeded: frozenset[str]) -> Inventory:
+    """What the daemon has. Raises DockerException, requests.RequestException."""
+    usage = client.api.df()
+    busy = {str(container.get("ImageID")) for container in client.api.containers(all=True)}
+    images = []
+    for entry in usage.get("Images") or ():
+        identity, names = str(entry["Id"]), list(entry.get("RepoTags") or ())
+        metadata = client.images.get(identity).attrs.get("Metadata") or {}
+        size = int(entry.get("Size") or 0)
+        images.append(
+            StoredImage(
+                identity,
+                names[0] if names else identity[:19],
+                size,
+                max(0, size - max(0, int(entry.get("SharedSize") or 0))),
+                max(parse_time(metadata.get("LastTagTime")), uses.get(identity, 0.0)),
+                identity in busy or not seeded.isdisjoint(names),
+            )
+        )
+    cache = sum(int(record["Size"]) for record in usage.get("BuildCache") or () if not record.get("Shared"))
+    return Inventory(tuple(images), int(usage.get("LayersSize") or 0), cache)
+
+
+def _remove_images(
+    client: docker.DockerClient, images: Iterable[StoredImage], deadline: float
+) -> tuple[list[str], list[str]]:
+    """Names of what went, and sentences about what did not: one failure does not stop the rest."""
+    from docker.errors import DockerException
+    from requests import RequestException
+
+    gone, problems = [], []
+    for image in images:
+        if time.monotonic() >= deadline:
+            problems.append("no time left to remove each image")
+            break
+        client.api.timeout = whole_seconds_left(deadline)
+        try:
+            client.api.remove_image(image.id, force=True)
+        except (DockerException, RequestException) as error:
+            problems.append(f"image {image.name[:64]}: {getattr(error, 'explanation', None) or error}")
+            continue
+        gone.append(image.name)
+    return gone, problems
+
+
+def parse_time(text: object) -> float:
+    """Seconds since the epoch of RFC 3339 as the engine writes it, with nanoseconds; 0 for what is none, and for Go's
+    zero time."""
+    if not isinstance(text, str):
+        return 0.0
+    whole, _, rest = text.partition(".")
+    zone = rest.lstrip("0123456789") if rest else ""
+    try:
+        return max(0.0, datetime.datetime.fromisoformat(whole + zone).timestamp())
+    except (ValueError, OverflowError):
+        return 0.0

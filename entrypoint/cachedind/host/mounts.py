@@ -1,0 +1,73 @@
+"""The mounts that a nested daemon expects in its container: securityfs, a tmpfs on /tmp, and shared propagation."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from cachedind.base.errors import HostPreparationError
+from cachedind.host import linux
+
+
+class MountOp(NamedTuple):
+    """A mount to be made. `needed` tells whether a daemon is of no use without it."""
+
+    source: str
+    target: str
+    fstype: str
+    flags: int
+    needed: bool
+    purpose: str
+
+    def describe(self) -> str:
+        what = f"{self.fstype} on {self.target}" if self.fstype else f"{self.target}"
+        return f"{what} ({self.purpose})"
+
+
+def plan_mounts(mount_points: frozenset[str], *, has_securityfs_directory: bool) -> list[MountOp]:
+    """What is missing, given the mount points that there are. moby's hack/dind does the same, in this order."""
+    wanted = []
+    if has_securityfs_directory and "/sys/kernel/security" not in mount_points:
+        wanted.append(MountOp("none", "/sys/kernel/security", "securityfs", 0, needed=False, purpose="LSM detection"))
+    if "/tmp" not in mount_points:
+        wanted.append(MountOp("none", "/tmp", "tmpfs", 0, needed=True, purpose="temporary files"))
+    # Last, so that what was mounted above is shared as well.
+    flags = linux.MS_REC | linux.MS_SHARED
+    wanted.append(MountOp("none", "/", "", flags, needed=True, purpose="shared propagation for volumes"))
+    return wanted
+
+
+def apply_mounts(operations: list[MountOp]) -> list[str]:
+    """Make them; returns one line for each that failed and is not needed. Raises HostPreparationError. Needs
+    CAP_SYS_ADMIN.
+    """
+    failed = []
+    for operation in operations:
+        try:
+            linux.mount(operation.source, operation.target, operation.fstype, operation.flags)
+        except OSError as error:
+            if operation.needed:
+                raise HostPreparationError(
+                    f"mount {operation.describe()}: {error.strerror}", "run the container with --privileged"
+                ) from error
+            failed.append(f"could not mount {operation.describe()}: {error.strerror}")
+    return failed
+
+
+def has_securityfs_directory() -> bool:
+    return os.path.isdir("/sys/kernel/security")
+
+
+def bind(directory_fd: int, target: str) -> bool:
+    """Put an open directory in the place of `target`, which is made when it is missing; tells whether that hides
+    something. Raises OSError. Needs CAP_SYS_ADMIN.
+    """
+    os.makedirs(target, mode=0o710, exist_ok=True)
+    hides = any(name not in (".cachedind", "lost+found") for name in os.listdir(target))
+    linux.mount(f"/proc/self/fd/{directory_fd}", target, "", linux.MS_BIND)
+    return hides
+
+
+def mount_points_at(paths: list[str]) -> list[str]:
+    """Those of `paths` that are mount points themselves, each once and in this order."""
+    return [path for path in dict.fromkeys(paths) if os.path.ismount(path)]

@@ -1,0 +1,268 @@
+"""The door to other processes: programs that are run to their end, and work that a forked child does beside the
+start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base.errors import CachedindError, ProgramMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Result(NamedTuple):
+    """How a program ended. `status` is negative for a signal; both streams are text."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    timeout_s: float = 30.0,
+) -> Result:
+    """Run a program to its end without a shell and without input. A non-zero status is a result, not an error.
+
+    It has the descriptors `pass_fds` under the same numbers, and so /proc/self/fd/N for each.
+
+    Raises ProgramMissingError when it cannot be started at all or does not end in `timeout_s` seconds.
+    """
+    import subprocess  # 5 ms, which a start has to spare once its sockets are bound
+
+    try:
+        done = subprocess.run(
+            list(argv),
+            env=None if env is None else dict(env),
+            stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProgramMissingError(
+            f"{argv[0]} did not end within {timeout_s:g} s", f"run it by hand in the container: {' '.join(argv)}"
+        ) from error
+    except OSError as error:
+        raise ProgramMissingError(
+            f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile"
+        ) from error
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def find_program(name: str, path: str) -> str | None:
+    """The first executable file of that name in the directories of `path`. shutil.which would cost 4 ms of imports."""
+    for directory in path.split(os.pathsep):
+        candidate = f"{directory or '.'}/{name}"
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return None
+
+
+ENGINE = "/usr/local/libexec/cachedind/dockerd"
+"""Where the image keeps the real dockerd: that name on PATH, and Debian's own place, are scripts that enter boot."""
+_INSIDE = "CACHEDIND_INSIDE"
+_ENTRANCE = b"# cachedind: enters boot"
+
+
+def engine_program(path: str) -> str:
+    """The dockerd that is no entrance to boot: the first on `path`, which may be one of the user's own, else the
+    image's. Raises ProgramMissingError.
+    """
+    for directory in (*path.split(os.pathsep), os.path.dirname(ENGINE)):
+        program = find_program("dockerd", directory)
+        if program is not None and _ENTRANCE not in _head(program):
+            return program
+    raise ProgramMissingError("there is no dockerd", "use an image built from image/Dockerfile")
+
+
+def engine_environment(program: str) -> dict[str, str]:
+    """What `program`, an engine_program, needs in its environment. A script of the user's around dockerd may call it by
+    its name; it must not enter boot again then.
+    """
+    return {_INSIDE: "1"} if _head(program).startswith(b"#!") else {}
+
+
+def _head(program: str) -> bytes:
+    with open(program, "rb") as file:
+        return file.read(200)
+
+
+class Program:
+    """A program that runs beside this process until `stop`, without input; both its streams are added to a file."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: str,
+        pass_fds: Sequence[int] = (),
+        in_child: Callable[[], None] | None = None,
+    ) -> None:
+        """`in_child` is called in the new process before the program takes it over.
+
+        Raises ProgramMissingError when the program cannot be started.
+        """
+        import subprocess
+
+        try:
+            with open(log_path, "ab") as log:
+                self._child = subprocess.Popen(
+                    list(argv),
+                    env=dict(env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=pass_fds,
+                    preexec_fn=in_child,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ProgramMissingError(
+                f"{argv[0]} cannot be run: {why}", "use an image built from image/Dockerfile, privileged"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def stop(self, grace_s: float) -> int:
+        """SIGTERM, and SIGKILL after `grace_s` seconds; returns the status. One that has ended is only waited for."""
+        import subprocess
+
+        self._child.terminate()
+        try:
+            return self._child.wait(max(0.0, grace_s))
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            return self._child.wait()
+
+
+class Background:
+    """A function running in a child process. Fork it while this process has a single thread."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._read_fd, write_fd = os.pipe()
+        parent = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._read_fd)
+            _run(work, write_fd, parent)
+        os.close(write_fd)
+
+    def join(self) -> None:
+        """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
+        with os.fdopen(self._read_fd, "rb") as pipe:
+            raw = pipe.read()
+        _, status = os.waitpid(self._pid, 0)
+        if raw == _DONE and status == 0:
+            return
+        if raw and raw != _DONE:
+            import pickle
+
+            # Written by our own child a moment ago, never from disk or network.
+            raise pickle.loads(raw)
+        raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
+
+
+class Ahead:
+    """A child process that is forked before its work is known, and gets ready for it meanwhile. Fork it while this
+    process has a single thread. It ends quietly when this process ends, or becomes another program, without a word."""
+
+    def __init__(self, get_ready: Callable[[], object], work: Callable[[dict[str, object], list[int]], object]) -> None:
+        """`work` is called with what `begin` passes on: an order, and descriptors that are the child's own."""
+        import socket
+
+        self._socket, theirs = socket.socketpair()
+
+        def listen() -> None:
+            import json
+
+            self._socket.close()
+            get_ready()
+            raw, descriptors, _, _ = socket.recv_fds(theirs, _MAX_ORDER_BYTES, _MAX_DESCRIPTORS)
+            if raw:
+                work(json.loads(raw), descriptors)
+
+        self._background = Background(listen)
+        theirs.close()
+
+    def begin(self, order: dict[str, object], descriptors: Sequence[int]) -> None:
+        """`order` must be JSON of at most 64 KiB. Raises OSError when the child is gone."""
+        import json
+        import socket
+
+        socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
+
+    def join(self) -> None:
+        """Wait for the end. Raises the CachedindError that ended the work, or one that says that it died."""
+        import socket
+
+        # Other children of this process may have the socket open, too.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._background.join()
+
+
+def leave_out(names: Sequence[str]) -> None:
+    """Have modules imported as if they were there, with nothing in them. For a process that ends with its one task."""
+    import sys
+    from types import ModuleType
+
+    class Nothing(ModuleType):
+        def __getattr__(self, name: str) -> type[object]:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return object
+
+    for name in names:
+        sys.modules.setdefault(name, Nothing(name))
+
+
+_MAX_ORDER_BYTES = 1 << 16
+_MAX_DESCRIPTORS = 64
+_DONE = b"done"
+
+
+def _run(work: Callable[[], object], write_fd: int, parent: int) -> None:
+    status = 1
+    try:
+        answer = _DONE
+        try:
+            work()
+            status = 0
+        except CachedindError as error:
+            import pickle
+
+            answer = pickle.dumps(error)
+        # A parent that was told to end meanwhile, or is another program by now, does not read it.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_fd, answer)
+    except BaseException:
+        import traceback
+
+        if os.getppid() == parent:
+            traceback.print_exc()
+    finally:
+        os._exit(status)

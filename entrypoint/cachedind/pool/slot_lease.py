@@ -1,0 +1,474 @@
+"""One start in a pool: lease the newest slot or clone the newest golden, from this key or its fallbacks.
+
+What is newest is settled under the key's lock; copying is done outside of it, with a shared lock on what is copied. A
+free slot that is good becomes the golden at once, before its new daemon changes it: whoever starts beside this one is
+then as warm as this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base import state
+from cachedind.base.errors import PoolUnusableError
+from cachedind.base.model import Degradation
+from cachedind.engine import doubt, in_use
+from cachedind.host import flock
+from cachedind.pool import golden, pool, slots
+from cachedind.pool.clone import CloneMethod
+from cachedind.pool.keys import BASE_KEY
+from cachedind.pool.slots import Candidate, Kind, Slot, SlotState, Wish
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cachedind.base.log import Log
+    from cachedind.base.model import Holder
+    from cachedind.pool.pool import Pool
+
+
+_MAX_SUSPECTS = 8
+WAIT_S = 10.0
+"""How long a start that has nothing waits for somebody who copies its key's newest state."""
+WAIT_WITH_OTHER_S = 0.5
+"""How long one does that has an older state."""
+
+
+class Warmth(StrEnum):
+    """Where a start's cache came from."""
+
+    LEASED = "leased"
+    CLONED = "cloned"
+    FRESH = "fresh"
+
+
+class Order(NamedTuple):
+    """What a start asks of the pool."""
+
+    key: str
+    fallback_keys: tuple[str, ...]
+    read_only: bool
+    wish: Wish
+    boot_id: str
+    holder: Holder
+    fresh: bool = False
+    """Whether to start from nothing, whatever there is."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of slots that this start has passed over."""
+
+
+class Tenancy(NamedTuple):
+    """A leased slot and where its content came from.
+
+    `found` is the state of that content, `raw` its state file, `source_key` the key it was of, `sequence` this start's
+    number.
+    """
+
+    home: Pool
+    key: str
+    slot: Slot
+    warmth: Warmth
+    found: SlotState
+    raw: dict[str, object]
+    source_key: str
+    sequence: int
+    promoted: bool = False
+
+    @property
+    def is_throwaway(self) -> bool:
+        """Whether it goes with this job."""
+        return self.raw.get("read_only") is True
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether no job has ever run on it: there is nothing in it but seeds."""
+        return self.raw.get("pure") is True
+
+
+def take(home: Pool, order: Order, log: Log) -> Tenancy:
+    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full).
+
+    Where copies take time, a state that is due becomes the golden with its slot's lease alone: who starts beside that
+    waits a little for it, and goes on with what there is.
+    """
+    leased, source, sequence = _choose(home, order, log)
+    if leased is None and not order.fresh and _has_waited(home, order, source):
+        if source is not None:
+            source.close()
+        leased, source, sequence = _choose(home, order, log)
+    if leased is not None:
+        tenancy = _introduce(leased.tenancy, order.holder)
+        return tenancy if leased.turn_fd is None else _promote_beside(tenancy, leased.turn_fd, log)
+    source_key = order.key
+    if source is None and not order.fresh:
+        source, source_key = _open_fallback(home, order, log)
+    if source is None and order.read_only and not order.fresh and not slots.has_clones(home):
+        log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
+    return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
+
+
+class _Leased(NamedTuple):
+    """A leased slot; with `turn_fd` its state is to become the golden before a daemon has it."""
+
+    tenancy: Tenancy
+    turn_fd: int | None
+
+
+def _choose(home: Pool, order: Order, log: Log) -> tuple[_Leased | None, _Source | None, int]:
+    """A slot of the key, or else a golden of it to clone, and this start's number."""
+    with slots.locked_key(home, order.key, create=True) as key_fd:
+        assert key_fd is not None
+        candidates = _survey(home, key_fd, order, log)
+        sequence, aside = slots.draw_sequence(key_fd, candidates)
+        if aside is not None:
+            log.warn(f"the sequence of the key {order.key} was no file, and is counted anew; it is now {aside} there")
+        if order.fresh:
+            candidates = []
+        if not order.read_only:
+            leased = _lease_newest(home, key_fd, order, candidates, sequence, log)
+            if leased is not None:
+                return leased, None, sequence
+        return None, _open_newest_golden(home, key_fd, order, candidates, log), sequence
+
+
+def _has_waited(home: Pool, order: Order, source: _Source | None) -> bool:
+    """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
+    if golden.is_instant(home):
+        return False
+    key_fd = slots.open_key(home, order.key, create=False)
+    if key_fd is None:
+        return False
+    try:
+        return golden.wait_for_turn(key_fd, WAIT_S if source is None else WAIT_WITH_OTHER_S)
+    finally:
+        os.close(key_fd)
+
+
+def _introduce(tenancy: Tenancy, holder: Holder) -> Tenancy:
+    from cachedind.dataroot.lease import write_holder
+
+    try:
+        write_holder(tenancy.slot.lock_fd, holder, f"the slot {tenancy.slot.id}")
+    except BaseException:
+        tenancy.slot.close()
+        raise
+    tenancy.home.trace.reach("lease.recorded")
+    return tenancy
+
+
+def _survey(home: Pool, key_fd: int, order: Order, log: Log) -> list[Candidate]:
+    """What the key has, and this start has not passed over. What cannot be understood is set aside."""
+    candidates, bad = slots.read_candidates(key_fd)
+    for name, why in bad:
+        _set_aside(home, key_fd, name, why, log)
+    return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in order.avoid]
+
+
+def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
+    """Whether no daemon came up on a golden's last clone that nobody holds. Of the newest alone, as each look at a lock
+    takes its time."""
+    for clone in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
+        if not clone.state.never_ready:
+            return False
+        if not slots.look(key_fd, clone.name, 0)[0]:
+            return True
+    return False
+
+
+def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
+    """Set a bad slot or golden aside, unless somebody holds it. With CACHEDIND_STRICT it stays, and the start ends."""
+    if name.startswith("slots/"):
+        try:
+            slot = slots.try_lease(key_fd, name)
+        except slots.BadSlotError:
+            slot = None
+        else:
+            if slot is None:
+                return False
+            slot.close()
+    if log.strict:
+        mend = "a start without CACHEDIND_STRICT sets it aside and takes what is next best"
+        log.degraded(Degradation(f"{name} of the pool is bad", why, "nothing of it was changed", mend))
+    parent, _, last = name.rpartition("/")
+    parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
+    try:
+        where = pool.set_aside(home, parent_fd, last, why, time.time())
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(parent_fd)
+    what = f"{name} of the pool is set aside"
+    log.degraded(Degradation(what, why, f"it is kept as {where}", f"cachedind rm {where} drops it"))
+    return True
+
+
+def _lease_newest(
+    home: Pool, key_fd: int, order: Order, candidates: list[Candidate], sequence: int, log: Log
+) -> _Leased | None:
+    """The newest free slot, unless a golden is newer or better; promoted, or to be promoted, if it deserves it. Needs
+    the key's lock."""
+    for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
+        if candidate.kind is Kind.GOLDEN:
+            return None
+        slot = _try_lease(home, key_fd, candidate.name, log)
+        if slot is None:
+            continue
+        home.trace.reach("lease.locked")
+        try:
+            raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
+            found = slots.parse_slot_state(raw)  # read again: it was not ours before
+            due = _is_due(home, key_fd, order, slot, found, candidates, log)
+            promoted = due and golden.is_instant(home) and _promote(home, key_fd, slot, raw, candidates, log)
+            turn_fd = golden.take_turn(key_fd) if due and not golden.is_instant(home) else None
+        except BaseException:
+            slot.close()
+            raise
+        tenancy = Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted)
+        return _Leased(tenancy, turn_fd)
+    return None
+
+
+def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
+    try:
+        slot = slots.try_lease(key_fd, name)
+    except slots.BadSlotError as error:
+        _set_aside(home, key_fd, name, str(error), log)
+        return None
+    locked = None if slot is None else in_use.find_locked(slot.data_fd)
+    if slot is not None and locked is not None:
+        slot.close()
+        log.warn(f"{name} is passed over: a daemon that does not hold its lease is at work on it ({locked} is locked)")
+        return None
+    return slot
+
+
+def _is_due(
+    home: Pool,
+    key_fd: int,
+    order: Order,
+    slot: Slot,
+    found: SlotState,
+    candidates: list[Candidate],
+    log: Log,
+) -> bool:
+    """Whether a slot's state should become the golden of its key now."""
+    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+    if not slots.needs_promotion(found, goldens, order.boot_id):
+        return False
+    if not golden.is_sound(slot, found):
+        log.debug("the slot's state is not promoted: something in it is damaged")
+        return False
+    if not golden.is_due(home, goldens, *golden.last_cost(key_fd, time.time())):
+        log.debug("the golden is left as it is: copying it was too long ago for its cost")
+        return False
+    return True
+
+
+def _promote(
+    home: Pool, key_fd: int, slot: Slot, raw: dict[str, object], candidates: list[Candidate], log: Log
+) -> bool:
+    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+    with _full_is_no_end(slot, log):
+        golden.promote(home, key_fd, slot, raw, goldens, clean=False)
+        return True
+    return False
+
+
+def _promote_beside(tenancy: Tenancy, turn_fd: int, log: Log) -> Tenancy:
+    """As `_promote`, beside the starts of others. What cannot be copied costs warmth alone."""
+    slot = tenancy.slot
+    try:
+        with _full_is_no_end(slot, log):
+            promoted = golden.promote_beside(tenancy.home, tenancy.key, slot, tenancy.raw, clean=False)
+            return tenancy._replace(promoted=promoted)
+    except BaseException:
+        slot.close()
+        raise
+    finally:
+        os.close(turn_fd)
+    return tenancy
+
+
+@contextlib.contextmanager
+def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"slot {slot.id} does not become the golden of its key"
+        cost = "instances beside this one start from an older state"
+        mend = "give the pool more room, or see what fills it: cachedind ls"
+        log.degraded(Degradation(what, "the pool is full", cost, mend))
+
+
+class _Source(NamedTuple):
+    """A golden that is open to be cloned, kept from deletion by a shared lock on its directory."""
+
+    directory_fd: int
+    data_fd: int
+    found: SlotState
+    raw: dict[str, object]
+    doubt: str = ""
+    slot: Slot | None = None
+    """The leased slot that it is, where it has not become the golden."""
+
+    def close(self) -> None:
+        if self.slot is not None:
+            self.slot.close()
+            return
+        os.close(self.data_fd)
+        os.close(self.directory_fd)
+
+
+def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[Candidate], log: Log) -> _Source | None:
+    """The newest golden of a key, made of a free slot first where one is newer; where copies take time it is that slot
+    itself. Needs the key's lock."""
+    if not slots.has_clones(home):
+        return None
+    ranked = slots.plan_choice(candidates, order.wish, order.boot_id)
+    for candidate in ranked:
+        if candidate.kind is Kind.SLOT:
+            # For somebody else's key, or for a throw-away: the slot stays free, its state is what is wanted.
+            slot = _try_lease(home, key_fd, candidate.name, log)
+            if slot is None:
+                continue
+            try:
+                raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
+                found = slots.parse_slot_state(raw)
+                due = _is_due(home, key_fd, order, slot, found, candidates, log)
+                if due and not golden.is_instant(home):
+                    # What was synced at the end of its daemon is not the copy.
+                    return _Source(slot.directory_fd, slot.data_fd, found, {**raw, "ended": None}, slot=slot)
+                promoted = due and _promote(home, key_fd, slot, raw, candidates, log)
+            except BaseException:
+                slot.close()
+                raise
+            slot.close()
+            if promoted:
+                return _open_source(home, key_fd, "golden", log)
+        else:
+            source = _open_source(home, key_fd, candidate.name, log)
+            if source is not None:
+                return source._replace(doubt=_doubt_of_golden(key_fd, source.found, candidates, order.boot_id))
+    return None
+
+
+def _doubt_of_golden(key_fd: int, found: SlotState, candidates: list[Candidate], boot_id: str) -> str:
+    """Why a clone of it has to be proven; nothing where it need not."""
+    if not found.is_trusted(boot_id):
+        doubted = doubt.find(found.data, boot_id)
+        return doubted.why if doubted is not None else ""
+    return doubt.NEVER_READY if _last_clone_failed(key_fd, found, candidates) else ""
+
+
+def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as undo:
+        try:
+            directory_fd = slots.open_below(key_fd, name)
+            undo.callback(os.close, directory_fd)
+            if not flock.lock_shared(directory_fd):  # it is being deleted
+                return None
+            raw = state.read_state(directory_fd, slots.GOLDEN_NAME) or {}
+            found = slots.parse_slot_state(raw)
+            data_fd = os.open("data", flags, dir_fd=directory_fd)
+        except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            _set_aside(home, key_fd, name, f"it cannot be cloned: {why}", log)
+            return None
+        undo.pop_all()
+        return _Source(directory_fd, data_fd, found, raw)
+
+
+def _open_fallback(home: Pool, order: Order, log: Log) -> tuple[_Source | None, str]:
+    for key in order.fallback_keys:
+        with slots.locked_key(home, key, create=False) as key_fd:
+            if key_fd is None:
+                continue
+            source = _open_newest_golden(home, key_fd, order, _survey(home, key_fd, order, log), log)
+        if source is not None:
+            return source, key
+    return None, ""
+
+
+def _be_born(home: Pool, order: Order, source: _Source | None, source_key: str, sequence: int) -> Tenancy:
+    """A slot of its own: a clone of `source`, or empty. It is `pure` until a job's daemon has come up on it."""
+    if source is None:
+        raw: dict[str, object] = {"arch": order.wish.arch, "sequence": 0, "read_only": order.read_only, "pure": True}
+        slot = slots.create(home, order.key, None, raw)
+        return Tenancy(home, order.key, slot, Warmth.FRESH, slots.parse_slot_state(raw), raw, "", sequence)
+    try:
+        # Another key's numbers mean nothing in this one.
+        own = source.found.sequence if source_key == order.key else 0
+        raw = slots.clone_state(source.raw, sequence=own, read_only=order.read_only)
+        # From now on it is as old as this boot, and doubted for what its golden is doubted for.
+        raw |= {"boot_id": order.boot_id, "doubt": source.doubt}
+        raw["pure"] = source_key == BASE_KEY
+        slot = slots.create(home, order.key, source.data_fd, raw)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL):
+            raise PoolUnusableError(
+                f"the pool {home.path} cannot clone any longer: {error.strerror}",
+                "was it copied to another filesystem? Remove its pool.json to have it judged anew",
+            ) from error
+        raise
+    finally:
+        source.close()
+    return Tenancy(home, order.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
+
+
+def give_up(tenancy: Tenancy, why: str, log: Log) -> None:
+    """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
+    clone of, or that this start has made of it. The lease ends. Raises OSError."""
+    tenancy.slot.close()
+    is_golden_too = tenancy.warmth is Warmth.CLONED or tenancy.promoted
+    golden_key = tenancy.source_key or tenancy.key
+    for key in dict.fromkeys((tenancy.key, golden_key)):
+        with slots.locked_key(tenancy.home, key, create=False) as key_fd:
+            if key_fd is None:
+                continue
+            if key == tenancy.key:
+                _set_aside(tenancy.home, key_fd, f"slots/{tenancy.slot.id}", why, log)
+            for candidate in slots.read_candidates(key_fd)[0]:
+                same = slots.class_name(candidate.state) == slots.class_name(tenancy.found)
+                same = same and candidate.state.sequence == tenancy.found.sequence
+                if is_golden_too and key == golden_key and candidate.kind is Kind.GOLDEN and same:
+                    _set_aside(tenancy.home, key_fd, candidate.name, why, log)
+
+
+def has_other(tenancy: Tenancy, order: Order) -> bool:
+    """Whether the key has another trusted state for this start, of which a slot could be had. Raises OSError."""
+    with slots.locked_key(tenancy.home, tenancy.key, create=False) as key_fd:
+        if key_fd is None:
+            return False
+        candidates, _ = slots.read_candidates(key_fd)
+        return any(
+            candidate.state.is_trusted(order.boot_id)
+            and candidate.state.sequence != tenancy.found.sequence
+            and (candidate.kind is Kind.GOLDEN or not slots.look(key_fd, candidate.name, 0)[0])
+            for candidate in slots.plan_choice(candidates, order.wish, order.boot_id)
+            if candidate.name != f"slots/{tenancy.slot.id}"
+        )
+
+
+def promote_cleaned(tenancy: Tenancy) -> None:
+    """Put the state without the last job's leftovers in place of the one with them, where that is a matter of
+    milliseconds. Raises OSError, PoolUnusableError.
+    """
+    home = tenancy.home
+    if not (tenancy.promoted and home.method is CloneMethod.SUBVOLUME):
+        return
+    with slots.locked_key(home, tenancy.key, create=False) as key_fd:
+        if key_fd is None:
+            return
+        candidates, _ = slots.read_candidates(key_fd)
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        current = next((candidate for candidate in goldens if candidate.name == "golden"), None)
+        if current is not None and current.state.sequence == tenancy.found.sequence:
+            golden.promote(home, key_fd, tenancy.slot, tenancy.raw, goldens, clean=True)

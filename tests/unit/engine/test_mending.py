@@ -1,0 +1,377 @@
+"""What is done about damage: planned without side effects, and done without following a link or deleting anything."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachedind.base.errors import DaemonEnd
+from cachedind.base.model import ImageStore, Loss, StoragePlan
+from cachedind.base.trace import Trace
+from cachedind.engine import aside, damage, databases, kept, mending, paths
+from cachedind.engine.damage import Damage
+from cachedind.engine.doubt import NEVER_READY, Doubt
+from cachedind.engine.hollow import Found
+from cachedind.engine.mending import Patient, Proof, plan_mending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+WHOLE = Found()
+HOLLOW = Found(bad={"image/layer": "bin/sh: it has 0 bytes instead of 9"})
+META = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
+
+
+def of(path: str, storage: StoragePlan = GRAPH) -> Damage:
+    return Damage(path, "bad", databases.known(storage).get(path, Loss.NAMES))
+
+
+def plan(
+    *found: Damage,
+    storage: StoragePlan = GRAPH,
+    copies: frozenset[str] = frozenset(),
+    emptied: Found = WHOLE,
+    in_pool: bool = False,
+    has_better: bool = False,
+) -> mending.Plan:
+    return plan_mending(found, emptied, storage, copies, in_pool=in_pool, has_better=has_better)
+
+
+def test_where_nothing_is_wrong_nothing_is_done() -> None:
+    assert plan() == mending.Plan()
+    assert plan(in_pool=True, has_better=True) == mending.Plan()
+
+
+@pytest.mark.parametrize("path", ["buildkit/history.db", "network/files/local-kv.db", "volumes/metadata.db", META])
+def test_what_no_build_needs_is_moved_alone(path: str) -> None:
+    assert plan(of(path)).if_it_fails == (path,)
+    assert plan(of(path), in_pool=True, has_better=True).move == (path,)
+
+
+@pytest.mark.parametrize("path", ["buildkit/cache.db", "buildkit/snapshots.db", META])
+def test_in_direct_mode_nothing_is_moved_before_a_daemon_has_failed_on_it(path: str) -> None:
+    made = plan(of(path))
+    assert (made.move, made.restore, made.at_once) == ((), (), None)
+    assert path in made.if_it_fails
+    assert made.later == of(path).loss
+
+
+@pytest.mark.parametrize("path", ["buildkit/cache.db", "buildkit/snapshots.db"])
+def test_buildkits_records_go_together_and_its_name_stays(path: str) -> None:
+    moved = plan(of(path)).if_it_fails
+    assert {"buildkit/cache.db", "buildkit/metadata_v2.db", "buildkit/snapshots.db"} <= set(moved)
+    assert "engine-id" not in moved
+    assert not any(name.startswith(("image/", "overlay2")) for name in moved)
+
+
+def test_containerds_images_go_with_what_refers_to_them() -> None:
+    moved = plan(of(META, CONTAINERD), storage=CONTAINERD, in_pool=True).move
+    assert {"containerd", "buildkit/cache.db", "buildkit/containerd-overlayfs/metadata_v2.db"} <= set(moved)
+    assert "buildkit/containerd-overlayfs/workerid" not in moved
+
+
+def test_a_pool_with_another_state_takes_that_before_it_loses_a_cache() -> None:
+    for path in ("buildkit/cache.db", "image/overlay2/repositories.json"):
+        assert plan(of(path), in_pool=True, has_better=True) == mending.Plan(leave=True)
+    assert plan(emptied=HOLLOW, in_pool=True, has_better=True) == mending.Plan(leave=True)
+
+
+def test_what_there_is_a_copy_of_is_put_back_and_nothing_else_goes() -> None:
+    lost = Damage("engine-id", "it is gone", Loss.CACHE)
+    expected = mending.Plan(restore=("engine-id",), at_once=Loss.NOTHING)
+    assert plan(lost, copies=frozenset({"engine-id"})) == expected
+    assert plan(lost, copies=frozenset({"engine-id"}), in_pool=True, has_better=True) == expected
+
+
+def test_only_layers_that_are_proven_to_be_empty_go_at_once() -> None:
+    assert plan(emptied=HOLLOW) == mending.Plan(move=("image/layer",), at_once=Loss.LAYERS)
+    assert plan(emptied=Found(held={"image/layer": "in use"}, unchecked=("much",))) == mending.Plan()
+    cached = plan(emptied=HOLLOW._replace(cached=True))
+    assert {"image/layer", "buildkit/cache.db"} <= set(cached.move)
+    assert cached.at_once is Loss.CACHE
+
+
+def test_what_no_daemon_can_tell_of_is_moved_at_once() -> None:
+    stray = f"{paths.snapshots('overlayfs')}/70"
+    made = plan(Damage(stray, "no record of it", Loss.NOTHING, silent=True), storage=CONTAINERD)
+    assert made == mending.Plan(move=(stray,), at_once=Loss.NOTHING)
+    lost = plan(of("buildkit/snapshots.db")._replace(silent=True))
+    assert {"buildkit/snapshots.db", "buildkit/cache.db"} <= set(lost.move)
+    assert (lost.if_it_fails, lost.at_once) == ((), Loss.CACHE)
+
+
+STORAGES = st.sampled_from([GRAPH, CONTAINERD])
+
+
+@given(st.data(), STORAGES, st.booleans(), st.booleans())
+def test_no_plan_touches_volumes_or_images_that_are_whole(
+    data: st.DataObject, storage: StoragePlan, in_pool: bool, has_better: bool
+) -> None:
+    places = [*databases.known(storage), damage.identity_file(storage)]
+    found = [of(path, storage) for path in data.draw(st.lists(st.sampled_from(places), unique=True))]
+    copies = frozenset(data.draw(st.sets(st.sampled_from([damage.identity_file(storage)]))))
+    made = plan(*found, storage=storage, copies=copies, in_pool=in_pool, has_better=in_pool and has_better)
+    moved = {*made.move, *made.if_it_fails}
+    assert not set(made.restore) & moved
+    assert made.leave <= has_better
+    assert set(made.restore) <= copies
+    assert in_pool or not made.move
+    for path in moved:
+        assert not path.startswith(("volumes/", "image/", "overlay2", "/")) or path == "volumes/metadata.db"
+        assert ".." not in path
+        if path == "containerd":
+            assert any(one.loss is Loss.IMAGES for one in found)
+    if not any(one.loss >= Loss.CACHE for one in found if one.path not in copies):
+        assert not any(path.startswith("buildkit/cache") for path in moved)
+
+
+# ---- doing -----------------------------------------------------------------------------------------------------------
+
+UP = Proof()
+DIES = Proof("the private daemon ended with status 1: panic: page 3", DaemonEnd.BY_ITSELF)
+FULL = Proof("the private daemon ended with status 1: write: no space left on device", DaemonEnd.BY_ITSELF)
+KILLED = Proof("the private daemon was killed by signal 9", DaemonEnd.BY_A_SIGNAL)
+SILENT = Proof("the private daemon did not answer in time", DaemonEnd.SILENT)
+DOUBT = Doubt(NEVER_READY)
+
+
+class Daemons:
+    """What private daemons say: `of_data` by what they see in the data-root, `elsewhere` on an empty directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.of_data: Callable[[set[str]], Proof] = lambda names: UP
+        self.elsewhere = UP
+        self.seen: list[set[str]] = []
+
+    def prove(self, patient: Patient, environ: object) -> Proof:
+        if patient.data_root != str(self.root):
+            return self.elsewhere
+        files = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()}
+        self.seen.append({name for name in files if not name.startswith(".cachedind")})
+        return self.of_data(self.seen[-1])
+
+
+@pytest.fixture
+def daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemons:
+    found = Daemons(tmp_path)
+    monkeypatch.setattr(mending, "prove", found.prove)
+    return found
+
+
+@pytest.fixture
+def patient(tmp_path: Path, daemons: Daemons) -> Iterator[Patient]:
+    """A data-root on which every private daemon comes up."""
+    (tmp_path / "buildkit").mkdir()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield Patient(str(tmp_path), fd, GRAPH, -1)
+    os.close(fd)
+
+
+def mend(patient: Patient, doubt: Doubt | None = None, **more: bool) -> mending.Result:
+    options = {"has_better": False, "in_pool": False, "strict": False, **more}
+    return mending.mend(patient, doubt, environ={}, trace=Trace(), **options)
+
+
+def damaged(root: Path, text: str = "garbage") -> Path:
+    path = root / "buildkit" / "history.db"
+    path.write_text(text)
+    return path
+
+
+def test_damage_on_which_a_daemon_comes_up_is_told_and_left(patient: Patient, tmp_path: Path) -> None:
+    path = damaged(tmp_path)
+    result = mend(patient)
+    assert (result.fit, result.loss, result.moved) == (True, None, ())
+    assert "history.db" in result.left
+    assert path.read_text() == "garbage"
+    assert not (tmp_path / ".cachedind").exists()
+
+
+def test_damage_that_ends_a_daemon_lies_aside_under_its_path_with_the_reason(
+    patient: Patient, daemons: Daemons, tmp_path: Path
+) -> None:
+    path = damaged(tmp_path)
+    daemons.of_data = lambda names: DIES if "buildkit/history.db" in names else UP
+    result = mend(patient)
+    assert (result.fit, result.loss, result.left) == (True, Loss.RECORDS, "")
+    [moved] = result.moved
+    assert (tmp_path / moved.name / "buildkit" / "history.db").read_text() == "garbage"
+    assert not path.exists()
+    why = json.loads((tmp_path / moved.name / "why.json").read_text())
+    assert why["paths"] == ["buildkit/history.db"]
+    assert "panic: page 3" in why["why"], "the daemon's own words"
+    assert why["told"] is False
+    [found] = aside.read(patient.root_fd)
+    assert (found.name, found.paths, found.told) == (moved.name, ("buildkit/history.db",), False)
+    aside.note_told(patient.root_fd, [found.name])
+    assert [one.told for one in aside.read(patient.root_fd)] == [True]
+
+
+@pytest.mark.parametrize("proof", [SILENT, KILLED, FULL], ids=["silent", "killed", "full"])
+@pytest.mark.parametrize("has_better", [False, True])
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_what_is_no_evidence_moves_nothing(
+    patient: Patient, daemons: Daemons, tmp_path: Path, proof: Proof, has_better: bool, is_damaged: bool
+) -> None:
+    (tmp_path / "image").mkdir()
+    if is_damaged:
+        damaged(tmp_path)
+    daemons.of_data = lambda names: proof
+    result = mend(patient, DOUBT, has_better=has_better)
+    assert (result.fit, result.loss, result.moved, result.unproven) == (True, None, (), proof.problem)
+    assert sorted(os.listdir(tmp_path)) == ["buildkit", "image"]
+
+
+def test_where_no_daemon_comes_up_anywhere_the_data_is_not_to_blame(
+    patient: Patient, daemons: Daemons, tmp_path: Path
+) -> None:
+    (tmp_path / "image").mkdir()
+    daemons.of_data, daemons.elsewhere = (lambda names: DIES), DIES
+    for has_better in (False, True):
+        result = mend(patient, DOUBT, has_better=has_better)
+        assert (result.fit, result.loss, result.moved) == (True, None, ())
+        assert "not even on an empty directory" in result.unproven
+        assert sorted(os.listdir(tmp_path)) == [".cachedind", "buildkit", "image"]
+        assert os.listdir(tmp_path / ".cachedind") == []
+
+
+def test_the_rungs_come_one_after_another(patient: Patient, daemons: Daemons, tmp_path: Path) -> None:
+    """Nothing is found, and no daemon comes up until even the images are gone."""
+    for name in ("buildkit/x", "image/y", "volumes/data/z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    daemons.of_data = lambda names: DIES if "image/y" in names else UP
+    result = mend(patient, DOUBT)
+    assert daemons.seen == [
+        {"buildkit/x", "image/y", "volumes/data/z"},
+        {"image/y", "volumes/data/z"},
+        {"volumes/data/z"},
+    ]
+    assert (result.fit, result.loss) == (True, Loss.IMAGES)
+    assert "panic" in result.why
+    assert {path for moved in result.moved for path in moved.paths} == {"buildkit", "image"}
+
+
+def test_where_a_pool_has_better_nothing_more_is_tried(patient: Patient, daemons: Daemons) -> None:
+    daemons.of_data = lambda names: DIES
+    result = mend(patient, DOUBT, has_better=True, in_pool=True)
+    assert (result.fit, result.refused, result.moved) == (False, False, ())
+    assert result.why == f"{NEVER_READY}; {DIES.problem}"
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_strict_changes_nothing(patient: Patient, daemons: Daemons, tmp_path: Path, is_damaged: bool) -> None:
+    if is_damaged:
+        damaged(tmp_path)
+    (tmp_path / "image").mkdir()
+    daemons.of_data = lambda names: DIES
+    before = sorted(path for path in tmp_path.rglob("*") if ".cachedind" not in path.parts)
+    for _ in range(2):
+        result = mend(patient, DOUBT, strict=True)
+        assert (result.fit, result.refused, result.moved) == (False, True, ())
+        assert sorted(path for path in tmp_path.rglob("*") if ".cachedind" not in path.parts) == before
+
+
+def test_everything_stays_in_direct_mode_and_the_last_few_in_a_pool(
+    patient: Patient, daemons: Daemons, tmp_path: Path
+) -> None:
+    daemons.of_data = lambda names: DIES if "buildkit/history.db" in names else UP
+    for number in range(5):
+        damaged(tmp_path, f"garbage {number}")
+        mend(patient)
+    assert len(aside.read(patient.root_fd)) == 5
+    damaged(tmp_path)
+    mend(patient, in_pool=True)
+    assert len(aside.read(patient.root_fd)) == aside.MAX_IN_POOL
+
+
+def test_the_record_of_a_move_is_on_disk_before_it(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged(tmp_path)
+    (tmp_path / "busy").mkdir()
+    real = os.rename
+
+    def rename(source: str, target: str, **fds: int) -> None:
+        if source == "busy":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if source == "history.db":
+            [found] = aside.read(patient.root_fd)
+            assert (found.paths, found.told) == (("buildkit/history.db", "busy"), False)
+        real(source, target, **fds)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="busy"):
+        aside.move(patient.root_fd, ["busy", "buildkit/history.db"], "why", in_pool=False)
+    [found] = aside.read(patient.root_fd)
+    assert not found.told
+    assert (tmp_path / found.name / "buildkit" / "history.db").exists()
+    assert (tmp_path / "busy").exists()
+
+
+def test_the_engines_name_is_put_back_and_the_other_one_kept_aside(patient: Patient, tmp_path: Path) -> None:
+    (tmp_path / "engine-id").write_text("the-engines-own-name")
+    kept.keep_copies(patient.root_fd, GRAPH)
+    (tmp_path / "buildkit" / "cache.db").touch()
+    (tmp_path / "engine-id").write_text("another-name")
+    result = mend(patient)
+    assert (result.fit, result.loss, result.left) == (True, Loss.NOTHING, "")
+    assert (tmp_path / "engine-id").read_text() == "the-engines-own-name"
+    assert (tmp_path / result.moved[0].name / "engine-id").read_text() == "another-name"
+    (tmp_path / "engine-id").unlink()
+    assert mend(patient).loss is Loss.NOTHING
+    assert (tmp_path / "engine-id").read_text() == "the-engines-own-name"
+
+
+def test_without_build_cache_the_engine_may_have_any_name(patient: Patient, tmp_path: Path) -> None:
+    (tmp_path / "engine-id").write_text("the-engines-own-name")
+    kept.keep_copies(patient.root_fd, GRAPH)
+    (tmp_path / "engine-id").unlink()
+    assert mend(patient) == mending.Result(True)
+
+
+@pytest.mark.parametrize("where", [".cachedind", ".cachedind/aside", "buildkit"])
+def test_no_link_that_a_job_has_planted_is_followed(
+    patient: Patient, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, where: str
+) -> None:
+    victim = tmp_path_factory.mktemp("victim")
+    (victim / "history.db").write_text("precious")
+    if where == "buildkit":
+        (tmp_path / "buildkit").rmdir()
+    else:
+        damaged(tmp_path)
+        (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).symlink_to(victim)
+    if where == "buildkit":
+        [moved] = aside.move(patient.root_fd, ["buildkit/history.db"], "why", in_pool=False)
+        assert (tmp_path / moved.name / "buildkit").is_symlink(), "the link itself is what is damaged"
+    else:
+        with pytest.raises(NotADirectoryError):
+            aside.move(patient.root_fd, ["buildkit/history.db"], "why", in_pool=False)
+    assert os.listdir(victim) == ["history.db"]
+    assert (victim / "history.db").read_text() == "precious"
+
+
+def test_what_lies_in_something_that_is_moved_goes_with_it(patient: Patient, tmp_path: Path) -> None:
+    inside = tmp_path / "containerd" / "snapshots" / "9"
+    inside.mkdir(parents=True)
+    [moved] = aside.move(patient.root_fd, ["containerd/snapshots/9", "containerd"], "why", in_pool=False)
+    assert moved.paths == ("containerd",)
+    assert (tmp_path / moved.name / "containerd" / "snapshots" / "9").is_dir()
+    assert not (tmp_path / "containerd").exists()
+
+
+def test_the_time_of_a_proof_grows_with_the_data_and_has_an_end() -> None:
+    assert mending.proof_s(0, 0) == mending.PROOF_S
+    assert mending.proof_s(256 << 20, 1000) > mending.PROOF_S + 100
+    assert mending.proof_s(1 << 40, 1 << 20) == mending.MAX_PROOF_S

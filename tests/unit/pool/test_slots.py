@@ -1,0 +1,300 @@
+"""Which slot or golden a start gets, when a slot becomes the golden, and which slots nobody would miss. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachedind.base.model import DataRootState, Ended, EngineVersion, ImageStore
+from cachedind.engine.doubt import CRASHED, UNPROVEN
+from cachedind.pool.slots import (
+    Candidate,
+    Kind,
+    SlotState,
+    Wish,
+    class_name,
+    is_compatible,
+    needs_promotion,
+    parse_slot_state,
+    plan_choice,
+    superseded,
+)
+
+BOOT = "b00t"
+OLD, NEW = EngineVersion(26, 1, 5), EngineVersion(28, 5, 2)
+GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
+WISH = Wish(NEW, "x86_64")
+
+
+def state(
+    sequence: int,
+    *,
+    engine: EngineVersion = NEW,
+    store: ImageStore = GRAPH,
+    ready: bool = True,
+    boot_id: str = BOOT,
+    arch: str = "x86_64",
+    read_only: bool = False,
+    durable: bool = False,
+) -> SlotState:
+    driver = "overlay2" if store is GRAPH else "overlayfs"
+    data = DataRootState(engine, store, driver, "btrfs", boot_id, 1000.0, 1001.0 if ready else None)
+    return SlotState(data, arch, sequence, read_only=read_only, durable=durable)
+
+
+def slot(name: str, found: SlotState) -> Candidate:
+    return Candidate(Kind.SLOT, f"slots/{name}", found)
+
+
+def golden(found: SlotState, name: str = "golden") -> Candidate:
+    return Candidate(Kind.GOLDEN, name, found._replace(durable=True))
+
+
+def order(*candidates: Candidate, wish: Wish = WISH) -> list[str]:
+    return [candidate.name for candidate in plan_choice(list(candidates), wish, BOOT)]
+
+
+EMPTY = SlotState(None, "x86_64", 0)
+
+
+def test_the_newest_slot_wins() -> None:
+    assert order(slot("a", state(3)), slot("b", state(5)), golden(state(4))) == ["slots/b", "golden", "slots/a"]
+
+
+def test_a_newer_golden_beats_a_stale_slot() -> None:
+    assert order(slot("stale", state(3)), golden(state(4))) == ["golden", "slots/stale"]
+
+
+def test_of_equally_new_ones_the_slot_needs_no_clone() -> None:
+    assert order(golden(state(4)), slot("spare", state(4))) == ["slots/spare", "golden"]
+
+
+def with_data(found: SlotState, **values: object) -> SlotState:
+    assert found.data is not None
+    return found._replace(data=found.data._replace(**values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "suspicious",
+    [
+        state(9, boot_id="the host went down"),
+        with_data(state(9), doubt=CRASHED),
+        with_data(state(9, ready=False), doubt=UNPROVEN),
+        # Nothing of a job is in it.
+        state(9, ready=False)._replace(pure=True),
+    ],
+    ids=["crash", "killed amid mending", "slow", "empty"],
+)
+def test_a_suspicious_slot_comes_after_a_trusted_golden(suspicious: SlotState) -> None:
+    assert order(slot("bad", suspicious), golden(state(2))) == ["golden", "slots/bad"]
+    assert order(slot("bad", suspicious)) == ["slots/bad"], "better than nothing"
+
+
+def test_a_start_that_was_cancelled_costs_nobody_the_newest_state() -> None:
+    assert order(slot("cancelled", state(9, ready=False)), golden(state(2))) == ["slots/cancelled", "golden"]
+
+
+def test_a_clean_end_is_trusted_after_a_reboot() -> None:
+    clean = with_data(state(9, boot_id="before"), ended=Ended(0, clean=True))
+    assert order(slot("clean", clean), golden(state(2))) == ["slots/clean", "golden"]
+    assert needs_promotion(clean, [golden(state(2))], BOOT)
+
+
+def test_a_golden_that_was_on_disk_is_trusted_after_a_crash() -> None:
+    assert order(slot("s", state(9, boot_id="before")), golden(state(2, boot_id="before")))[0] == "golden"
+
+
+def test_this_engines_own_state_comes_before_an_older_engines_newer_one() -> None:
+    assert order(slot("old", state(9, engine=OLD)), slot("own", state(3))) == ["slots/own", "slots/old"]
+
+
+def test_a_newer_engines_state_is_not_for_an_older_engine() -> None:
+    assert order(slot("new", state(9)), slot("own", state(3, engine=OLD)), wish=Wish(OLD, "x86_64")) == ["slots/own"]
+
+
+def test_a_patch_release_is_the_same_engine() -> None:
+    assert order(slot("a", state(9, engine=EngineVersion(28, 5, 9)))) == ["slots/a"]
+
+
+def test_store_and_driver_that_were_asked_for() -> None:
+    both = (slot("graph", state(9)), slot("ctrd", state(3, store=CTRD)))
+    assert order(*both) == ["slots/graph", "slots/ctrd"]
+    assert order(*both, wish=WISH._replace(store=CTRD)) == ["slots/ctrd"]
+    assert order(*both, wish=WISH._replace(driver="overlayfs")) == ["slots/ctrd"]
+    assert order(*both, wish=WISH._replace(driver="fuse-overlayfs")) == []
+
+
+VFS = state(9)._replace(asked="driver")
+assert VFS.data is not None
+VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (WISH, ["slots/own"]),
+        (WISH._replace(driver="vfs"), ["slots/vfs"]),
+        (WISH._replace(docker_driver="vfs"), ["slots/vfs", "slots/own"]),
+        (WISH._replace(docker_driver="overlay2"), ["slots/own"]),
+        (WISH._replace(store=GRAPH), ["slots/own"]),
+        (WISH._replace(store=CTRD), ["slots/ctrd"]),
+        (WISH._replace(driver="overlayfs"), ["slots/ctrd"]),
+    ],
+)
+def test_what_one_start_asked_for_is_for_those_that_ask_for_it(wish: Wish, expected: list[str]) -> None:
+    own, ctrd = slot("own", state(3)), slot("ctrd", state(5, store=CTRD)._replace(asked="store"))
+    assert order(slot("vfs", VFS), ctrd, own, wish=wish) == expected
+
+
+def test_a_driver_that_nobody_asked_for_is_the_keys() -> None:
+    """Where nothing but vfs works, the pool is as warm as any."""
+    assert order(slot("vfs", VFS._replace(asked=""))) == ["slots/vfs"]
+
+
+def test_throw_aways_and_other_architectures_are_nobodys() -> None:
+    assert order(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
+
+
+def test_an_empty_slot_is_the_last_choice() -> None:
+    assert order(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
+
+
+@pytest.mark.parametrize(
+    ("found", "goldens", "wanted"),
+    [
+        (state(3), [], True),
+        (state(3), [golden(state(2))], True),
+        (state(3), [golden(state(3))], False),
+        (state(3), [golden(state(4))], False),
+        (state(3), [golden(state(4, engine=OLD))], True),
+        (state(3), [golden(state(4)), golden(state(2, engine=OLD), "golden.other/x")], False),
+        (state(3, ready=False), [], False),
+        (state(3, boot_id="before the crash"), [], False),
+        (state(3, read_only=True), [], False),
+        (EMPTY, [], False),
+    ],
+)
+def test_when_a_slot_becomes_the_golden(found: SlotState, goldens: list[Candidate], wanted: bool) -> None:
+    assert needs_promotion(found, goldens, BOOT) is wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "goldens", "expected"),
+    [
+        (state(3), [], False),
+        (state(3), [golden(state(3))], False),
+        (state(3), [golden(state(4))], True),
+        (state(3), [golden(state(4, engine=OLD))], False),
+        (state(5, ready=False), [golden(state(4))], False),
+        (state(5, ready=False)._replace(pure=True), [golden(state(4))], True),
+        (state(5, ready=False), [], False),
+        (state(5, read_only=True), [], True),
+        (EMPTY, [], False),
+        (EMPTY, [golden(state(1))], True),
+    ],
+)
+def test_which_free_slots_nobody_would_miss(found: SlotState, goldens: list[Candidate], expected: bool) -> None:
+    assert superseded(found, goldens) is expected
+
+
+states = st.builds(
+    state,
+    st.integers(0, 9),
+    engine=st.sampled_from([OLD, NEW]),
+    store=st.sampled_from([GRAPH, CTRD]),
+    ready=st.booleans(),
+    boot_id=st.sampled_from([BOOT, "before"]),
+    arch=st.sampled_from(["x86_64", "aarch64"]),
+    read_only=st.booleans(),
+) | st.just(EMPTY)
+candidates = st.lists(
+    st.builds(slot, st.text("abc", min_size=1, max_size=3), states) | st.builds(golden, states), max_size=8
+)
+wishes = st.builds(Wish, st.sampled_from([OLD, NEW]), st.just("x86_64"), st.sampled_from([None, GRAPH, CTRD]))
+
+
+@given(candidates, wishes)
+def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], wish: Wish) -> None:
+    chosen = plan_choice(found, wish, BOOT)
+    for candidate in chosen:
+        data = candidate.state.data
+        assert not candidate.state.read_only
+        assert candidate.state.arch == wish.arch
+        if data is not None:
+            assert data.engine.release <= wish.engine.release
+            assert wish.store in (None, data.store)
+    assert len(chosen) == sum(is_compatible(candidate.state, wish) for candidate in found)
+    likely = [candidate.state.is_likely(BOOT) for candidate in chosen]
+    assert likely == sorted(likely, reverse=True)
+    assert all(candidate.state.is_likely(BOOT) for candidate in chosen if candidate.state.is_trusted(BOOT))
+
+
+def test_a_state_of_one_remap_is_of_use_to_that_alone() -> None:
+    plain = state(1)
+    assert plain.data is not None
+    remapped = plain._replace(data=plain.data._replace(remap="165536.165536"))
+    wish = WISH._replace(remap="165536.165536")
+    assert [is_compatible(found, WISH) for found in (plain, remapped)] == [True, False]
+    assert [is_compatible(found, wish) for found in (plain, remapped)] == [False, True]
+    assert not is_compatible(remapped, WISH._replace(remap="1.1"))
+    assert class_name(plain) != class_name(remapped)
+
+
+@given(candidates, states)
+def test_what_deserves_promotion_is_not_superseded(found: list[Candidate], one: SlotState) -> None:
+    goldens = [candidate for candidate in found if candidate.kind is Kind.GOLDEN]
+    assert not (needs_promotion(one, goldens, BOOT) and superseded(one, goldens))
+
+
+def test_classes_do_not_replace_each_other() -> None:
+    names = {
+        class_name(found)
+        for found in (
+            state(1),
+            state(1, engine=OLD),
+            state(1, store=CTRD),
+            state(1, store=CTRD)._replace(asked="store"),
+            state(1, arch="aarch64"),
+            EMPTY,
+        )
+    }
+    assert len(names) == 6
+    assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+GOOD: dict[str, object] = {
+    "engine": "28.5.2",
+    "image_store": "graphdriver",
+    "driver": "overlay2",
+    "fstype": "btrfs",
+    "boot_id": BOOT,
+    "started_at": 1000.0,
+    "ready_at": 1001.0,
+    "arch": "x86_64",
+    "sequence": 3,
+}
+
+
+def test_a_state_file_is_read() -> None:
+    assert parse_slot_state(GOOD) == state(3)
+    assert parse_slot_state({"arch": "x86_64", "sequence": 0}) == EMPTY
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={key: st.just(good) | json_values for key, good in GOOD.items()}))
+def test_any_object_is_a_state_or_a_value_error(raw: dict[str, object]) -> None:
+    with contextlib.suppress(ValueError):
+        found = parse_slot_state(raw)
+        # Whatever was accepted can be judged, and named as a file.
+        assert "/" not in class_name(found)
+        superseded(found, [])
+        plan_choice([slot("x", found)], WISH, BOOT)
