@@ -87,10 +87,10 @@ class Visitor:
 class Estate:
     """A pool with a project's cache in it, and the instance of the last test on it, which may still run."""
 
-    def __init__(self, engine: Engine, home: Home, *, size_mib: int = 4096) -> None:
+    def __init__(self, engine: Engine, pool: Home, *, size_mib: int = 4096) -> None:
         self.engine = engine
-        self.home = home
-        self.volume = home.volume(engine, size_mib)
+        self.pool = pool
+        self.volume = pool.volume(engine, size_mib)
         self.visitor = Visitor(engine, self.volume)
         self.project = small_project(secrets.token_hex(8))
         self.current: Dind | None = None
@@ -100,7 +100,7 @@ class Estate:
 
     def create(self, env: Mapping[str, str] | None = None, **options: Any) -> Dind:
         """An instance that is not started yet."""
-        return self.home.start(self.engine, self.volume, ready=False, start=False, env=dict(env or {}), **options)
+        return self.pool.start(self.engine, self.volume, ready=False, start=False, env=dict(env or {}), **options)
 
     def enter(self, env: Mapping[str, str] | None = None) -> Dind:
         """A new instance, ready."""
@@ -146,7 +146,7 @@ class Estate:
 
     @property
     def is_image(self) -> bool:
-        return self.home.fstype not in ("btrfs", "xfs")
+        return self.pool.fstype not in ("btrfs", "xfs")
 
     def await_witness(self, dind: Dind) -> None:
         """Wait until the witness of an instance has ended, however."""
@@ -229,11 +229,11 @@ class Estates:
         self._found: dict[Home, Estate] = {}
 
     @contextlib.contextmanager
-    def lend(self, home: Home) -> Iterator[Estate]:
+    def lend(self, pool: Home) -> Iterator[Estate]:
         """The home's estate. After a failure nobody else gets it."""
-        estate = self._found.pop(home, None) or Estate(self.engine, home)
+        estate = self._found.pop(pool, None) or Estate(self.engine, pool)
         yield estate
-        self._found[home] = estate
+        self._found[pool] = estate
 
     def close(self) -> None:
         for estate in self._found.values():

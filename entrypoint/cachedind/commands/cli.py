@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.commands.inventory import Row
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
     from cachedind.settings.config import Config
 
 _pool_option = click.option(
@@ -79,11 +79,11 @@ def _opened(path: str | None) -> Iterator[tuple[Pool, Config]]:
     from cachedind.settings.config import environment, load
 
     settings = load(environment())
-    home = open_home(path, settings)
+    pool = open_home(path, settings)
     try:
-        yield home, settings
+        yield pool, settings
     finally:
-        home.close()
+        pool.close()
 
 
 def _echo_json(value: object) -> None:
@@ -105,22 +105,22 @@ def ls(key: str | None, as_json: bool, no_sizes: bool, path: str | None) -> None
     import time
 
     from cachedind.commands import inventory, tables
-    from cachedind.pool import pool
+    from cachedind.pool import directory
 
-    with _opened(path) as (home, _):
-        names = sorted(pool.names_in(home.keys_fd)) if key is None else inventory.find_directories(home, key)
+    with _opened(path) as (pool, _):
+        names = sorted(directory.names_in(pool.keys_fd)) if key is None else inventory.find_directories(pool, key)
         if key is not None and not names:
-            raise inventory.unknown_key(home, key)
-        rows = inventory.read_rows(home, names, time.time())
+            raise inventory.unknown_key(pool, key)
+        rows = inventory.read_rows(pool, names, time.time())
         if not no_sizes:
-            rows = _measure(home, rows)
+            rows = _measure(pool, rows)
     if as_json:
-        _echo_json({"pool": home.path, "entries": [inventory.as_json(row) for row in rows]})
+        _echo_json({"pool": pool.path, "entries": [inventory.as_json(row) for row in rows]})
     else:
         tables.print_rows(rows, time.time(), sizes=not no_sizes)
 
 
-def _measure(home: Pool, rows: list[Row]) -> list[Row]:
+def _measure(pool: Pool, rows: list[Row]) -> list[Row]:
     from rich.console import Console
     from rich.progress import track
 
@@ -128,7 +128,12 @@ def _measure(home: Pool, rows: list[Row]) -> list[Row]:
 
     console = Console(stderr=True)
     steps = track(
-        measured(home, rows), "measuring", len(rows), console=console, transient=True, disable=not console.is_terminal
+        measured(pool, rows),
+        "measuring",
+        len(rows),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
     return list(steps)
 
@@ -146,8 +151,8 @@ def status(as_json: bool, path: str | None) -> None:
 
     report: dict[str, object] = {"seeds": progress.read_status()}
     try:
-        with _opened(path) as (home, settings):
-            report = {**inventory.read_status(home, settings, time.time()), **report}
+        with _opened(path) as (pool, settings):
+            report = {**inventory.read_status(pool, settings, time.time()), **report}
     except PoolMissingError:
         if report["seeds"] is None:
             raise
@@ -183,14 +188,14 @@ def rm(
         targets = (*targets, BASE_KEY)
     if everything == bool(targets or slot_ids):
         raise click.UsageError("name keys, aside/ID, --slot ID or --seeds, or else --all")
-    with _opened(path) as (home, _):
+    with _opened(path) as (pool, _):
         if everything and not force:
-            _confirm(f"This removes all caches in the pool {home.path} that nobody uses right now.")
-        before = removal.read_free_bytes(home)
-        outcome = removal.remove_all(home) if everything else removal.remove_each(home, targets, slot_ids)
+            _confirm(f"This removes all caches in the pool {pool.path} that nobody uses right now.")
+        before = removal.read_free_bytes(pool)
+        outcome = removal.remove_all(pool) if everything else removal.remove_each(pool, targets, slot_ids)
         for line in outcome.lines():
             click.echo(line)
-        _tell_freed(removal.delete(home, before))
+        _tell_freed(removal.delete(pool, before))
     outcome.check()
 
 
@@ -220,8 +225,8 @@ def gc(as_json: bool, path: str | None) -> None:
 
     from cachedind.commands import removal
 
-    with _opened(path) as (home, settings):
-        report = removal.collect_garbage(home, settings, time.time())
+    with _opened(path) as (pool, settings):
+        report = removal.collect_garbage(pool, settings, time.time())
     if as_json:
         _echo_json(report._asdict() | {"evicted": [entry._asdict() for entry in report.evicted]})
         return
@@ -249,10 +254,10 @@ def promote(key: str, as_json: bool, path: str | None) -> None:
     from cachedind.host import procfs
     from cachedind.pool import golden, upkeep
 
-    with _opened(path) as (home, _):
-        slot_id, why = golden.promote_newest(home, key, procfs.read_boot_id())
+    with _opened(path) as (pool, _):
+        slot_id, why = golden.promote_newest(pool, key, procfs.read_boot_id())
         if slot_id is not None:
-            upkeep.make_durable(home, key)
+            upkeep.make_durable(pool, key)
     if as_json:
         _echo_json({"key": key, "slot": slot_id, "why": why})
     else:
@@ -281,19 +286,19 @@ def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None
     from cachedind.settings import config, daemon_json
     from cachedind.settings.arguments import parse_daemon_arguments
     from cachedind.start.boot import make_log
-    from cachedind.start.furnish import Site
+    from cachedind.start.furnish import StartContext
 
     environ = config.environment()
     settings = config.load(environ)
-    site = Site(settings, daemon_json.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
+    context = StartContext(settings, daemon_json.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
     if only_check:
-        rows = seed_command.check(site, path)
+        rows = seed_command.check(context, path)
         if as_json:
             _echo_json([row._asdict() for row in rows])
         else:
             tables.print_seeds([(row.seed, row.verdict, row.images, row.size_bytes, row.why) for row in rows])
         sys.exit(0 if all(row.verdict is seed_command.Verdict.THERE for row in rows) else 1)
-    filled = seed_command.fill_pool(site, path, key)
+    filled = seed_command.fill_pool(context, path, key)
     if as_json:
         _echo_json([one.as_json() for one in filled])
     else:

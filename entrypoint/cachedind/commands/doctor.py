@@ -16,7 +16,7 @@ from cachedind.dataroot import contents, decision, facts, lease, storage, witnes
 from cachedind.engine import aside
 from cachedind.engine.remapping import engine_root
 from cachedind.host import cgroups, iptables, procfs
-from cachedind.pool import clone, pool
+from cachedind.pool import clone, directory
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.start import daemon_plan, pool_mode
@@ -142,10 +142,10 @@ def _examine_container(report: Report, settings: Config) -> None:
 def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:
     """Whether a start uses a pool and why, and what it would begin with there. What stands in its way is "problem"."""
     settings = config.load(environ)
-    path = pool.wanted_path(settings)
+    path = directory.wanted_path(settings)
     hidden = path is None and settings.pool is None and witness.enter_hidden_namespace()
     if hidden:
-        path = pool.wanted_path(settings)
+        path = directory.wanted_path(settings)
     section: Report = {"mode": "direct" if path is None else "pool", "why": _why_pool(settings, path, hidden=hidden)}
     if path is None:
         return section
@@ -161,18 +161,18 @@ def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:
 
 def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
     pool_mode.check_lasting(path, settings)
-    pool.check_filesystem(os.path.realpath(path), settings)
+    directory.check_filesystem(os.path.realpath(path), settings)
     try:
         home = inventory.open_home(path, settings)
     except PoolMissingError:
         return {"a_start_would": _forecast_new_pool(path, settings)}
     try:
         section: Report = {"backing": home.record.backing, "clone_method": str(home.method)}
-        rows = inventory.read_rows(home, pool.names_in(home.keys_fd), time.time())
+        rows = inventory.read_rows(home, directory.names_in(home.keys_fd), time.time())
         own = next((row for row in rows if row.here), None)
         if own is not None:
             section["this_container_holds"] = f"slot {own.id} of key {own.key}"
-        order = pool_mode.make_order(settings, daemon_json.read_settings(_parse(words)))
+        order = pool_mode.make_slot_request(settings, daemon_json.read_settings(_parse(words)))
         return section | {"a_start_would": inventory.forecast(home, order)}
     finally:
         home.close()
@@ -182,9 +182,9 @@ def _why_pool(settings: Config, path: str | None, *, hidden: bool) -> str:
     if settings.pool is not None:
         return f"CACHEDIND_POOL={settings.pool}" if settings.pool else "CACHEDIND_POOL is empty"
     if path is None:
-        return f"nothing is mounted at {pool.DEFAULT_POOL}, and CACHEDIND_POOL is not set"
+        return f"nothing is mounted at {directory.DEFAULT_POOL}, and CACHEDIND_POOL is not set"
     where = ", where this container's jobs do not see it" if hidden else ""
-    return f"something is mounted at {pool.DEFAULT_POOL}{where}"
+    return f"something is mounted at {directory.DEFAULT_POOL}{where}"
 
 
 def _forecast_new_pool(path: str, settings: Config) -> str:

@@ -16,7 +16,7 @@ from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
 from cachedind.host import procfs, trees
-from cachedind.pool import keys, loop_image, pool, slots, upkeep
+from cachedind.pool import directory, keys, loop_image, slots, upkeep
 from cachedind.pool.slots import Candidate, Kind
 from cachedind.settings import build_cache
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.base.model import Holder
-    from cachedind.pool.pool import Pool
-    from cachedind.pool.slot_lease import Order
+    from cachedind.pool.directory import Pool
+    from cachedind.pool.slot_lease import SlotRequest
     from cachedind.settings.config import Config
 
 Report = dict[str, object]
@@ -96,71 +96,71 @@ def label(key: str) -> str:
 def open_home(path: str | None, settings: Config) -> Pool:
     """The pool that is mounted here, or that the start of this container has hidden from its jobs.
 
-    May leave this process in another mount namespace. Raises PoolMissingError and what pool.open_existing does.
+    May leave this process in another mount namespace. Raises PoolMissingError and what directory.open_existing does.
     """
     if path is None and settings.pool == "":
         raise PoolMissingError("CACHEDIND_POOL is empty, so there is no pool", "say where it is with --pool")
-    where = os.path.abspath(path or settings.pool or pool.DEFAULT_POOL)
-    if not os.path.lexists(f"{where}/{pool.RECORD}"):
+    where = os.path.abspath(path or settings.pool or directory.DEFAULT_POOL)
+    if not os.path.lexists(f"{where}/{directory.RECORD}"):
         witness.enter_hidden_namespace()
-    return pool.open_existing(where, Trace(settings.kill_at))
+    return directory.open_existing(where, Trace(settings.kill_at))
 
 
 # ---- slots and goldens -----------------------------------------------------------------------------------------------
 
 
-def read_key(home: Pool, directory: str) -> str:
+def read_key(pool: Pool, key_name: str) -> str:
     """The key of a directory. What key.json says counts only where that really leads there."""
-    key = keys.key_of(directory)
+    key = keys.key_of(key_name)
     if key is not None:
         return key
-    fd = pool.open_directory(home.keys_fd, directory)
+    fd = directory.open_directory(pool.keys_fd, key_name)
     if fd is None:
-        return directory
+        return key_name
     try:
         noted = (state.read_state(fd, "key.json") or {}).get("key")
     except (ValueError, OSError):
-        return directory
+        return key_name
     finally:
         os.close(fd)
-    return noted if isinstance(noted, str) and keys.directory_name(noted) == directory else directory
+    return noted if isinstance(noted, str) and keys.directory_name(noted) == key_name else key_name
 
 
-def find_directories(home: Pool, key: str) -> list[str]:
+def find_directories(pool: Pool, key: str) -> list[str]:
     """The directories that `ls` shows under this key: one, or none."""
-    return [name for name in sorted(pool.names_in(home.keys_fd)) if read_key(home, name) == key]
+    return [name for name in sorted(directory.names_in(pool.keys_fd)) if read_key(pool, name) == key]
 
 
-def unknown_key(home: Pool, key: str) -> NotInPoolError:
-    return NotInPoolError(f"the pool {home.path} has nothing of key {key!r}", "cachedind ls shows what is there")
+def unknown_key(pool: Pool, key: str) -> NotInPoolError:
+    return NotInPoolError(f"the pool {pool.path} has nothing of key {key!r}", "cachedind ls shows what is there")
 
 
-def read_rows(home: Pool, directories: list[str], now: float) -> list[Row]:
+def read_rows(pool: Pool, directories: list[str], now: float) -> list[Row]:
     """All slots and goldens of some keys, without their sizes. Raises OSError for the pool itself only."""
     boot_id, me = procfs.read_boot_id(), facts.read_holder_of_now(now)
-    return [row for name in directories for row in _read_key_rows(home, name, boot_id, me)]
+    return [row for name in directories for row in _read_key_rows(pool, name, boot_id, me)]
 
 
-def _read_key_rows(home: Pool, directory: str, boot_id: str, me: Holder) -> list[Row]:
-    key = read_key(home, directory)
+def _read_key_rows(pool: Pool, key_name: str, boot_id: str, me: Holder) -> list[Row]:
+    key = read_key(pool, key_name)
     try:
-        key_fd = pool.open_directory(home.keys_fd, directory)
+        key_fd = directory.open_directory(pool.keys_fd, key_name)
         if key_fd is None:
-            return [Row(key, directory, "", Condition.UNREADABLE, "it is no directory")]
+            return [Row(key, key_name, "", Condition.UNREADABLE, "it is no directory")]
         try:
             candidates, bad = slots.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-            rows = [_read_row(key_fd, key, directory, candidate, goldens, boot_id, me) for candidate in candidates]
-            rows += [_read_bad(key_fd, key, directory, name, why, me) for name, why in bad]
+            rows = [_read_row(key_fd, key, key_name, candidate, goldens, boot_id, me) for candidate in candidates]
+            rows += [_read_bad(key_fd, key, key_name, name, why, me) for name, why in bad]
         finally:
             os.close(key_fd)
     except OSError as error:
-        return [Row(key, directory, "", Condition.UNREADABLE, error.strerror or str(error))]
+        return [Row(key, key_name, "", Condition.UNREADABLE, error.strerror or str(error))]
     return sorted(rows, key=lambda row: (row.name.startswith("slots/"), not row.held, -(row.last_used or 0), row.name))
 
 
 def _read_row(
-    key_fd: int, key: str, directory: str, candidate: Candidate, goldens: list[Candidate], boot_id: str, me: Holder
+    key_fd: int, key: str, key_name: str, candidate: Candidate, goldens: list[Candidate], boot_id: str, me: Holder
 ) -> Row:
     found, is_slot = candidate.state, candidate.kind is Kind.SLOT
     held, holder = slots.look(key_fd, candidate.name) if is_slot else (False, None)
@@ -168,7 +168,7 @@ def _read_row(
     started_at = None if data is None else data.started_at
     return Row(
         key=key,
-        directory=directory,
+        directory=key_name,
         name=candidate.name,
         condition=judge(candidate, goldens, boot_id, held=held, had_holder=holder is not None),
         trusted=found.is_trusted(boot_id),
@@ -201,28 +201,28 @@ def judge(candidate: Candidate, goldens: list[Candidate], boot_id: str, *, held:
     return next((condition for applies, condition in verdicts if applies), Condition.FREE)
 
 
-def _read_bad(key_fd: int, key: str, directory: str, name: str, why: str, me: Holder) -> Row:
+def _read_bad(key_fd: int, key: str, key_name: str, name: str, why: str, me: Holder) -> Row:
     held, holder = slots.look(key_fd, name) if name.startswith("slots/") else (False, None)
     here = held and _is_here(holder, me)
-    return Row(key, directory, name, Condition.UNREADABLE, why, held=held, holder=holder, here=here)
+    return Row(key, key_name, name, Condition.UNREADABLE, why, held=held, holder=holder, here=here)
 
 
 def _is_here(holder: Holder | None, me: Holder) -> bool:
     return holder is not None and (holder.container, holder.hostname) == (me.container, me.hostname[:64])
 
 
-def measured(home: Pool, rows: list[Row]) -> Iterator[Row]:
+def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
     """The rows with their sizes, one by one: it takes a system call or two for each file in them."""
     for row in rows:
         sizes = None
         if row.name:
             with contextlib.suppress(OSError):
-                sizes = _measure(home, row)
+                sizes = _measure(pool, row)
         yield row if sizes is None else row._replace(unique_bytes=sizes.unique_bytes, shared_bytes=sizes.shared_bytes)
 
 
-def _measure(home: Pool, row: Row) -> trees.Sizes | None:
-    key_fd = pool.open_directory(home.keys_fd, row.directory)
+def _measure(pool: Pool, row: Row) -> trees.Sizes | None:
+    key_fd = directory.open_directory(pool.keys_fd, row.directory)
     if key_fd is None:
         return None
     try:
@@ -243,17 +243,17 @@ def as_json(row: Row) -> Report:
 # ---- the pool itself -------------------------------------------------------------------------------------------------
 
 
-def read_status(home: Pool, settings: Config, now: float) -> Report:
+def read_status(pool: Pool, settings: Config, now: float) -> Report:
     """Where the pool is, how full, what is in it, and this container's own slot. Raises OSError."""
-    rows = read_rows(home, sorted(pool.names_in(home.keys_fd)), now)
+    rows = read_rows(pool, sorted(directory.names_in(pool.keys_fd)), now)
     report: Report = {
         "pool": {
-            "path": home.path,
-            "backing": home.record.backing,
-            "clone_method": str(home.method),
+            "path": pool.path,
+            "backing": pool.record.backing,
+            "clone_method": str(pool.method),
         },
-        "filesystem": _read_space(home.path),
-        "image": {**_read_space(home.tree), **_read_file(home)} if home.record.backing == "image" else None,
+        "filesystem": _read_space(pool.path),
+        "image": {**_read_space(pool.tree), **_read_file(pool)} if pool.record.backing == "image" else None,
     }
     report["holds"] = {
         "keys": len({row.directory for row in rows}),
@@ -261,12 +261,12 @@ def read_status(home: Pool, settings: Config, now: float) -> Report:
         "slots": sum(row.name.startswith("slots/") for row in rows),
         "held": sum(row.held for row in rows),
         "unreadable": sum(row.condition is Condition.UNREADABLE for row in rows),
-        "stage": len(pool.names_in(home.stage_fd)),
-        "trash": len(pool.names_in(home.trash_fd)),
+        "stage": len(directory.names_in(pool.stage_fd)),
+        "trash": len(directory.names_in(pool.trash_fd)),
     }
-    report["aside"] = read_aside(home)
-    budget = upkeep.read_budget(home, settings)
-    space = os.statvfs(home.tree_fd)
+    report["aside"] = read_aside(pool)
+    budget = upkeep.read_budget(pool, settings)
+    space = os.statvfs(pool.tree_fd)
     cache_bytes = settings.cache_max_bytes or build_cache.default_max_bytes(space.f_blocks * space.f_frsize)
     report["limits"] = {
         "pool_max_size_bytes": budget.max_bytes,
@@ -274,7 +274,7 @@ def read_status(home: Pool, settings: Config, now: float) -> Report:
         "max_age_s": budget.max_age_s,
         "cache_max_size_bytes": cache_bytes,
     }
-    report["here"] = next((_describe_own(home, row) for row in rows if row.here), None)
+    report["here"] = next((_describe_own(pool, row) for row in rows if row.here), None)
     return report
 
 
@@ -288,25 +288,25 @@ def _read_space(path: str) -> Report:
     }
 
 
-def _read_file(home: Pool) -> Report:
+def _read_file(pool: Pool) -> Report:
     """What the image's file is long, and what it takes."""
     try:
-        found = os.stat(f"{home.path}/{loop_image.NAME}", follow_symlinks=False)
+        found = os.stat(f"{pool.path}/{loop_image.NAME}", follow_symlinks=False)
     except FileNotFoundError:
         return {}
     return {"file_size_bytes": found.st_size, "file_allocated_bytes": found.st_blocks * 512}
 
 
-def _describe_own(home: Pool, row: Row) -> Report:
+def _describe_own(pool: Pool, row: Row) -> Report:
     """Ready is what the witness has noted down; this start's note begins without."""
     return {"key": row.key, "slot": row.id, "ready": row.ready_s is not None, "ready_s": row.ready_s}
 
 
-def read_aside(home: Pool) -> list[Report]:
+def read_aside(pool: Pool) -> list[Report]:
     """What was set aside, and why, the oldest first."""
     found: list[Report] = []
-    for name in pool.names_in(home.aside_fd):
-        raw, why = _read_why(home, name)
+    for name in directory.names_in(pool.aside_fd):
+        raw, why = _read_why(pool, name)
         at, was = raw.get("at"), raw.get("was")
         found.append(
             {
@@ -319,10 +319,10 @@ def read_aside(home: Pool) -> list[Report]:
     return sorted(found, key=lambda aside: (aside["at"] or 0, aside["id"]))
 
 
-def _read_why(home: Pool, name: str) -> tuple[Report, str]:
+def _read_why(pool: Pool, name: str) -> tuple[Report, str]:
     fd = None
     try:
-        fd = pool.open_directory(home.aside_fd, name)
+        fd = directory.open_directory(pool.aside_fd, name)
         raw = None if fd is None else state.read_state(fd, "why.json")
     except (ValueError, OSError) as error:
         return {}, f"why.json is unreadable: {error}"
@@ -337,34 +337,34 @@ def _read_why(home: Pool, name: str) -> tuple[Report, str]:
 # ---- what a start would do -------------------------------------------------------------------------------------------
 
 
-def forecast(home: Pool, order: Order) -> str:
+def forecast(pool: Pool, slot_request: SlotRequest) -> str:
     """What a start would begin with if it came now, in a few words. Raises OSError."""
-    words = _forecast_key(home, order.key, order, lend=order.read_only)
+    words = _forecast_key(pool, slot_request.key, slot_request, lend=slot_request.read_only)
     if words is not None:
         return words
-    for key in order.fallback_keys:
-        words = _forecast_key(home, key, order, lend=True)
+    for key in slot_request.fallback_keys:
+        words = _forecast_key(pool, key, slot_request, lend=True)
         if words is not None:
             return words
-    return f"start cold: the pool has nothing that fits for key {order.key}"
+    return f"start cold: the pool has nothing that fits for key {slot_request.key}"
 
 
-def _forecast_key(home: Pool, key: str, order: Order, *, lend: bool) -> str | None:
+def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
     """`lend`: the start must leave this key's slots alone and wants a clone."""
-    key_fd = slots.open_key(home, key, create=False)
-    if key_fd is None or (lend and not slots.has_clones(home)):
+    key_fd = slots.open_key(pool, key, create=False)
+    if key_fd is None or (lend and not slots.has_clones(pool)):
         return None
     try:
         candidates, _ = slots.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
+        for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
             if candidate.kind is Kind.GOLDEN:
                 return f"clone the {candidate.name} of key {label(key)}"
             if slots.look(key_fd, candidate.name)[0]:
                 continue
             if not lend:
                 return f"lease {candidate.name} of key {key}"
-            if slots.needs_promotion(candidate.state, goldens, order.boot_id):
+            if slots.needs_promotion(candidate.state, goldens, slot_request.boot_id):
                 return f"make {candidate.name} of key {key} its golden, and clone that"
     finally:
         os.close(key_fd)

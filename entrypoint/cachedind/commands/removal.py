@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.errors import NotInPoolError, SlotHeldError
 from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
 from cachedind.dataroot import lease
-from cachedind.pool import pool, slots, upkeep
+from cachedind.pool import directory, slots, upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cachedind.base.model import Holder
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
     from cachedind.settings.config import Config
 
 
@@ -99,47 +99,47 @@ class Collected(NamedTuple):
 # ---- what is meant -------------------------------------------------------------------------------------------------
 
 
-def remove_each(home: Pool, words: Sequence[str], slot_ids: Sequence[str]) -> Outcome:
+def remove_each(pool: Pool, words: Sequence[str], slot_ids: Sequence[str]) -> Outcome:
     """Keys as `ls` shows them, aside/ID as `status` does, and slots. Nothing goes when one of them is unknown.
 
     Raises NotInPoolError, PoolUnusableError, OSError.
     """
     words = list(dict.fromkeys(words))
-    asides = [word for word in words if not find_directories(home, word) and _find_aside(home, word)]
-    targets = [find_key(home, word) for word in words if word not in asides]
-    targets += [find_slot(home, slot_id) for slot_id in slot_ids]
+    asides = [word for word in words if not find_directories(pool, word) and _find_aside(pool, word)]
+    targets = [find_key(pool, word) for word in words if word not in asides]
+    targets += [find_slot(pool, slot_id) for slot_id in slot_ids]
     outcome = Outcome([], [])
     for word in asides:
-        pool.throw_away(home, home.aside_fd, word.removeprefix("aside/"))
+        directory.throw_away(pool, pool.aside_fd, word.removeprefix("aside/"))
         outcome.removed.append(Removed(word, ""))
     for target in targets:
-        outcome.add(remove(home, target))
+        outcome.add(remove(pool, target))
     return outcome
 
 
-def find_key(home: Pool, key: str) -> Target:
+def find_key(pool: Pool, key: str) -> Target:
     """The key as `ls` shows it. Raises NotInPoolError."""
-    found = find_directories(home, key)
+    found = find_directories(pool, key)
     if not found:
-        raise unknown_key(home, key)
+        raise unknown_key(pool, key)
     return Target(found[0])
 
 
-def _find_aside(home: Pool, word: str) -> bool:
+def _find_aside(pool: Pool, word: str) -> bool:
     parent, _, name = word.rpartition("/")
-    return parent == "aside" and name in pool.names_in(home.aside_fd)
+    return parent == "aside" and name in directory.names_in(pool.aside_fd)
 
 
-def find_slot(home: Pool, slot_id: str) -> Target:
+def find_slot(pool: Pool, slot_id: str) -> Target:
     """The slot of that id, of whichever key. Raises NotInPoolError."""
-    for directory in sorted(pool.names_in(home.keys_fd)):
-        if f"slots/{slot_id}" in _names(home, directory):
-            return Target(directory, f"slots/{slot_id}")
-    raise NotInPoolError(f"no slot {slot_id} is in the pool {home.path}", "cachedind ls shows what is there")
+    for key_name in sorted(directory.names_in(pool.keys_fd)):
+        if f"slots/{slot_id}" in _names(pool, key_name):
+            return Target(key_name, f"slots/{slot_id}")
+    raise NotInPoolError(f"no slot {slot_id} is in the pool {pool.path}", "cachedind ls shows what is there")
 
 
-def _names(home: Pool, directory: str) -> list[str]:
-    key_fd = pool.open_directory(home.keys_fd, directory)
+def _names(pool: Pool, key_name: str) -> list[str]:
+    key_fd = directory.open_directory(pool.keys_fd, key_name)
     if key_fd is None:
         return []
     try:
@@ -154,31 +154,31 @@ def _names(home: Pool, directory: str) -> list[str]:
 # ---- removing --------------------------------------------------------------------------------------------------------
 
 
-def remove(home: Pool, target: Target) -> Outcome:
+def remove(pool: Pool, target: Target) -> Outcome:
     """Move a key's slots and goldens, or one of them, to trash. Raises PoolUnusableError, OSError."""
-    key = read_key(home, target.directory)
+    key = read_key(pool, target.directory)
     outcome = Outcome([], [])
-    key_fd = pool.open_directory(home.keys_fd, target.directory)
+    key_fd = directory.open_directory(pool.keys_fd, target.directory)
     if key_fd is None:
-        pool.throw_away(home, home.keys_fd, target.directory)
+        directory.throw_away(pool, pool.keys_fd, target.directory)
         outcome.removed.append(Removed(key, ""))
         return outcome
     try:
-        pool.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key {key!r} of the pool {home.path}")
-        if not pool.is_current(key_fd, home.keys_fd, target.directory):
+        directory.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key {key!r} of the pool {pool.path}")
+        if not directory.is_current(key_fd, pool.keys_fd, target.directory):
             return outcome  # somebody else has removed it
-        names = _names(home, target.directory)
+        names = _names(pool, target.directory)
         for name in [name for name in names if target.name in ("", name)]:
-            _remove_one(home, key_fd, key, name, outcome)
+            _remove_one(pool, key_fd, key, name, outcome)
         if not names and not target.name:
             outcome.removed.append(Removed(key, ""))
-        upkeep.drop_empty_key(home, key_fd, target.directory)
+        upkeep.drop_empty_key(pool, key_fd, target.directory)
     finally:
         os.close(key_fd)
     return outcome
 
 
-def _remove_one(home: Pool, key_fd: int, key: str, name: str, outcome: Outcome) -> None:
+def _remove_one(pool: Pool, key_fd: int, key: str, name: str, outcome: Outcome) -> None:
     """One slot or golden; a slot under its lease, so that nobody gets it meanwhile."""
     slot = None
     if name.startswith("slots/"):
@@ -194,7 +194,7 @@ def _remove_one(home: Pool, key_fd: int, key: str, name: str, outcome: Outcome) 
         parent, _, last = name.rpartition("/")
         parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
         try:
-            pool.throw_away(home, parent_fd, last)
+            directory.throw_away(pool, parent_fd, last)
         finally:
             os.close(parent_fd)
     finally:
@@ -203,40 +203,40 @@ def _remove_one(home: Pool, key_fd: int, key: str, name: str, outcome: Outcome) 
     outcome.removed.append(Removed(key, name))
 
 
-def remove_all(home: Pool) -> Outcome:
+def remove_all(pool: Pool) -> Outcome:
     """Everything that nobody holds. Raises PoolUnusableError, OSError."""
     outcome = Outcome([], [])
-    for directory in sorted(pool.names_in(home.keys_fd)):
-        outcome.add(remove(home, Target(directory)))
-    for name in sorted(pool.names_in(home.aside_fd)):
-        pool.throw_away(home, home.aside_fd, name)
+    for key_name in sorted(directory.names_in(pool.keys_fd)):
+        outcome.add(remove(pool, Target(key_name)))
+    for name in sorted(directory.names_in(pool.aside_fd)):
+        directory.throw_away(pool, pool.aside_fd, name)
         outcome.removed.append(Removed(f"aside/{name}", ""))
-    upkeep.sweep_stage(home)
+    upkeep.sweep_stage(pool)
     return outcome
 
 
 # ---- space -----------------------------------------------------------------------------------------------------------
 
 
-def delete(home: Pool, free_bytes_before: int) -> int:
+def delete(pool: Pool, free_bytes_before: int) -> int:
     """Delete what is in trash, give the space back to the host, and return how many bytes more are free than before.
 
     Others who write meanwhile make that less. Raises OSError.
     """
-    upkeep.empty_trash(home)
-    upkeep.give_space_back(home)
-    return max(0, read_free_bytes(home) - free_bytes_before)
+    upkeep.empty_trash(pool)
+    upkeep.give_space_back(pool)
+    return max(0, read_free_bytes(pool) - free_bytes_before)
 
 
-def read_free_bytes(home: Pool) -> int:
-    found = os.statvfs(home.tree_fd)
+def read_free_bytes(pool: Pool) -> int:
+    found = os.statvfs(pool.tree_fd)
     return found.f_bfree * found.f_frsize
 
 
-def collect_garbage(home: Pool, settings: Config, now: float) -> Collected:
+def collect_garbage(pool: Pool, settings: Config, now: float) -> Collected:
     """What each start has done after it, at once: evictions and deletions. Raises OSError."""
-    before = read_free_bytes(home)
-    keys = {directory: read_key(home, directory) for directory in pool.names_in(home.keys_fd)}
-    report = upkeep.run(home, settings, None, now)
+    before = read_free_bytes(pool)
+    keys = {key_name: read_key(pool, key_name) for key_name in directory.names_in(pool.keys_fd)}
+    report = upkeep.run(pool, settings, None, now)
     evicted = [Evicted(keys.get(e.entry.key, e.entry.key), e.entry.name, e.reason) for e in report.evicted]
-    return Collected(evicted, report.deleted, delete(home, before), report.lacking_bytes)
+    return Collected(evicted, report.deleted, delete(pool, before), report.lacking_bytes)

@@ -16,7 +16,7 @@ from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
-from cachedind.pool import keys, pool, slot_lease, slots
+from cachedind.pool import directory, keys, slot_lease, slots
 from cachedind.pool.slot_lease import Warmth
 from cachedind.pool.slots import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
@@ -26,10 +26,10 @@ from cachedind.start import furnish, pool_mode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cachedind.pool.pool import Pool
-    from cachedind.pool.slot_lease import Tenancy
+    from cachedind.pool.directory import Pool
+    from cachedind.pool.slot_lease import TakenSlot
     from cachedind.seeds.model import BadSeed, Seed
-    from cachedind.start.furnish import Home, Site
+    from cachedind.start.furnish import Prepared, StartContext
 
 
 class Filled(NamedTuple):
@@ -70,56 +70,56 @@ class Checked(NamedTuple):
 # ---- putting in ------------------------------------------------------------------------------------------------------
 
 
-def fill_pool(site: Site, path: str | None, wanted: Sequence[str]) -> list[Filled]:
+def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) -> list[Filled]:
     """Put the seeds into the base that new keys begin with, and into each of the keys `wanted` (none: all there are).
 
     A new pool is made where there is none yet. Raises CachedindError, OSError. Needs --privileged.
     """
-    _check_settings(site)
+    _check_settings(context)
     facts.check_privileges()
-    where = _where(site, path)
-    if where is None or not os.path.lexists(f"{where}/{pool.RECORD}"):
+    where = _where(context, path)
+    if where is None or not os.path.lexists(f"{where}/{directory.RECORD}"):
         # Perhaps this is `docker exec` in an instance, whose start has hidden the pool from its jobs.
         witness.enter_hidden_namespace()
-        where = _where(site, path)
+        where = _where(context, path)
     if where is None:
         raise PoolMissingError("no pool is mounted", "mount it at /cachedind: -v /srv/cachedind:/cachedind")
     # What is mounted from now on is seen by nobody else.
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    home, notes = pool.open_pool(where, site.settings, Trace(site.settings.kill_at))
+    prepared, notes = directory.open_pool(where, context.settings, Trace(context.settings.kill_at))
     try:
         for note in notes:
-            site.log.degraded(note)
-        there = [inventory.read_key(home, name) for name in sorted(pool.names_in(home.keys_fd))]
+            context.log.degraded(note)
+        there = [inventory.read_key(prepared, name) for name in sorted(directory.names_in(prepared.keys_fd))]
         unknown = [key for key in wanted if key not in there]
         if unknown:
-            raise inventory.unknown_key(home, unknown[0])
-        names = [keys.BASE_KEY] if slots.has_clones(home) else []
+            raise inventory.unknown_key(prepared, unknown[0])
+        names = [keys.BASE_KEY] if slots.has_clones(prepared) else []
         names += wanted or [key for key in there if key != keys.BASE_KEY]
-        return [_fill_key(site, home, key) for key in dict.fromkeys(names)]
+        return [_fill_key(context, prepared, key) for key in dict.fromkeys(names)]
     finally:
-        home.close()
+        prepared.close()
 
 
-def _check_settings(site: Site) -> None:
-    if not files.wants_seeds(site.settings):
+def _check_settings(context: StartContext) -> None:
+    if not files.wants_seeds(context.settings):
         raise SettingsError("there are no seeds", "mount them at /seeds, or set CACHEDIND_SEED or CACHEDIND_SEED_HOST")
 
 
-def _where(site: Site, path: str | None) -> str | None:
-    return path or pool.wanted_path(site.settings)
+def _where(context: StartContext, path: str | None) -> str | None:
+    return path or directory.wanted_path(context.settings)
 
 
-def _fill_key(site: Site, home: Pool, key: str) -> Filled:
-    settings = site.settings._replace(key=key, read_only=False, seed_after=False)
-    own = site._replace(settings=settings)
-    order = pool_mode.make_order(settings, site.daemon)
-    tenancy = slot_lease.take(home, order, site.log)
-    data_root = os.path.realpath(site.daemon.data_root)
-    lease = pool_mode.bind(tenancy, data_root, site.log)
+def _fill_key(context: StartContext, prepared: Pool, key: str) -> Filled:
+    settings = context.settings._replace(key=key, read_only=False, seed_after=False)
+    own = context._replace(settings=settings)
+    slot_request = pool_mode.make_slot_request(settings, context.daemon)
+    taken = slot_lease.take(prepared, slot_request, context.log)
+    data_root = os.path.realpath(context.daemon.data_root)
+    lease = pool_mode.bind(taken, data_root, context.log)
     try:
-        filled, _ = furnish.seed(own, furnish.settle(own, lease, tenancy))
+        filled, _ = furnish.seed(own, furnish.settle(own, lease, taken))
         _leave(filled)
     finally:
         with contextlib.suppress(OSError):
@@ -127,53 +127,55 @@ def _fill_key(site: Site, home: Pool, key: str) -> Filled:
     return Filled(key, filled.seeded, filled.bad)
 
 
-def _leave(filled: Home) -> None:
+def _leave(filled: Prepared) -> None:
     """Give the slot back as if no start had been: a clone that was made for this goes, and a slot that was there is as
     good as it was, or as the private daemon has proven it to be."""
-    tenancy: Tenancy | None = filled.tenancy
-    assert tenancy is not None
-    if tenancy.warmth is Warmth.LEASED and filled.seeded:
-        raw = state.read_state(tenancy.slot.directory_fd, STATE_NAME)
+    taken: TakenSlot | None = filled.taken
+    assert taken is not None
+    if taken.warmth is Warmth.LEASED and filled.seeded:
+        raw = state.read_state(taken.slot.directory_fd, STATE_NAME)
         proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
-        state.write_state(tenancy.slot.directory_fd, STATE_NAME, proven, raw)
-        tenancy.slot.close()
+        state.write_state(taken.slot.directory_fd, STATE_NAME, proven, raw)
+        taken.slot.close()
     else:
-        pool_seeds.give_back(tenancy)
+        pool_seeds.give_back(taken)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
-def check(site: Site, path: str | None) -> list[Checked]:
+def check(context: StartContext, path: str | None) -> list[Checked]:
     """Read and verify every seed, and tell which the pool's base lacks. Changes nothing.
 
     Compressed seeds are decompressed into a file in the temporary directory meanwhile. Raises CachedindError, OSError.
     """
-    _check_settings(site)
-    found = seeding.find(site.settings)
-    missing = _find_missing(site, path, found)
+    _check_settings(context)
+    found = seeding.find(context.settings)
+    missing = _find_missing(context, path, found)
     rows = [Checked(one.name, Verdict.BAD, (), 0, one.why) for one in found.bad]
     return rows + [row for seed in found.seeds for row in _check_seed(seed, is_missing=seed.identity in missing)]
 
 
-def _find_missing(site: Site, path: str | None, found: seeding.Found) -> frozenset[str]:
+def _find_missing(context: StartContext, path: str | None, found: seeding.Found) -> frozenset[str]:
     everything = frozenset(seed.identity for seed in found.seeds)
-    where = _where(site, path)
+    where = _where(context, path)
     try:
-        home = None if where is None else inventory.open_home(where, site.settings)
+        prepared = None if where is None else inventory.open_home(where, context.settings)
     except PoolMissingError:
-        home = None
-    if home is None:
+        prepared = None
+    if prepared is None:
         return everything
     try:
-        order = pool_mode.make_order(site.settings, site.daemon)
-        with pool_seeds.newest_golden(home, keys.BASE_KEY, order.wish, procfs.read_boot_id()) as golden:
+        slot_request = pool_mode.make_slot_request(context.settings, context.daemon)
+        with pool_seeds.newest_golden(
+            prepared, keys.BASE_KEY, slot_request.requirements, procfs.read_boot_id()
+        ) as golden:
             if golden is None:
                 return everything
-            plan = seeding.compare(found, golden.data_fd, golden.storage, site.log)
+            plan = seeding.compare(found, golden.data_fd, golden.storage, context.log)
             return frozenset(seed.identity for seed in plan.missing)
     finally:
-        home.close()
+        prepared.close()
 
 
 def _check_seed(seed: Seed, *, is_missing: bool) -> list[Checked]:

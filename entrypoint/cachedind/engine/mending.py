@@ -59,7 +59,7 @@ _COSTS = {
 }
 
 
-class Patient(NamedTuple):
+class Subject(NamedTuple):
     """A data-root whose lease is held: its path, the engine's root in it, open, and the lock that a private daemon
     inherits. `engines` are the one that wrote it last, where that is known, and the one that is to start."""
 
@@ -82,7 +82,7 @@ class Proof(NamedTuple):
         return self.end is DaemonEnd.BY_ITSELF and not any(word in words for word in _NOT_OF_THE_DATA)
 
 
-class Result(NamedTuple):
+class Mended(NamedTuple):
     """How it went. `fit` is false when something else should be taken; `loss` is the worst that was lost, None when
     nothing was; `why` says what was wrong, for people. `unproven` is why no private daemon could tell, `left` what was
     found and is left where it is, `refused` that CACHEDIND_STRICT forbids to go on."""
@@ -188,7 +188,7 @@ def everything_but_volumes(storage: StoragePlan) -> tuple[str, ...]:
 
 
 def mend(
-    patient: Patient,
+    subject: Subject,
     doubt: Doubt | None,
     *,
     has_better: bool,
@@ -196,41 +196,41 @@ def mend(
     strict: bool,
     environ: Mapping[str, str],
     trace: Trace,
-) -> Result:
+) -> Mended:
     """Make a data-root fit, if there is anything wrong with it. With `strict` nothing is changed that would have to be
     told as a loss.
 
     Raises OSError when something cannot be moved (a full or read-only disk). Needs --privileged, and a single thread.
     """
-    root_fd, storage = patient.root_fd, patient.storage
-    found = damage.find(root_fd, storage, thorough=doubt is not None, engines=patient.engines)
+    root_fd, storage = subject.root_fd, subject.storage
+    found = damage.find(root_fd, storage, thorough=doubt is not None, engines=subject.engines)
     found += kept.find_lost_words(root_fd, storage)
     if not found and doubt is None:
-        return Result(True)
-    emptied = _find_emptied(patient) if doubt is not None and doubt.crashed else hollow.Found()
+        return Mended(True)
+    emptied = _find_emptied(subject) if doubt is not None and doubt.crashed else hollow.Found()
     plan = plan_mending(found, emptied, storage, kept.find(root_fd, storage), in_pool=in_pool, has_better=has_better)
     why = _describe(found, emptied, doubt)
     left = "; ".join(f"{path}: {reason}" for path, reason in list(emptied.held.items())[:3])
     if plan.leave:
-        return Result(False, why=why)
+        return Mended(False, why=why)
     if strict and (found or emptied.bad or emptied.held or emptied.short):
-        return Result(False, _worst(plan.at_once, plan.later), why, refused=True)
+        return Mended(False, _worst(plan.at_once, plan.later), why, refused=True)
     moved = aside.move(root_fd, (*plan.restore, *plan.move), why, in_pool=in_pool)
     for path in plan.restore:
         kept.put_back(root_fd, path)
     rewritten = _write_again(root_fd, emptied)
     trace.reach("mend.moved")
-    result = Result(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, rewritten=rewritten)
-    return _prove_and_move(patient, plan, result, environ, trace, has_better=has_better, in_pool=in_pool, strict=strict)
+    result = Mended(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, rewritten=rewritten)
+    return _prove_and_move(subject, plan, result, environ, trace, has_better=has_better, in_pool=in_pool, strict=strict)
 
 
-def _find_emptied(patient: Patient) -> Found:
-    root_fd, driver = patient.root_fd, patient.storage.driver
-    if patient.storage.store is ImageStore.GRAPHDRIVER:
+def _find_emptied(subject: Subject) -> Found:
+    root_fd, driver = subject.root_fd, subject.storage.driver
+    if subject.storage.store is ImageStore.GRAPHDRIVER:
         return hollow.find_layers(root_fd, driver)
     until = time.monotonic() + hollow.TIME_S
     blobs = hollow.find_blobs(root_fd, time_s=hollow.TIME_S)
-    if damage.are_tested(patient.engines):
+    if damage.are_tested(subject.engines):
         from cachedind.engine import unpacked
 
         return unpacked.compare(root_fd, driver, blobs, until=until)
@@ -248,21 +248,21 @@ def _write_again(root_fd: int, emptied: Found) -> int:
 
 
 def _prove_and_move(
-    patient: Patient,
+    subject: Subject,
     plan: Plan,
-    so_far: Result,
+    so_far: Mended,
     environ: Mapping[str, str],
     trace: Trace,
     *,
     has_better: bool,
     in_pool: bool,
     strict: bool,
-) -> Result:
+) -> Mended:
     """What the private daemon says, and what follows from it."""
     first = [(plan.later or Loss.NOTHING, plan.if_it_fails)] if plan.if_it_fails else []
     moved, loss, why = list(so_far.moved), so_far.loss, so_far.why
-    for number, (next_loss, places) in enumerate((*first, *_rungs(patient.storage))):
-        proof = prove(patient, environ)
+    for number, (next_loss, places) in enumerate((*first, *_rungs(subject.storage))):
+        proof = prove(subject, environ)
         trace.reach("mend.proven")
         if proof.problem is None:
             left = why if number == 0 and plan.if_it_fails else so_far.left
@@ -270,17 +270,17 @@ def _prove_and_move(
         if not proof.speaks_against_data:
             return so_far._replace(loss=loss, why=why, moved=tuple(moved), unproven=proof.problem)
         if number == 0:
-            if not is_to_blame(patient, environ):
+            if not is_to_blame(subject, environ):
                 unproven = f"no private daemon comes up here, not even on an empty directory: {proof.problem}"
                 return so_far._replace(unproven=unproven)
             why = f"{why}; {proof.problem}" if why else proof.problem
             if has_better or strict:
                 return so_far._replace(fit=False, loss=_worst(loss, next_loss), why=why, refused=not has_better)
-        gone = aside.move(patient.root_fd, places, why, in_pool=in_pool)
+        gone = aside.move(subject.root_fd, places, why, in_pool=in_pool)
         trace.reach("mend.settled")
         moved += gone
         loss = _worst(loss, next_loss) if gone else loss
-    proof = prove(patient, environ)
+    proof = prove(subject, environ)
     if proof.problem is None or not proof.speaks_against_data:
         return so_far._replace(loss=loss, why=why, moved=tuple(moved), unproven=proof.problem or "")
     return so_far._replace(fit=False, loss=loss, why=f"{why}; {proof.problem}", moved=tuple(moved))
@@ -308,12 +308,12 @@ def _describe(found: Sequence[Damage], emptied: Found, doubt: Doubt | None) -> s
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 
-def prove(patient: Patient, environ: Mapping[str, str]) -> Proof:
+def prove(subject: Subject, environ: Mapping[str, str]) -> Proof:
     """What a private daemon says of the data, within a time that grows with their size."""
-    until = time.monotonic() + proof_s(*measure(patient))
+    until = time.monotonic() + proof_s(*measure(subject))
     try:
         with private_daemon(
-            patient.data_root, patient.storage, lock_fd=patient.lock_fd, environ=environ, deadline=until
+            subject.data_root, subject.storage, lock_fd=subject.lock_fd, environ=environ, deadline=until
         ):
             return Proof()
     except PrivateDaemonError as error:
@@ -325,31 +325,31 @@ def proof_s(database_bytes: int, layers: int) -> float:
     return min(MAX_PROOF_S, PROOF_S + database_bytes / _BYTES_EACH_S + layers / _LAYERS_EACH_S)
 
 
-def measure(patient: Patient) -> tuple[int, int]:
+def measure(subject: Subject) -> tuple[int, int]:
     """Bytes of the databases, and how many layers there are."""
     total = 0
-    for path in databases.known(patient.storage):
+    for path in databases.known(subject.storage):
         try:
-            total += beneath.look(patient.root_fd, path).st_size
+            total += beneath.look(subject.root_fd, path).st_size
         except OSError:
             continue
-    storage = patient.storage
+    storage = subject.storage
     above = paths.snapshots if storage.store is ImageStore.CONTAINERD else paths.layers
-    return total, len(beneath.names(patient.root_fd, above(storage.driver)))
+    return total, len(beneath.names(subject.root_fd, above(storage.driver)))
 
 
-def is_to_blame(patient: Patient, environ: Mapping[str, str]) -> bool:
+def is_to_blame(subject: Subject, environ: Mapping[str, str]) -> bool:
     """Whether a private daemon comes up on an empty directory beside the data. Where it does not, something else is
     wrong, and no data must go for that. Raises OSError."""
     from cachedind.host import trees
 
-    with beneath.made_directory(patient.root_fd, aside.HOME) as home_fd:
+    with beneath.made_directory(subject.root_fd, aside.HOME) as home_fd:
         trees.remove(home_fd, CONTROL)
         os.mkdir(CONTROL, 0o710, dir_fd=home_fd)
         try:
-            root = engine_root(patient.data_root, patient.storage.remap)
-            empty = patient._replace(data_root=f"{root}/{aside.HOME}/{CONTROL}")
-            if patient.storage.remap is not None:
+            root = engine_root(subject.data_root, subject.storage.remap)
+            empty = subject._replace(data_root=f"{root}/{aside.HOME}/{CONTROL}")
+            if subject.storage.remap is not None:
                 os.fchmod(home_fd, 0o711)  # an engine looks whether its remapped root gets there
             return prove(empty, environ).problem is None
         finally:

@@ -18,14 +18,14 @@ from cachedind.base import state
 from cachedind.base.model import StoragePlan
 from cachedind.engine import damage, directories, remapping
 from cachedind.host import flock, procfs
-from cachedind.pool import pool, slots
+from cachedind.pool import directory, slots
 from cachedind.pool.clone import CloneMethod, clone_directory
 from cachedind.pool.slots import GOLDEN_NAME, Kind, SlotState, class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cachedind.pool.pool import Pool, Stage
+    from cachedind.pool.directory import Pool, Stage
     from cachedind.pool.slots import Candidate, Slot
 
 LOCK_NAME = "golden.lock"
@@ -36,14 +36,14 @@ SHARE_OF_TIME = 0.05
 _POLL_S = 0.01
 
 
-def is_due(home: Pool, goldens: list[Candidate], took_s: float | None, age_s: float | None) -> bool:
+def is_due(pool: Pool, goldens: list[Candidate], took_s: float | None, age_s: float | None) -> bool:
     """Whether a promotion is worth its time now. Snapshots always are; copying 200,000 files takes many seconds.
 
     `took_s` is how long the last one took, `age_s` how long ago that was; None where there was none.
     """
-    if home.method is CloneMethod.NONE:
+    if pool.method is CloneMethod.NONE:
         return False
-    if home.method is CloneMethod.SUBVOLUME or not goldens or took_s is None or age_s is None:
+    if pool.method is CloneMethod.SUBVOLUME or not goldens or took_s is None or age_s is None:
         return True
     return took_s <= CHEAP_S or age_s < 0 or age_s >= took_s / SHARE_OF_TIME
 
@@ -84,9 +84,9 @@ def last_cost(key_fd: int, now: float) -> tuple[float | None, float | None]:
     return float(took_s), now - at
 
 
-def is_instant(home: Pool) -> bool:
+def is_instant(pool: Pool) -> bool:
     """Whether a copy is a matter of milliseconds, whatever there is to copy."""
-    return home.method is CloneMethod.SUBVOLUME
+    return pool.method is CloneMethod.SUBVOLUME
 
 
 def take_turn(key_fd: int) -> int | None:
@@ -94,7 +94,7 @@ def take_turn(key_fd: int) -> int | None:
     the key's lock. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=key_fd)
-    if pool.try_lock(fd):
+    if directory.try_lock(fd):
         return fd
     os.close(fd)
     return None
@@ -127,7 +127,7 @@ class Copy(NamedTuple):
 
 
 def promote(
-    home: Pool,
+    pool: Pool,
     key_fd: int,
     slot: Slot,
     raw: dict[str, object],
@@ -141,32 +141,32 @@ def promote(
     `raw` is slot.json as it was found, `goldens` what the key has, `clean` tells that the last job's leftovers are out.
     Raises OSError.
     """
-    with _copied(home, slot, raw, clean=clean) as copy:
-        _give_name(home, key_fd, copy, goldens)
+    with _copied(pool, slot, raw, clean=clean) as copy:
+        _give_name(pool, key_fd, copy, goldens)
 
 
-def promote_beside(home: Pool, key: str, slot: Slot, raw: dict[str, object], *, clean: bool) -> bool:
+def promote_beside(pool: Pool, key: str, slot: Slot, raw: dict[str, object], *, clean: bool) -> bool:
     """The same where copies take time: the key is locked for the name alone. False when something as new has become the
     golden meanwhile. Needs the slot's lease, and no daemon on it. Raises OSError, PoolUnusableError."""
-    with _copied(home, slot, raw, clean=clean) as copy, slots.locked_key(home, key, create=True) as key_fd:
+    with _copied(pool, slot, raw, clean=clean) as copy, slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         if not slots.is_newest(slots.parse_slot_state(copy.values), goldens):
             return False
-        _give_name(home, key_fd, copy, goldens)
+        _give_name(pool, key_fd, copy, goldens)
     return True
 
 
 @contextlib.contextmanager
-def _copied(home: Pool, slot: Slot, raw: dict[str, object], *, clean: bool) -> Iterator[Copy]:
+def _copied(pool: Pool, slot: Slot, raw: dict[str, object], *, clean: bool) -> Iterator[Copy]:
     started = time.monotonic()
-    with pool.staged(home) as stage:
-        home.trace.reach("promote.staged")
-        clone_directory(home.method, slot.data_fd, stage.fd, "data", read_only=True)
-        home.trace.reach("promote.copied")
+    with directory.staged(pool) as stage:
+        pool.trace.reach("promote.staged")
+        clone_directory(pool.method, slot.data_fd, stage.fd, "data", read_only=True)
+        pool.trace.reach("promote.copied")
         # A snapshot is made by a commit of the whole filesystem; a copy's data may still be on its way to the disk.
-        durable = home.method is CloneMethod.SUBVOLUME
+        durable = pool.method is CloneMethod.SUBVOLUME
         values: dict[str, object] = {
             **raw,
             "id": stage.name,
@@ -180,28 +180,28 @@ def _copied(home: Pool, slot: Slot, raw: dict[str, object], *, clean: bool) -> I
             "boot_id": procfs.read_boot_id(),
         }
         state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=durable)
-        home.trace.reach("promote.recorded")
+        pool.trace.reach("promote.recorded")
         yield Copy(stage, values)
 
 
-def _give_name(home: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
+def _give_name(pool: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
     with _others(key_fd) as other_fd:
         new = slots.parse_slot_state(copy.values)
-        _retire(home, key_fd, other_fd, new, goldens)
-        home.trace.reach("promote.retired")
-        pool.publish(home, copy.stage, key_fd, "golden")
-        home.trace.reach("promote.named")
-        pool.throw_away(home, other_fd, class_name(new))
+        _retire(pool, key_fd, other_fd, new, goldens)
+        pool.trace.reach("promote.retired")
+        directory.publish(pool, copy.stage, key_fd, "golden")
+        pool.trace.reach("promote.named")
+        directory.throw_away(pool, other_fd, class_name(new))
 
 
-def promote_newest(home: Pool, key: str, boot_id: str) -> tuple[str | None, str]:
+def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]:
     """Make the newest free trusted slot of a key its golden. Returns its id, or None, and what there is to say.
 
     Raises PoolUnusableError, OSError.
     """
-    if home.method is CloneMethod.NONE:
+    if pool.method is CloneMethod.NONE:
         return None, "a pool without clones has no goldens"
-    with slots.locked_key(home, key, create=False) as key_fd:
+    with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return None, "the pool has nothing of this key"
         candidates, _ = slots.read_candidates(key_fd)
@@ -217,7 +217,7 @@ def promote_newest(home: Pool, key: str, boot_id: str) -> tuple[str | None, str]
     if found_slot is not None:
         slot, raw = found_slot
         try:
-            is_golden = promote_beside(home, key, slot, raw, clean=False)
+            is_golden = promote_beside(pool, key, slot, raw, clean=False)
         finally:
             slot.close()
         if not is_golden:
@@ -271,17 +271,17 @@ def _others(key_fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _retire(home: Pool, key_fd: int, other_fd: int, new: SlotState, goldens: list[Candidate]) -> None:
+def _retire(pool: Pool, key_fd: int, other_fd: int, new: SlotState, goldens: list[Candidate]) -> None:
     """Free the name "golden" for `new`."""
     current = next((golden.state for golden in goldens if golden.name == "golden"), None)
     if current is None:
         # Nothing, or something that cannot be read.
-        pool.throw_away(home, key_fd, "golden")
+        directory.throw_away(pool, key_fd, "golden")
     elif class_name(current) == class_name(new) and current.sequence != new.sequence:
-        pool.throw_away(home, key_fd, "golden.previous")
+        directory.throw_away(pool, key_fd, "golden.previous")
         os.rename("golden", "golden.previous", src_dir_fd=key_fd, dst_dir_fd=key_fd)
     else:
         # Another class's, which stays; or the same state, cleaned meanwhile: golden.previous stays what it is.
         name = class_name(current)
-        pool.throw_away(home, other_fd, name)
+        directory.throw_away(pool, other_fd, name)
         os.rename("golden", name, src_dir_fd=key_fd, dst_dir_fd=other_fd)

@@ -19,17 +19,17 @@ from cachedind.base.errors import PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.engine import doubt, in_use
 from cachedind.host import flock
-from cachedind.pool import golden, pool, slots
+from cachedind.pool import directory, golden, slots
 from cachedind.pool.clone import CloneMethod
 from cachedind.pool.keys import BASE_KEY
-from cachedind.pool.slots import Candidate, Kind, Slot, SlotState, Wish
+from cachedind.pool.slots import Candidate, Kind, Requirements, Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.base.log import Log
     from cachedind.base.model import Holder
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
 
 
 _MAX_SUSPECTS = 8
@@ -47,13 +47,13 @@ class Warmth(StrEnum):
     FRESH = "fresh"
 
 
-class Order(NamedTuple):
+class SlotRequest(NamedTuple):
     """What a start asks of the pool."""
 
     key: str
     fallback_keys: tuple[str, ...]
     read_only: bool
-    wish: Wish
+    requirements: Requirements
     boot_id: str
     holder: Holder
     fresh: bool = False
@@ -62,14 +62,14 @@ class Order(NamedTuple):
     """Ids of slots that this start has passed over."""
 
 
-class Tenancy(NamedTuple):
+class TakenSlot(NamedTuple):
     """A leased slot and where its content came from.
 
     `found` is the state of that content, `raw` its state file, `source_key` the key it was of, `sequence` this start's
     number.
     """
 
-    home: Pool
+    pool: Pool
     key: str
     slot: Slot
     warmth: Warmth
@@ -90,57 +90,59 @@ class Tenancy(NamedTuple):
         return self.raw.get("pure") is True
 
 
-def take(home: Pool, order: Order, log: Log) -> Tenancy:
+def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full).
 
     Where copies take time, a state that is due becomes the golden with its slot's lease alone: who starts beside that
     waits a little for it, and goes on with what there is.
     """
-    leased, source, sequence = _choose(home, order, log)
-    if leased is None and not order.fresh and _has_waited(home, order, source):
+    leased, source, sequence = _choose(pool, slot_request, log)
+    if leased is None and not slot_request.fresh and _has_waited(pool, slot_request, source):
         if source is not None:
             source.close()
-        leased, source, sequence = _choose(home, order, log)
+        leased, source, sequence = _choose(pool, slot_request, log)
     if leased is not None:
-        tenancy = _introduce(leased.tenancy, order.holder)
-        return tenancy if leased.turn_fd is None else _promote_beside(tenancy, leased.turn_fd, log)
-    source_key = order.key
-    if source is None and not order.fresh:
-        source, source_key = _open_fallback(home, order, log)
-    if source is None and order.read_only and not order.fresh and not slots.has_clones(home):
+        taken = _introduce(leased.taken, slot_request.holder)
+        return taken if leased.turn_fd is None else _promote_beside(taken, leased.turn_fd, log)
+    source_key = slot_request.key
+    if source is None and not slot_request.fresh:
+        source, source_key = _open_fallback(pool, slot_request, log)
+    if source is None and slot_request.read_only and not slot_request.fresh and not slots.has_clones(pool):
         log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
-    return _introduce(_be_born(home, order, source, source_key, sequence), order.holder)
+    return _introduce(_be_born(pool, slot_request, source, source_key, sequence), slot_request.holder)
 
 
 class _Leased(NamedTuple):
     """A leased slot; with `turn_fd` its state is to become the golden before a daemon has it."""
 
-    tenancy: Tenancy
+    taken: TakenSlot
     turn_fd: int | None
 
 
-def _choose(home: Pool, order: Order, log: Log) -> tuple[_Leased | None, _Source | None, int]:
+def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Leased | None, _Source | None, int]:
     """A slot of the key, or else a golden of it to clone, and this start's number."""
-    with slots.locked_key(home, order.key, create=True) as key_fd:
+    with slots.locked_key(pool, slot_request.key, create=True) as key_fd:
         assert key_fd is not None
-        candidates = _survey(home, key_fd, order, log)
+        candidates = _survey(pool, key_fd, slot_request, log)
         sequence, aside = slots.draw_sequence(key_fd, candidates)
         if aside is not None:
-            log.warn(f"the sequence of the key {order.key} was no file, and is counted anew; it is now {aside} there")
-        if order.fresh:
+            log.warn(
+                f"the sequence of the key {slot_request.key} was no file, and is counted anew; it is now {aside} there"
+            )
+        if slot_request.fresh:
             candidates = []
-        if not order.read_only:
-            leased = _lease_newest(home, key_fd, order, candidates, sequence, log)
+        if not slot_request.read_only:
+            leased = _lease_newest(pool, key_fd, slot_request, candidates, sequence, log)
             if leased is not None:
                 return leased, None, sequence
-        return None, _open_newest_golden(home, key_fd, order, candidates, log), sequence
+        return None, _open_newest_golden(pool, key_fd, slot_request, candidates, log), sequence
 
 
-def _has_waited(home: Pool, order: Order, source: _Source | None) -> bool:
+def _has_waited(pool: Pool, slot_request: SlotRequest, source: _Source | None) -> bool:
     """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
-    if golden.is_instant(home):
+    if golden.is_instant(pool):
         return False
-    key_fd = slots.open_key(home, order.key, create=False)
+    key_fd = slots.open_key(pool, slot_request.key, create=False)
     if key_fd is None:
         return False
     try:
@@ -149,24 +151,24 @@ def _has_waited(home: Pool, order: Order, source: _Source | None) -> bool:
         os.close(key_fd)
 
 
-def _introduce(tenancy: Tenancy, holder: Holder) -> Tenancy:
+def _introduce(taken: TakenSlot, holder: Holder) -> TakenSlot:
     from cachedind.dataroot.lease import write_holder
 
     try:
-        write_holder(tenancy.slot.lock_fd, holder, f"the slot {tenancy.slot.id}")
+        write_holder(taken.slot.lock_fd, holder, f"the slot {taken.slot.id}")
     except BaseException:
-        tenancy.slot.close()
+        taken.slot.close()
         raise
-    tenancy.home.trace.reach("lease.recorded")
-    return tenancy
+    taken.pool.trace.reach("lease.recorded")
+    return taken
 
 
-def _survey(home: Pool, key_fd: int, order: Order, log: Log) -> list[Candidate]:
+def _survey(pool: Pool, key_fd: int, slot_request: SlotRequest, log: Log) -> list[Candidate]:
     """What the key has, and this start has not passed over. What cannot be understood is set aside."""
     candidates, bad = slots.read_candidates(key_fd)
     for name, why in bad:
-        _set_aside(home, key_fd, name, why, log)
-    return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in order.avoid]
+        _set_aside(pool, key_fd, name, why, log)
+    return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in slot_request.avoid]
 
 
 def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
@@ -180,7 +182,7 @@ def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidat
     return False
 
 
-def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
+def _set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
     """Set a bad slot or golden aside, unless somebody holds it. With CACHEDIND_STRICT it stays, and the start ends."""
     if name.startswith("slots/"):
         try:
@@ -197,7 +199,7 @@ def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
     parent, _, last = name.rpartition("/")
     parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
     try:
-        where = pool.set_aside(home, parent_fd, last, why, time.time())
+        where = directory.set_aside(pool, parent_fd, last, why, time.time())
     except FileNotFoundError:
         return True
     finally:
@@ -208,36 +210,36 @@ def _set_aside(home: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
 
 
 def _lease_newest(
-    home: Pool, key_fd: int, order: Order, candidates: list[Candidate], sequence: int, log: Log
+    pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
 ) -> _Leased | None:
     """The newest free slot, unless a golden is newer or better; promoted, or to be promoted, if it deserves it. Needs
     the key's lock."""
-    for candidate in slots.plan_choice(candidates, order.wish, order.boot_id):
+    for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
         if candidate.kind is Kind.GOLDEN:
             return None
-        slot = _try_lease(home, key_fd, candidate.name, log)
+        slot = _try_lease(pool, key_fd, candidate.name, log)
         if slot is None:
             continue
-        home.trace.reach("lease.locked")
+        pool.trace.reach("lease.locked")
         try:
             raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
             found = slots.parse_slot_state(raw)  # read again: it was not ours before
-            due = _is_due(home, key_fd, order, slot, found, candidates, log)
-            promoted = due and golden.is_instant(home) and _promote(home, key_fd, slot, raw, candidates, log)
-            turn_fd = golden.take_turn(key_fd) if due and not golden.is_instant(home) else None
+            due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
+            promoted = due and golden.is_instant(pool) and _promote(pool, key_fd, slot, raw, candidates, log)
+            turn_fd = golden.take_turn(key_fd) if due and not golden.is_instant(pool) else None
         except BaseException:
             slot.close()
             raise
-        tenancy = Tenancy(home, order.key, slot, Warmth.LEASED, found, raw, order.key, sequence, promoted)
-        return _Leased(tenancy, turn_fd)
+        taken = TakenSlot(pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, promoted)
+        return _Leased(taken, turn_fd)
     return None
 
 
-def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
+def _try_lease(pool: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
     try:
         slot = slots.try_lease(key_fd, name)
     except slots.BadSlotError as error:
-        _set_aside(home, key_fd, name, str(error), log)
+        _set_aside(pool, key_fd, name, str(error), log)
         return None
     locked = None if slot is None else in_use.find_locked(slot.data_fd)
     if slot is not None and locked is not None:
@@ -248,9 +250,9 @@ def _try_lease(home: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
 
 
 def _is_due(
-    home: Pool,
+    pool: Pool,
     key_fd: int,
-    order: Order,
+    slot_request: SlotRequest,
     slot: Slot,
     found: SlotState,
     candidates: list[Candidate],
@@ -258,40 +260,40 @@ def _is_due(
 ) -> bool:
     """Whether a slot's state should become the golden of its key now."""
     goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-    if not slots.needs_promotion(found, goldens, order.boot_id):
+    if not slots.needs_promotion(found, goldens, slot_request.boot_id):
         return False
     if not golden.is_sound(slot, found):
         log.debug("the slot's state is not promoted: something in it is damaged")
         return False
-    if not golden.is_due(home, goldens, *golden.last_cost(key_fd, time.time())):
+    if not golden.is_due(pool, goldens, *golden.last_cost(key_fd, time.time())):
         log.debug("the golden is left as it is: copying it was too long ago for its cost")
         return False
     return True
 
 
 def _promote(
-    home: Pool, key_fd: int, slot: Slot, raw: dict[str, object], candidates: list[Candidate], log: Log
+    pool: Pool, key_fd: int, slot: Slot, raw: dict[str, object], candidates: list[Candidate], log: Log
 ) -> bool:
     goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
     with _full_is_no_end(slot, log):
-        golden.promote(home, key_fd, slot, raw, goldens, clean=False)
+        golden.promote(pool, key_fd, slot, raw, goldens, clean=False)
         return True
     return False
 
 
-def _promote_beside(tenancy: Tenancy, turn_fd: int, log: Log) -> Tenancy:
+def _promote_beside(taken: TakenSlot, turn_fd: int, log: Log) -> TakenSlot:
     """As `_promote`, beside the starts of others. What cannot be copied costs warmth alone."""
-    slot = tenancy.slot
+    slot = taken.slot
     try:
         with _full_is_no_end(slot, log):
-            promoted = golden.promote_beside(tenancy.home, tenancy.key, slot, tenancy.raw, clean=False)
-            return tenancy._replace(promoted=promoted)
+            promoted = golden.promote_beside(taken.pool, taken.key, slot, taken.raw, clean=False)
+            return taken._replace(promoted=promoted)
     except BaseException:
         slot.close()
         raise
     finally:
         os.close(turn_fd)
-    return tenancy
+    return taken
 
 
 @contextlib.contextmanager
@@ -326,36 +328,38 @@ class _Source(NamedTuple):
         os.close(self.directory_fd)
 
 
-def _open_newest_golden(home: Pool, key_fd: int, order: Order, candidates: list[Candidate], log: Log) -> _Source | None:
+def _open_newest_golden(
+    pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], log: Log
+) -> _Source | None:
     """The newest golden of a key, made of a free slot first where one is newer; where copies take time it is that slot
     itself. Needs the key's lock."""
-    if not slots.has_clones(home):
+    if not slots.has_clones(pool):
         return None
-    ranked = slots.plan_choice(candidates, order.wish, order.boot_id)
+    ranked = slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
     for candidate in ranked:
         if candidate.kind is Kind.SLOT:
             # For somebody else's key, or for a throw-away: the slot stays free, its state is what is wanted.
-            slot = _try_lease(home, key_fd, candidate.name, log)
+            slot = _try_lease(pool, key_fd, candidate.name, log)
             if slot is None:
                 continue
             try:
                 raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
                 found = slots.parse_slot_state(raw)
-                due = _is_due(home, key_fd, order, slot, found, candidates, log)
-                if due and not golden.is_instant(home):
+                due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
+                if due and not golden.is_instant(pool):
                     # What was synced at the end of its daemon is not the copy.
                     return _Source(slot.directory_fd, slot.data_fd, found, {**raw, "ended": None}, slot=slot)
-                promoted = due and _promote(home, key_fd, slot, raw, candidates, log)
+                promoted = due and _promote(pool, key_fd, slot, raw, candidates, log)
             except BaseException:
                 slot.close()
                 raise
             slot.close()
             if promoted:
-                return _open_source(home, key_fd, "golden", log)
+                return _open_source(pool, key_fd, "golden", log)
         else:
-            source = _open_source(home, key_fd, candidate.name, log)
+            source = _open_source(pool, key_fd, candidate.name, log)
             if source is not None:
-                return source._replace(doubt=_doubt_of_golden(key_fd, source.found, candidates, order.boot_id))
+                return source._replace(doubt=_doubt_of_golden(key_fd, source.found, candidates, slot_request.boot_id))
     return None
 
 
@@ -367,7 +371,7 @@ def _doubt_of_golden(key_fd: int, found: SlotState, candidates: list[Candidate],
     return doubt.NEVER_READY if _last_clone_failed(key_fd, found, candidates) else ""
 
 
-def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
+def _open_source(pool: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.ExitStack() as undo:
         try:
@@ -380,95 +384,102 @@ def _open_source(home: Pool, key_fd: int, name: str, log: Log) -> _Source | None
             data_fd = os.open("data", flags, dir_fd=directory_fd)
         except (ValueError, FileNotFoundError, NotADirectoryError) as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            _set_aside(home, key_fd, name, f"it cannot be cloned: {why}", log)
+            _set_aside(pool, key_fd, name, f"it cannot be cloned: {why}", log)
             return None
         undo.pop_all()
         return _Source(directory_fd, data_fd, found, raw)
 
 
-def _open_fallback(home: Pool, order: Order, log: Log) -> tuple[_Source | None, str]:
-    for key in order.fallback_keys:
-        with slots.locked_key(home, key, create=False) as key_fd:
+def _open_fallback(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Source | None, str]:
+    for key in slot_request.fallback_keys:
+        with slots.locked_key(pool, key, create=False) as key_fd:
             if key_fd is None:
                 continue
-            source = _open_newest_golden(home, key_fd, order, _survey(home, key_fd, order, log), log)
+            source = _open_newest_golden(pool, key_fd, slot_request, _survey(pool, key_fd, slot_request, log), log)
         if source is not None:
             return source, key
     return None, ""
 
 
-def _be_born(home: Pool, order: Order, source: _Source | None, source_key: str, sequence: int) -> Tenancy:
+def _be_born(
+    pool: Pool, slot_request: SlotRequest, source: _Source | None, source_key: str, sequence: int
+) -> TakenSlot:
     """A slot of its own: a clone of `source`, or empty. It is `pure` until a job's daemon has come up on it."""
     if source is None:
-        raw: dict[str, object] = {"arch": order.wish.arch, "sequence": 0, "read_only": order.read_only, "pure": True}
-        slot = slots.create(home, order.key, None, raw)
-        return Tenancy(home, order.key, slot, Warmth.FRESH, slots.parse_slot_state(raw), raw, "", sequence)
+        raw: dict[str, object] = {
+            "arch": slot_request.requirements.arch,
+            "sequence": 0,
+            "read_only": slot_request.read_only,
+            "pure": True,
+        }
+        slot = slots.create(pool, slot_request.key, None, raw)
+        return TakenSlot(pool, slot_request.key, slot, Warmth.FRESH, slots.parse_slot_state(raw), raw, "", sequence)
     try:
         # Another key's numbers mean nothing in this one.
-        own = source.found.sequence if source_key == order.key else 0
-        raw = slots.clone_state(source.raw, sequence=own, read_only=order.read_only)
+        own = source.found.sequence if source_key == slot_request.key else 0
+        raw = slots.clone_state(source.raw, sequence=own, read_only=slot_request.read_only)
         # From now on it is as old as this boot, and doubted for what its golden is doubted for.
-        raw |= {"boot_id": order.boot_id, "doubt": source.doubt}
+        raw |= {"boot_id": slot_request.boot_id, "doubt": source.doubt}
         raw["pure"] = source_key == BASE_KEY
-        slot = slots.create(home, order.key, source.data_fd, raw)
+        slot = slots.create(pool, slot_request.key, source.data_fd, raw)
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL):
             raise PoolUnusableError(
-                f"the pool {home.path} cannot clone any longer: {error.strerror}",
+                f"the pool {pool.path} cannot clone any longer: {error.strerror}",
                 "was it copied to another filesystem? Remove its pool.json to have it judged anew",
             ) from error
         raise
     finally:
         source.close()
-    return Tenancy(home, order.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
+    return TakenSlot(pool, slot_request.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
 
 
-def give_up(tenancy: Tenancy, why: str, log: Log) -> None:
+def give_up(taken: TakenSlot, why: str, log: Log) -> None:
     """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
     clone of, or that this start has made of it. The lease ends. Raises OSError."""
-    tenancy.slot.close()
-    is_golden_too = tenancy.warmth is Warmth.CLONED or tenancy.promoted
-    golden_key = tenancy.source_key or tenancy.key
-    for key in dict.fromkeys((tenancy.key, golden_key)):
-        with slots.locked_key(tenancy.home, key, create=False) as key_fd:
+    taken.slot.close()
+    is_golden_too = taken.warmth is Warmth.CLONED or taken.promoted
+    golden_key = taken.source_key or taken.key
+    for key in dict.fromkeys((taken.key, golden_key)):
+        with slots.locked_key(taken.pool, key, create=False) as key_fd:
             if key_fd is None:
                 continue
-            if key == tenancy.key:
-                _set_aside(tenancy.home, key_fd, f"slots/{tenancy.slot.id}", why, log)
+            if key == taken.key:
+                _set_aside(taken.pool, key_fd, f"slots/{taken.slot.id}", why, log)
             for candidate in slots.read_candidates(key_fd)[0]:
-                same = slots.class_name(candidate.state) == slots.class_name(tenancy.found)
-                same = same and candidate.state.sequence == tenancy.found.sequence
+                same = slots.class_name(candidate.state) == slots.class_name(taken.found)
+                same = same and candidate.state.sequence == taken.found.sequence
                 if is_golden_too and key == golden_key and candidate.kind is Kind.GOLDEN and same:
-                    _set_aside(tenancy.home, key_fd, candidate.name, why, log)
+                    _set_aside(taken.pool, key_fd, candidate.name, why, log)
 
 
-def has_other(tenancy: Tenancy, order: Order) -> bool:
+def has_other(taken: TakenSlot, slot_request: SlotRequest) -> bool:
     """Whether the key has another trusted state for this start, of which a slot could be had. Raises OSError."""
-    with slots.locked_key(tenancy.home, tenancy.key, create=False) as key_fd:
+    with slots.locked_key(taken.pool, taken.key, create=False) as key_fd:
         if key_fd is None:
             return False
         candidates, _ = slots.read_candidates(key_fd)
         return any(
-            candidate.state.is_trusted(order.boot_id)
-            and candidate.state.sequence != tenancy.found.sequence
+            candidate.state.is_trusted(slot_request.boot_id)
+            and candidate.state.sequence != taken.found.sequence
             and (candidate.kind is Kind.GOLDEN or not slots.look(key_fd, candidate.name, 0)[0])
-            for candidate in slots.plan_choice(candidates, order.wish, order.boot_id)
-            if candidate.name != f"slots/{tenancy.slot.id}"
+            for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
+            if candidate.name != f"slots/{taken.slot.id}"
         )
 
 
-def promote_cleaned(tenancy: Tenancy) -> None:
+def promote_cleaned(taken: TakenSlot) -> None:
     """Put the state without the last job's leftovers in place of the one with them, where that is a matter of
     milliseconds. Raises OSError, PoolUnusableError.
     """
-    home = tenancy.home
-    if not (tenancy.promoted and home.method is CloneMethod.SUBVOLUME):
+    pool = taken.pool
+    if not (taken.promoted and pool.method is CloneMethod.SUBVOLUME):
         return
-    with slots.locked_key(home, tenancy.key, create=False) as key_fd:
+    with slots.locked_key(pool, taken.key, create=False) as key_fd:
         if key_fd is None:
             return
         candidates, _ = slots.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         current = next((candidate for candidate in goldens if candidate.name == "golden"), None)
-        if current is not None and current.state.sequence == tenancy.found.sequence:
-            golden.promote(home, key_fd, tenancy.slot, tenancy.raw, goldens, clean=True)
+        if current is not None and current.state.sequence == taken.found.sequence:
+            golden.promote(pool, key_fd, taken.slot, taken.raw, goldens, clean=True)

@@ -21,7 +21,7 @@ from cachedind.base.model import DataRootState, EngineVersion, ImageStore
 from cachedind.dataroot import contents, lease
 from cachedind.engine import doubt
 from cachedind.host import flock
-from cachedind.pool import pool
+from cachedind.pool import directory
 from cachedind.pool.clone import CloneMethod, clone_directory, make_directory
 from cachedind.pool.keys import directory_name
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cachedind.base.model import Holder
     from cachedind.dataroot.storage import StorageRequest
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
 
 STATE_NAME = "slot.json"
 LOCK_NAME = "slot.lock"
@@ -93,7 +93,7 @@ class Candidate(NamedTuple):
     state: SlotState
 
 
-class Wish(NamedTuple):
+class Requirements(NamedTuple):
     """What a start can use: data of its own or an older engine, of its architecture, with its remapped users, and of
     the store and driver that were asked for."""
 
@@ -106,10 +106,10 @@ class Wish(NamedTuple):
     remap: str = ""
 
 
-def build_wish(request: StorageRequest, engine: EngineVersion) -> Wish:
+def build_requirements(request: StorageRequest, engine: EngineVersion) -> Requirements:
     """What a start with this engine can use of a pool."""
     store = ImageStore(request.store.value) if request.store else None
-    return Wish(
+    return Requirements(
         engine=engine,
         arch=os.uname().machine,
         store=ImageStore.GRAPHDRIVER if request.userns_remap else store,
@@ -133,29 +133,29 @@ def class_name(found: SlotState) -> str:
     return f"{major}.{minor}-{data.store}-{data.driver}-{found.arch}{remap}{asked}"
 
 
-def is_compatible(found: SlotState, wish: Wish) -> bool:
+def is_compatible(found: SlotState, requirements: Requirements) -> bool:
     data = found.data
-    if found.read_only or found.arch != wish.arch:
+    if found.read_only or found.arch != requirements.arch:
         return False
     if data is None:
         return True
     return (
-        data.remap == wish.remap
-        and data.engine.release <= wish.engine.release
-        and wish.store in (None, data.store)
-        and wish.driver in (None, data.driver)
-        and _is_asked_for(found, data, wish)
+        data.remap == requirements.remap
+        and data.engine.release <= requirements.engine.release
+        and requirements.store in (None, data.store)
+        and requirements.driver in (None, data.driver)
+        and _is_asked_for(found, data, requirements)
     )
 
 
-def _is_asked_for(found: SlotState, data: DataRootState, wish: Wish) -> bool:
+def _is_asked_for(found: SlotState, data: DataRootState, requirements: Requirements) -> bool:
     """What one start asked for does not become its key's: it is for those that ask for it, too."""
     if found.asked == "driver":
-        return data.driver in (wish.driver, wish.docker_driver)
-    return found.asked != "store" or wish.store is not None or wish.driver is not None
+        return data.driver in (requirements.driver, requirements.docker_driver)
+    return found.asked != "store" or requirements.store is not None or requirements.driver is not None
 
 
-def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[Candidate]:
+def plan_choice(candidates: list[Candidate], requirements: Requirements, boot_id: str) -> list[Candidate]:
     """What to start from, best first: without a grave doubt, this engine's own before an older one's, the newest.
 
     Of equally new ones a slot, which needs no clone. A slot that never had a daemon and has no parent comes last.
@@ -163,7 +163,7 @@ def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[C
 
     def rank(candidate: Candidate) -> tuple[bool, bool, bool, int, bool]:
         found = candidate.state
-        same = found.data is not None and found.data.engine.release == wish.engine.release
+        same = found.data is not None and found.data.engine.release == requirements.engine.release
         return (
             found.data is not None,
             found.is_likely(boot_id),
@@ -172,7 +172,7 @@ def plan_choice(candidates: list[Candidate], wish: Wish, boot_id: str) -> list[C
             candidate.kind is Kind.SLOT,
         )
 
-    fitting = [candidate for candidate in candidates if is_compatible(candidate.state, wish)]
+    fitting = [candidate for candidate in candidates if is_compatible(candidate.state, requirements)]
     return sorted(fitting, key=rank, reverse=True)
 
 
@@ -237,9 +237,9 @@ def read_candidates(key_fd: int) -> tuple[list[Candidate], list[tuple[str, str]]
     for name in ("golden", "golden.previous"):
         _read_candidate(key_fd, "", name, found, bad)
     for parent in _PARENTS:
-        fd = pool.open_directory(key_fd, parent)
+        fd = directory.open_directory(key_fd, parent)
         if fd is not None:
-            for name in pool.names_in(fd):
+            for name in directory.names_in(fd):
                 _read_candidate(fd, f"{parent}/", name, found, bad)
             os.close(fd)
         elif _exists(key_fd, parent):
@@ -267,13 +267,13 @@ def is_empty(key_fd: int) -> bool:
     if any(_exists(key_fd, name) for name in ("golden", "golden.previous")):
         return False
     for parent in _PARENTS:
-        fd = pool.open_directory(key_fd, parent)
+        fd = directory.open_directory(key_fd, parent)
         if fd is None:
             if _exists(key_fd, parent):
                 return False
             continue
         try:
-            if pool.names_in(fd):
+            if directory.names_in(fd):
                 return False
         finally:
             os.close(fd)
@@ -315,17 +315,17 @@ def open_below(key_fd: int, name: str) -> int:
 # ---- keys --------------------------------------------------------------------------------------------------------
 
 
-def open_key(home: Pool, key: str, *, create: bool) -> int | None:
+def open_key(pool: Pool, key: str, *, create: bool) -> int | None:
     """The key's directory; None when there is none and it is not to be made. Raises PoolUnusableError, OSError."""
     name = directory_name(key)
-    fd = pool.open_directory(home.keys_fd, name)
+    fd = directory.open_directory(pool.keys_fd, name)
     while fd is None and create:
         # What has been made may be removed before it is opened: then it is made again.
-        _make_key(home, name, key)
-        fd = pool.open_directory(home.keys_fd, name)
-        if fd is None and _is_in_the_way(home.keys_fd, name):
+        _make_key(pool, name, key)
+        fd = directory.open_directory(pool.keys_fd, name)
+        if fd is None and _is_in_the_way(pool.keys_fd, name):
             raise PoolUnusableError(
-                f"keys/{name} in the pool {home.path} is no directory", "look at it, and move it away"
+                f"keys/{name} in the pool {pool.path} is no directory", "look at it, and move it away"
             )
     return fd
 
@@ -338,36 +338,38 @@ def _is_in_the_way(parent_fd: int, name: str) -> bool:
         return False
 
 
-def _make_key(home: Pool, name: str, key: str) -> None:
-    with pool.staged(home) as stage:
+def _make_key(pool: Pool, name: str, key: str) -> None:
+    with directory.staged(pool) as stage:
         text = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         state.write_state(stage.fd, "key.json", {"key": text, "made_at": round(time.time(), 3)}, None, durable=False)
         os.mkdir("slots", 0o700, dir_fd=stage.fd)
         os.mkdir("golden.other", 0o700, dir_fd=stage.fd)
-        home.trace.reach("key.staged")
+        pool.trace.reach("key.staged")
         try:
-            pool.publish(home, stage, home.keys_fd, name)
+            directory.publish(pool, stage, pool.keys_fd, name)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-    home.trace.reach("key.named")
+    pool.trace.reach("key.named")
 
 
 @contextlib.contextmanager
-def locked_key(home: Pool, key: str, *, create: bool) -> Iterator[int | None]:
+def locked_key(pool: Pool, key: str, *, create: bool) -> Iterator[int | None]:
     """The key's directory, locked: nobody else leases, promotes or evicts there meanwhile.
 
     None when there is none and it is not to be made. Raises PoolUnusableError when it stays locked.
     """
     deadline = time.monotonic() + KEY_LOCK_TIMEOUT_S
     while True:
-        fd = open_key(home, key, create=create)
+        fd = open_key(pool, key, create=create)
         if fd is None:
             yield None
             return
         try:
-            pool.wait_for_lock(fd, max(0.0, deadline - time.monotonic()), f"the key {key!r} of the pool {home.path}")
-            if pool.is_current(fd, home.keys_fd, directory_name(key)):
+            directory.wait_for_lock(
+                fd, max(0.0, deadline - time.monotonic()), f"the key {key!r} of the pool {pool.path}"
+            )
+            if directory.is_current(fd, pool.keys_fd, directory_name(key)):
                 yield fd
                 return
         finally:
@@ -436,7 +438,7 @@ def try_lease(key_fd: int, name: str) -> Slot | None:
             undo.callback(os.close, directory_fd)
             lock_fd = _open_lock(directory_fd, create=False)
             undo.callback(os.close, lock_fd)
-            if not pool.try_lock(lock_fd) or not _is_current(key_fd, name, directory_fd, lock_fd):
+            if not directory.try_lock(lock_fd) or not _is_current(key_fd, name, directory_fd, lock_fd):
                 return None
             data_fd = os.open("data", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
         except OSError as error:
@@ -451,7 +453,7 @@ def try_lease(key_fd: int, name: str) -> Slot | None:
 
 def _exists_below(key_fd: int, name: str) -> bool:
     parent, _, last = name.rpartition("/")
-    fd = pool.open_directory(key_fd, parent)
+    fd = directory.open_directory(key_fd, parent)
     if fd is None:
         return False
     try:
@@ -469,7 +471,7 @@ def _is_current(key_fd: int, name: str, directory_fd: int, lock_fd: int) -> bool
         same = os.path.samestat(os.fstat(now_fd), os.fstat(directory_fd))
     finally:
         os.close(now_fd)
-    return same and pool.is_current(lock_fd, directory_fd, LOCK_NAME)
+    return same and directory.is_current(lock_fd, directory_fd, LOCK_NAME)
 
 
 def _open_lock(directory_fd: int, *, create: bool) -> int:
@@ -504,7 +506,7 @@ def look(key_fd: int, name: str, timeout_s: float = 0.2) -> tuple[bool, Holder |
             own_key_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=key_fd)
             undo.callback(os.close, own_key_fd)
             with contextlib.suppress(PoolUnusableError):
-                pool.wait_for_lock(own_key_fd, timeout_s, "the key")
+                directory.wait_for_lock(own_key_fd, timeout_s, "the key")
             # Opened last, so that it is closed, and with it unlocked, before the key is.
             lock_fd = os.open(LOCK_NAME, flags, dir_fd=directory_fd)
             undo.callback(os.close, lock_fd)
@@ -514,44 +516,44 @@ def look(key_fd: int, name: str, timeout_s: float = 0.2) -> tuple[bool, Holder |
         return not flock.lock_shared(lock_fd), lease.read_holder(lock_fd)
 
 
-def create(home: Pool, key: str, source_fd: int | None, values: dict[str, object]) -> Slot:
+def create(pool: Pool, key: str, source_fd: int | None, values: dict[str, object]) -> Slot:
     """A new slot, leased from its birth: a clone of the data that `source_fd` is open on, or empty. Raises OSError."""
-    with pool.staged(home) as stage, contextlib.ExitStack() as undo:
+    with directory.staged(pool) as stage, contextlib.ExitStack() as undo:
         lock_fd = _open_lock(stage.fd, create=True)
         undo.callback(os.close, lock_fd)
-        if not pool.try_lock(lock_fd):
+        if not directory.try_lock(lock_fd):
             raise AssertionError("somebody else locked a file that has just been made")
-        home.trace.reach("clone.staged")
+        pool.trace.reach("clone.staged")
         if source_fd is None:
-            make_directory(home.method, stage.fd, "data")
+            make_directory(pool.method, stage.fd, "data")
         else:
-            clone_directory(home.method, source_fd, stage.fd, "data")
-        home.trace.reach("clone.copied")
+            clone_directory(pool.method, source_fd, stage.fd, "data")
+        pool.trace.reach("clone.copied")
         state.write_state(stage.fd, STATE_NAME, values, None, durable=False)
-        home.trace.reach("clone.recorded")
+        pool.trace.reach("clone.recorded")
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         data_fd = os.open("data", flags, dir_fd=stage.fd)
         undo.callback(os.close, data_fd)
         directory_fd = os.open(".", flags, dir_fd=stage.fd)
         undo.callback(os.close, directory_fd)
-        _publish_slot(home, key, stage)
-        home.trace.reach("clone.named")
+        _publish_slot(pool, key, stage)
+        pool.trace.reach("clone.named")
         undo.pop_all()
         return Slot(stage.name, lock_fd, directory_fd, data_fd, None)
 
 
-def _publish_slot(home: Pool, key: str, stage: pool.Stage) -> None:
+def _publish_slot(pool: Pool, key: str, stage: directory.Stage) -> None:
     # Under the key's lock: a key that is being removed must not take a new slot along.
-    with locked_key(home, key, create=True) as key_fd:
+    with locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         with contextlib.suppress(FileExistsError):
             os.mkdir("slots", 0o700, dir_fd=key_fd)
         slots_fd = os.open("slots", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=key_fd)
         try:
-            pool.publish(home, stage, slots_fd, stage.name)
+            directory.publish(pool, stage, slots_fd, stage.name)
         finally:
             os.close(slots_fd)
 
 
-def has_clones(home: Pool) -> bool:
-    return home.method is not CloneMethod.NONE
+def has_clones(pool: Pool) -> bool:
+    return pool.method is not CloneMethod.NONE

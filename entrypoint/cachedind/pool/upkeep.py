@@ -14,14 +14,14 @@ from cachedind.base import state
 from cachedind.dataroot import facts
 from cachedind.engine import pruning
 from cachedind.host import flock, linux, procfs, trees
-from cachedind.pool import clock, pool, slots
+from cachedind.pool import clock, directory, slots
 from cachedind.pool.clone import CloneMethod
 from cachedind.pool.keys import directory_name
 from cachedind.pool.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
 from cachedind.pool.slots import Candidate, Kind
 
 if TYPE_CHECKING:
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
     from cachedind.settings.config import Config
 
 MAKE_ROOM_BYTES = 512 << 20
@@ -51,48 +51,48 @@ class Report(NamedTuple):
     deleted: int
 
 
-def run(home: Pool, settings: Config, key: str | None, now: float) -> Report:
+def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
     """All of it. `key` is the key of this start, for which a spare may be made. Raises OSError."""
-    sweep_stage(home)
-    tidy_aside(home)
-    evicted = evict(home, settings, now)
-    pruning.note(home.tree_fd, evicted.own_lacking_bytes)
-    deleted = empty_trash(home)
+    sweep_stage(pool)
+    tidy_aside(pool)
+    evicted = evict(pool, settings, now)
+    pruning.note(pool.tree_fd, evicted.own_lacking_bytes)
+    deleted = empty_trash(pool)
     if deleted:
-        give_space_back(home)
-    if key is not None and home.method is CloneMethod.REFLINK:
-        make_durable(home, key)
-        prepare_spare(home, key)
+        give_space_back(pool)
+    if key is not None and pool.method is CloneMethod.REFLINK:
+        make_durable(pool, key)
+        prepare_spare(pool, key)
     return Report(evicted.evictions, evicted.lacking_bytes, deleted)
 
 
 # ---- deletions -----------------------------------------------------------------------------------------------------
 
 
-def sweep_stage(home: Pool) -> None:
+def sweep_stage(pool: Pool) -> None:
     """Throw away what a killed start left half-made. What is being made right now is locked, and left alone."""
-    for name in pool.names_in(home.stage_fd):
-        fd = pool.open_directory(home.stage_fd, name)
+    for name in directory.names_in(pool.stage_fd):
+        fd = directory.open_directory(pool.stage_fd, name)
         if fd is None:
-            pool.throw_away(home, home.stage_fd, name)
+            directory.throw_away(pool, pool.stage_fd, name)
             continue
         try:
-            if pool.try_lock(fd):
-                pool.throw_away(home, home.stage_fd, name)
+            if directory.try_lock(fd):
+                directory.throw_away(pool, pool.stage_fd, name)
         finally:
             os.close(fd)
 
 
-def empty_trash(home: Pool) -> int:
+def empty_trash(pool: Pool) -> int:
     """Delete what is in trash, and return how many things that were. What is still being cloned waits."""
     deleted = 0
-    for name in pool.names_in(home.trash_fd):
-        fd = pool.open_directory(home.trash_fd, name)
+    for name in directory.names_in(pool.trash_fd):
+        fd = directory.open_directory(pool.trash_fd, name)
         try:
-            if fd is not None and not pool.try_lock(fd):
+            if fd is not None and not directory.try_lock(fd):
                 continue
-            trees.remove(home.trash_fd, name)
-            home.trace.reach("evict.emptied")
+            trees.remove(pool.trash_fd, name)
+            pool.trace.reach("evict.emptied")
             deleted += 1
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.ENOENT, errno.ENOTEMPTY, errno.EXDEV):
@@ -103,43 +103,43 @@ def empty_trash(home: Pool) -> int:
     return deleted
 
 
-def give_space_back(home: Pool) -> None:
+def give_space_back(pool: Pool) -> None:
     """Wait until what was deleted is free; an image gives it back to the host at once then, not when the filesystem
     inside finds the time (12 s and more, and never what was freed shortly before the last unmount)."""
     from cachedind.pool import loop_image
 
-    trees.wait_until_freed(home.tree_fd, FREEING_S)
-    if home.record.backing == "image":
+    trees.wait_until_freed(pool.tree_fd, FREEING_S)
+    if pool.record.backing == "image":
         with contextlib.suppress(OSError):  # not every filesystem below a loop device can take it
-            loop_image.give_back(home.tree)
+            loop_image.give_back(pool.tree)
 
 
-def tidy_aside(home: Pool) -> None:
+def tidy_aside(pool: Pool) -> None:
     """Keep the newest bad slots only."""
     ages = []
-    for name in pool.names_in(home.aside_fd):
+    for name in directory.names_in(pool.aside_fd):
         with contextlib.suppress(FileNotFoundError):
-            ages.append((os.stat(name, dir_fd=home.aside_fd, follow_symlinks=False).st_mtime, name))
+            ages.append((os.stat(name, dir_fd=pool.aside_fd, follow_symlinks=False).st_mtime, name))
     for _, name in sorted(ages)[:-KEEP_ASIDE]:
-        pool.throw_away(home, home.aside_fd, name)
+        directory.throw_away(pool, pool.aside_fd, name)
 
 
 # ---- evictions -----------------------------------------------------------------------------------------------------
 
 
-def evict(home: Pool, settings: Config, now: float) -> Evicted:
+def evict(pool: Pool, settings: Config, now: float) -> Evicted:
     """Remove what the budget demands, and superseded slots in any case. Never a leased slot."""
-    now = clock.read_now(home.tree_fd, now)
-    budget = read_budget(home, settings)
-    entries = survey(home, sizes=False, now=now)
+    now = clock.read_now(pool.tree_fd, now)
+    budget = read_budget(pool, settings)
+    entries = survey(pool, sizes=False, now=now)
     planned = plan_evictions(entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now)
-    gone = [eviction for eviction in planned.evictions if remove_entry(home, eviction.entry)]
-    if empty_trash(home):
-        trees.wait_until_freed(home.tree_fd, FREEING_S)  # else it would count as used, and more would go
-    if is_within(home, budget):
+    gone = [eviction for eviction in planned.evictions if remove_entry(pool, eviction.entry)]
+    if empty_trash(pool):
+        trees.wait_until_freed(pool.tree_fd, FREEING_S)  # else it would count as used, and more would go
+    if is_within(pool, budget):
         return Evicted(gone)
-    entries = survey(home, sizes=True, now=now)
-    usage = read_usage(home, entries)
+    entries = survey(pool, sizes=True, now=now)
+    usage = read_usage(pool, entries)
     planned = plan_evictions(entries, budget, usage, now)
     own = planned
     if not planned.is_enough and settings.pool_min_free_bytes is None:
@@ -149,24 +149,24 @@ def evict(home: Pool, settings: Config, now: float) -> Evicted:
         own = plan_evictions(
             entries, budget._replace(min_free_bytes=kept_bytes, min_free_inodes=kept_inodes), usage, now
         )
-    gone += [eviction for eviction in own.evictions if remove_entry(home, eviction.entry)]
+    gone += [eviction for eviction in own.evictions if remove_entry(pool, eviction.entry)]
     # Nobody but its slots fills an image.
-    fillers = planned if home.record.backing == "image" else own
+    fillers = planned if pool.record.backing == "image" else own
     return Evicted(gone, planned.lacking_bytes, fillers.lacking_bytes)
 
 
-def read_budget(home: Pool, settings: Config) -> Budget:
+def read_budget(pool: Pool, settings: Config) -> Budget:
     """What the pool may take: the settings', and where they say nothing about free space a twentieth of its filesystem,
     10 GiB at most, so that jobs do not find it full. Inodes as bytes: a twentieth, half a million at most, unless no
     free space is wanted."""
-    inside = os.statvfs(home.tree_fd)
+    inside = os.statvfs(pool.tree_fd)
     default = min(inside.f_blocks * inside.f_frsize // 20, MIN_FREE_BYTES)
     min_free = default if settings.pool_min_free_bytes is None else settings.pool_min_free_bytes
     min_inodes = None if settings.pool_min_free_bytes == 0 else min(inside.f_files // 20, MIN_FREE_INODES)
     return Budget(settings.pool_max_bytes, min_free, settings.max_age_s, min_inodes)
 
 
-def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
+def make_room(pool: Pool, settings: Config, key: str, now: float) -> int:
     """For a start of `key` that finds the pool full: what is half-made, superseded or thrown away goes at once, then
     what the budget says, and then, least recently used first and of this key last, what has to go for some room:
     bytes or inodes, whatever is short.
@@ -174,27 +174,27 @@ def make_room(home: Pool, settings: Config, key: str, now: float) -> int:
     Where all of that would not be enough, it stays: somebody else fills the disk. Returns how many things were evicted
     for their size. Raises OSError.
     """
-    sweep_stage(home)
-    gone = evict(home, settings, now).evictions
+    sweep_stage(pool)
+    gone = evict(pool, settings, now).evictions
     evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
-    was_something = empty_trash(home) > 0 or bool(gone)
+    was_something = empty_trash(pool) > 0 or bool(gone)
     if was_something:
-        trees.wait_until_freed(home.tree_fd, FREEING_S)
-    if not was_something or facts.is_cramped(home.tree):
+        trees.wait_until_freed(pool.tree_fd, FREEING_S)
+    if not was_something or facts.is_cramped(pool.tree):
         own = directory_name(key)
-        entries = [entry._replace(favoured=entry.key == own) for entry in survey(home, sizes=True, now=now)]
-        usage = read_usage(home, entries)
-        planned = plan_evictions(entries, _plan_room(home, usage), usage, now)
+        entries = [entry._replace(favoured=entry.key == own) for entry in survey(pool, sizes=True, now=now)]
+        usage = read_usage(pool, entries)
+        planned = plan_evictions(entries, _plan_room(pool, usage), usage, now)
         if planned.is_enough:
-            evicted += sum(remove_entry(home, eviction.entry) for eviction in planned.evictions)
-        empty_trash(home)
-        trees.wait_until_freed(home.tree_fd, FREEING_S)
+            evicted += sum(remove_entry(pool, eviction.entry) for eviction in planned.evictions)
+        empty_trash(pool)
+        trees.wait_until_freed(pool.tree_fd, FREEING_S)
     return evicted
 
 
-def _plan_room(home: Pool, usage: Usage) -> Budget:
+def _plan_room(pool: Pool, usage: Usage) -> Budget:
     """Room for a start, of what is short."""
-    total = os.statvfs(home.tree_fd)
+    total = os.statvfs(pool.tree_fd)
     room_bytes = min(MAKE_ROOM_BYTES, total.f_blocks * total.f_frsize // 8)
     room_inodes = min(MAKE_ROOM_INODES, max(total.f_files // 8, facts.MIN_FREE_INODES))
     inodes_short = usage.free_inodes is not None and usage.free_inodes < room_inodes
@@ -207,11 +207,11 @@ def _plan_room(home: Pool, usage: Usage) -> Budget:
     )
 
 
-def is_within(home: Pool, budget: Budget) -> bool:
+def is_within(pool: Pool, budget: Budget) -> bool:
     """Whether the budget is kept, as far as that can be told without measuring every file."""
-    if home.record.backing != "image" and budget.max_bytes is not None:
+    if pool.record.backing != "image" and budget.max_bytes is not None:
         return False
-    usage = read_usage(home, [])
+    usage = read_usage(pool, [])
     fits = budget.max_bytes is None or usage.used_bytes <= budget.max_bytes
     has_inodes = (
         budget.min_free_inodes is None or usage.free_inodes is None or usage.free_inodes >= budget.min_free_inodes
@@ -219,30 +219,30 @@ def is_within(home: Pool, budget: Budget) -> bool:
     return fits and has_inodes and (budget.min_free_bytes is None or usage.free_bytes >= budget.min_free_bytes)
 
 
-def read_usage(home: Pool, entries: list[Entry]) -> Usage:
+def read_usage(pool: Pool, entries: list[Entry]) -> Usage:
     """Bytes that the pool uses, and bytes and inodes that are free for it. That an image does not outgrow the host is
     its size's business.
 
     In an image the filesystem inside knows what is used; in a directory the host's knows only about everybody, so what
     was measured is added up.
     """
-    inside = os.statvfs(home.tree_fd)
+    inside = os.statvfs(pool.tree_fd)
     free = inside.f_bavail * inside.f_frsize
     inodes = inside.f_favail if inside.f_files else None
-    if home.record.backing == "image":
+    if pool.record.backing == "image":
         return Usage((inside.f_blocks - inside.f_bfree) * inside.f_frsize, free, inodes)
     return Usage(sum(entry.unique_bytes for entry in entries), free, inodes)
 
 
-def survey(home: Pool, *, sizes: bool, now: float) -> list[Entry]:
+def survey(pool: Pool, *, sizes: bool, now: float) -> list[Entry]:
     """Everything that could be evicted, in all keys. `sizes` measures, which takes a system call or two for each file.
 
     Data that a key's goldens and slots share is counted once: with the one that goes last, which is a slot in use where
     there is one, and else the golden.
     """
     found: list[Entry] = []
-    for key_name in sorted(pool.names_in(home.keys_fd)):
-        key_fd = pool.open_directory(home.keys_fd, key_name)
+    for key_name in sorted(directory.names_in(pool.keys_fd)):
+        key_fd = directory.open_directory(pool.keys_fd, key_name)
         if key_fd is None:
             continue
         try:
@@ -274,7 +274,7 @@ def measure(key_fd: int, name: str) -> trees.Sizes:
     except OSError:
         return trees.Sizes(0, 0, 0)
     try:
-        data_fd = pool.open_directory(directory_fd, "data")
+        data_fd = directory.open_directory(directory_fd, "data")
     finally:
         os.close(directory_fd)
     if data_fd is None:
@@ -305,23 +305,23 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
     )
 
 
-def remove_entry(home: Pool, entry: Entry) -> bool:
+def remove_entry(pool: Pool, entry: Entry) -> bool:
     """Move one thing to trash; False when it is held by now, or gone."""
-    key_fd = pool.open_directory(home.keys_fd, entry.key)
+    key_fd = directory.open_directory(pool.keys_fd, entry.key)
     if key_fd is None:
         return False
     try:
-        pool.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key directory {entry.key}")
-        if not pool.is_current(key_fd, home.keys_fd, entry.key):
+        directory.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key directory {entry.key}")
+        if not directory.is_current(key_fd, pool.keys_fd, entry.key):
             return False
-        gone = _remove_slot(home, key_fd, entry) if entry.kind is EntryKind.SLOT else _remove(home, key_fd, entry)
-        drop_empty_key(home, key_fd, entry.key)
+        gone = _remove_slot(pool, key_fd, entry) if entry.kind is EntryKind.SLOT else _remove(pool, key_fd, entry)
+        drop_empty_key(pool, key_fd, entry.key)
         return gone
     finally:
         os.close(key_fd)
 
 
-def _remove_slot(home: Pool, key_fd: int, entry: Entry) -> bool:
+def _remove_slot(pool: Pool, key_fd: int, entry: Entry) -> bool:
     try:
         slot = slots.try_lease(key_fd, entry.name)
     except slots.BadSlotError:
@@ -333,7 +333,7 @@ def _remove_slot(home: Pool, key_fd: int, entry: Entry) -> bool:
             return False  # somebody had it meanwhile: it is not what was judged
         slots_fd = slots.open_below(key_fd, "slots")
         try:
-            pool.throw_away(home, slots_fd, slot.id)
+            directory.throw_away(pool, slots_fd, slot.id)
         finally:
             os.close(slots_fd)
     finally:
@@ -341,36 +341,36 @@ def _remove_slot(home: Pool, key_fd: int, entry: Entry) -> bool:
     return True
 
 
-def _remove(home: Pool, key_fd: int, entry: Entry) -> bool:
+def _remove(pool: Pool, key_fd: int, entry: Entry) -> bool:
     parent, _, last = entry.name.rpartition("/")
     parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
     try:
-        pool.throw_away(home, parent_fd, last)
+        directory.throw_away(pool, parent_fd, last)
     finally:
         os.close(parent_fd)
     return True
 
 
-def drop_empty_key(home: Pool, key_fd: int, name: str) -> None:
+def drop_empty_key(pool: Pool, key_fd: int, name: str) -> None:
     """Move a key's directory to trash when nothing is left in it. Needs the key's lock."""
     if slots.is_empty(key_fd):
-        pool.throw_away(home, home.keys_fd, name)
+        directory.throw_away(pool, pool.keys_fd, name)
 
 
 # ---- where clones are copies: xfs ------------------------------------------------------------------------------------
 
 
-def make_durable(home: Pool, key: str) -> None:
+def make_durable(pool: Pool, key: str) -> None:
     """Bring a copied golden to the disk, so that it can be trusted after a crash of the host."""
-    with slots.locked_key(home, key, create=False) as key_fd:
-        fd = None if key_fd is None else pool.open_directory(key_fd, "golden")
+    with slots.locked_key(pool, key, create=False) as key_fd:
+        fd = None if key_fd is None else directory.open_directory(key_fd, "golden")
     if fd is None:
         return
     try:
         if _is_durable(fd):
             return
         linux.syncfs(fd)  # may take long: not under the lock
-        with slots.locked_key(home, key, create=False):
+        with slots.locked_key(pool, key, create=False):
             if not _is_durable(fd):
                 raw = state.read_state(fd, slots.GOLDEN_NAME)
                 state.write_state(fd, slots.GOLDEN_NAME, {"durable": True}, raw)
@@ -385,9 +385,9 @@ def _is_durable(golden_fd: int) -> bool:
     return raw is None or raw.get("durable") is True
 
 
-def prepare_spare(home: Pool, key: str) -> bool:
+def prepare_spare(pool: Pool, key: str) -> bool:
     """Copy the golden to a free slot, unless there is one: the next start beside this one need not copy then."""
-    with slots.locked_key(home, key, create=False) as key_fd:
+    with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return False
         candidates, _ = slots.read_candidates(key_fd)
@@ -401,12 +401,12 @@ def prepare_spare(home: Pool, key: str) -> bool:
         directory_fd = slots.open_below(key_fd, "golden")
         flock.lock_shared(directory_fd)
     try:
-        data_fd = pool.open_directory(directory_fd, "data")
+        data_fd = directory.open_directory(directory_fd, "data")
         raw = state.read_state(directory_fd, slots.GOLDEN_NAME)
         if data_fd is None or raw is None:
             return False
         try:
-            slots.create(home, key, data_fd, slots.clone_state(raw, sequence=number, read_only=False)).close()
+            slots.create(pool, key, data_fd, slots.clone_state(raw, sequence=number, read_only=False)).close()
         finally:
             os.close(data_fd)
     except ValueError:

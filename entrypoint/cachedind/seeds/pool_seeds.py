@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
-from cachedind.pool import golden, pool, slots
+from cachedind.pool import directory, golden, slots
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_lease import Warmth
 from cachedind.pool.slots import STATE_NAME, Kind
@@ -22,26 +22,26 @@ from cachedind.pool.slots import STATE_NAME, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cachedind.pool.pool import Pool
-    from cachedind.pool.slot_lease import Tenancy
-    from cachedind.pool.slots import Wish
+    from cachedind.pool.directory import Pool
+    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slots import Requirements
 
 LOCK_NAME = "seeds.lock"
 TURN_TIMEOUT_S = 1800.0
 
 
-def home_key(tenancy: Tenancy) -> str:
+def home_key(taken: TakenSlot) -> str:
     """Whose golden gets the seeds: the base's while no job's data is in the slot, else the key's."""
-    return BASE_KEY if tenancy.is_pure else tenancy.key
+    return BASE_KEY if taken.is_pure else taken.key
 
 
 @contextlib.contextmanager
-def turn(home: Pool, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
+def turn(pool: Pool, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
     """Be the only one who puts seeds into a key for the length of a block; the value tells whether that meant waiting.
 
     Raises PoolUnusableError after TURN_TIMEOUT_S seconds, OSError.
     """
-    key_fd = slots.open_key(home, key, create=True)
+    key_fd = slots.open_key(pool, key, create=True)
     assert key_fd is not None
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -49,10 +49,10 @@ def turn(home: Pool, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
     finally:
         os.close(key_fd)
     try:
-        waited = not pool.try_lock(fd)
+        waited = not directory.try_lock(fd)
         if waited:
             on_wait()
-            pool.wait_for_lock(fd, TURN_TIMEOUT_S, "the turn to put seeds into the pool")
+            directory.wait_for_lock(fd, TURN_TIMEOUT_S, "the turn to put seeds into the pool")
         yield waited
     finally:
         os.close(fd)
@@ -66,14 +66,14 @@ class OpenGolden(NamedTuple):
 
 
 @contextlib.contextmanager
-def newest_golden(home: Pool, key: str, wish: Wish, boot_id: str) -> Iterator[OpenGolden | None]:
+def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str) -> Iterator[OpenGolden | None]:
     """The golden that a start with this wish would clone; None where there is none."""
     found = None
-    with slots.locked_key(home, key, create=False) as key_fd:
+    with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is not None:
             candidates, _ = slots.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-            ranked = slots.plan_choice(goldens, wish, boot_id)
+            ranked = slots.plan_choice(goldens, requirements, boot_id)
             data = ranked[0].state.data if ranked else None
             if data is not None:
                 with contextlib.suppress(OSError):
@@ -86,43 +86,43 @@ def newest_golden(home: Pool, key: str, wish: Wish, boot_id: str) -> Iterator[Op
             os.close(found.data_fd)
 
 
-def promote(tenancy: Tenancy, key: str) -> Tenancy:
-    """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the tenancy under the
+def promote(taken: TakenSlot, key: str) -> TakenSlot:
+    """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot under the
     number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
-    home, slot = tenancy.home, tenancy.slot
-    with slots.locked_key(home, key, create=True) as key_fd:
+    pool, slot = taken.pool, taken.slot
+    with slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
         number, _ = slots.draw_sequence(key_fd, candidates)
     raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
     # The private daemon came up on it.
     proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
-    golden.promote_beside(home, key, slot, {**raw, **proven, "sequence": number}, clean=True)
-    if key != tenancy.key:
-        return tenancy
-    with slots.locked_key(home, key, create=True) as key_fd:
+    golden.promote_beside(pool, key, slot, {**raw, **proven, "sequence": number}, clean=True)
+    if key != taken.key:
+        return taken
+    with slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
         # The start's own number has to be higher than its golden's, or what the job adds would never be promoted.
         own, _ = slots.draw_sequence(key_fd, candidates)
         state.write_state(slot.directory_fd, STATE_NAME, {"sequence": number, "begun": own}, raw, durable=False)
-        return tenancy._replace(sequence=own)
+        return taken._replace(sequence=own)
 
 
-def give_back(tenancy: Tenancy) -> None:
+def give_back(taken: TakenSlot) -> None:
     """End a lease before a daemon has used the slot: one that no job has used goes, another is as it was. Raises
     OSError."""
-    home, slot = tenancy.home, tenancy.slot
-    if tenancy.warmth is Warmth.LEASED and not tenancy.is_pure:
+    pool, slot = taken.pool, taken.slot
+    if taken.warmth is Warmth.LEASED and not taken.is_pure:
         raw = state.read_state(slot.directory_fd, STATE_NAME)
         names = ("started_at", "ready_at", "ready_s", "sequence", "boot_id", "ended", "doubt")
-        state.write_state(slot.directory_fd, STATE_NAME, {name: tenancy.raw.get(name) for name in names}, raw)
+        state.write_state(slot.directory_fd, STATE_NAME, {name: taken.raw.get(name) for name in names}, raw)
     else:
-        with slots.locked_key(home, tenancy.key, create=False) as key_fd:
+        with slots.locked_key(pool, taken.key, create=False) as key_fd:
             if key_fd is not None:
                 slots_fd = slots.open_below(key_fd, "slots")
                 try:
-                    pool.throw_away(home, slots_fd, slot.id)
+                    directory.throw_away(pool, slots_fd, slot.id)
                 finally:
                     os.close(slots_fd)
     slot.close()

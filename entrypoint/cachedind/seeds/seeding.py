@@ -50,7 +50,7 @@ class Found(NamedTuple):
     certs: str = ""
 
 
-class Result(NamedTuple):
+class PutIn(NamedTuple):
     """What a run came to. `clean` tells that the store has nothing that only half came in."""
 
     images: int
@@ -99,7 +99,7 @@ class Target(NamedTuple):
 
 def put_in(
     plan: Plan, found: Found, target: Target, *, environ: Mapping[str, str], log: Log, bars: bool, trace: Trace
-) -> Result:
+) -> PutIn:
     """Load what is missing with a private daemon, check that the store has it, and note it down.
 
     Raises CleaningError when no daemon comes up on the data-root. If this process is killed, the next start goes on
@@ -136,7 +136,7 @@ def put_in(
     return result
 
 
-def put_in_running(plan: Plan, found: Found, target: Target, addresses: list[str], log: Log) -> Result:
+def put_in_running(plan: Plan, found: Found, target: Target, addresses: list[str], log: Log) -> PutIn:
     """Load what is missing into the job's own daemon, which answers at one of `addresses` and holds the lease itself.
 
     Where containerd keeps the images each is sent as a whole: what its store has can be asked of that daemon alone.
@@ -238,7 +238,7 @@ def _has_halves(outcome: Outcome, store: Store) -> bool:
     return any(digest in named and not store.has_image(record) for digest, record in failed.items())
 
 
-def _note(plan: Plan, outcome: Outcome, root_fd: int, *, clean: bool) -> Result:
+def _note(plan: Plan, outcome: Outcome, root_fd: int, *, clean: bool) -> PutIn:
     """Write the ledger: what is complete, and what will be as bad the next time."""
     now = round(time.time(), 3)
     entries = dict(plan.entries)
@@ -250,7 +250,7 @@ def _note(plan: Plan, outcome: Outcome, root_fd: int, *, clean: bool) -> Result:
     with contextlib.suppress(OSError, ValueError):  # then the next start looks into each of them again
         ledger.write(root_fd, entries)
     all_bad = tuple(one for found in outcome.bad.values() for one in found)
-    return Result(sum(map(len, outcome.images.values())), all_bad, clean)
+    return PutIn(sum(map(len, outcome.images.values())), all_bad, clean)
 
 
 def _attempts(target: Target) -> int:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from cachedind.dataroot.lease import Lease
     from cachedind.dataroot.witness import Witness
     from cachedind.host.processes import Ahead
-    from cachedind.pool.slot_lease import Tenancy
+    from cachedind.pool.slot_lease import TakenSlot
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
-    from cachedind.start.furnish import Home, Seeds, Site
+    from cachedind.start.furnish import Prepared, Seeds, StartContext
 
 
 def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None = None) -> NoReturn:
@@ -63,7 +63,7 @@ def start(
     stopwatch: Stopwatch,
 ) -> NoReturn:
     """Everything from the lease on. Until it is held, nothing was touched that another instance may use."""
-    lease, tenancy = move_in(settings, daemon, log)
+    lease, taken = move_in(settings, daemon, log)
     take_place(settings, daemon, api, certificates, log)
     stopwatch.lap("lease")
     from cachedind.dataroot import facts
@@ -71,17 +71,17 @@ def start(
     from cachedind.start import furnish
 
     plan, sockets = api.plan, api.sockets
-    site = furnish.Site(settings, daemon, environ, log)
-    home = furnish.settle(site, lease, tenancy)
+    context = furnish.StartContext(settings, daemon, environ, log)
+    prepared = furnish.settle(context, lease, taken)
     stopwatch.lap("storage")
-    if tenancy is not None:
-        home = furnish.clean(site, home)
+    if taken is not None:
+        prepared = furnish.clean(context, prepared)
         stopwatch.lap("maintain")
     late_seeds = None
     if files.wants_seeds(settings):
-        home, late_seeds = furnish.seed(site, home)
+        prepared, late_seeds = furnish.seed(context, prepared)
         stopwatch.lap("seed")
-    observer = post_witness(site, plan, home, late_seeds, stopwatch, sockets)
+    observer = post_witness(context, plan, prepared, late_seeds, stopwatch, sockets)
     path = prepare_container(settings, daemon, plan, log)
     stopwatch.lap("prepare")
     if certificates is not None:
@@ -91,24 +91,24 @@ def start(
     from cachedind.settings import build_cache
     from cachedind.start import reload
 
-    pool_bytes = None if home.tenancy is None else home.place.total_bytes
-    wanted_bytes = settings.cache_max_bytes if home.cache_max_bytes is None else home.cache_max_bytes
+    pool_bytes = None if prepared.taken is None else prepared.place.total_bytes
+    wanted_bytes = settings.cache_max_bytes if prepared.cache_max_bytes is None else prepared.cache_max_bytes
     engine = facts.read_engine_version(settings.path)
     limit = build_cache.plan_limit(wanted_bytes, pool_bytes, engine)
-    final = daemon_plan.plan_daemon(daemon, home.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
+    final = daemon_plan.plan_daemon(daemon, prepared.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
     for degradation in final.degradations:
         log.degraded(degradation)
     if final.is_merged:
-        reload.write_merged(final.file_text, daemon, home.storage, limit, engine)
+        reload.write_merged(final.file_text, daemon, prepared.storage, limit, engine)
     listeners.note_way_in(plan)
     log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
-    if home.tenancy is not None:
+    if prepared.taken is not None:
         from cachedind.start import pool_mode
 
-        pool_mode.hide(home.tenancy, observer, log)
-    report(home, stopwatch, log)
+        pool_mode.hide(prepared.taken, observer, log)
+    report(prepared, stopwatch, log)
     environment = config.daemon_environment(environ, path=path, listen_fds=len(sockets))
-    hand_over(final.arguments, sockets, home.lease, observer.pid, environment)
+    hand_over(final.arguments, sockets, prepared.lease, observer.pid, environment)
 
 
 def make_log(settings: Config) -> Log:
@@ -154,14 +154,14 @@ def take_place(settings: Config, daemon: DaemonSettings, api: Api, certificates:
         )
     if api.plan.tls_dir is not None:
         assert certificates is not None
-        order = {
+        slot_request = {
             "directory": api.plan.tls_dir,
             "names": settings.tls_san,
             "is_open": api.is_open,
             "log_level": settings.log_level.name,
             "log_json": settings.log_json,
         }
-        certificates.begin(order, [listener.fileno() for listener in api.tcp])
+        certificates.begin(slot_request, [listener.fileno() for listener in api.tcp])
 
 
 def await_other(settings: Config, daemon: DaemonSettings, log: Log) -> None:
@@ -172,20 +172,20 @@ def await_other(settings: Config, daemon: DaemonSettings, log: Log) -> None:
     leftovers.wait_for_daemon(os.path.realpath(daemon.data_root), pidfile, settings.lock_timeout_s, log)
 
 
-def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, Tenancy | None]:
+def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, TakenSlot | None]:
     """Lease a slot of the pool and put it in the data-root's place; without a (good) pool, lease the data-root."""
     from cachedind.dataroot import facts
-    from cachedind.pool import pool
+    from cachedind.pool import directory
     from cachedind.start import pool_mode, restart
 
     facts.check_privileges()
     data_root = os.path.realpath(daemon.data_root)
     try:
-        restart.make_way(pool.DEFAULT_POOL if settings.pool is None else settings.pool, data_root)
-        path = pool.wanted_path(settings)
+        restart.make_way(directory.DEFAULT_POOL if settings.pool is None else settings.pool, data_root)
+        path = directory.wanted_path(settings)
         if path is not None:
-            order = pool_mode.make_order(settings, daemon)
-            return pool_mode.move_in(path, order, data_root, settings, log)
+            slot_request = pool_mode.make_slot_request(settings, daemon)
+            return pool_mode.move_in(path, slot_request, data_root, settings, log)
     except PoolUnusableError as bad:
         cost = f"this start uses {data_root} as it is, without the pool's cache"
         log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
@@ -234,9 +234,9 @@ def wait_for_strangers(data_root: str, timeout_s: float, log: Log) -> None:
 
 
 def post_witness(
-    site: Site,
+    context: StartContext,
     plan: ListenPlan,
-    home: Home,
+    prepared: Prepared,
     late_seeds: Seeds | None,
     stopwatch: Stopwatch,
     sockets: list[socket.socket],
@@ -251,15 +251,15 @@ def post_witness(
         if late_seeds is not None:
             from cachedind.start import furnish
 
-            furnish.seed_late(site, home, late_seeds, addresses)
-        if home.tenancy is not None:
+            furnish.seed_late(context, prepared, late_seeds, addresses)
+        if prepared.taken is not None:
             from cachedind.pool import upkeep
 
             witness.step_back()
-            upkeep.run(home.tenancy.home, site.settings, home.tenancy.key, time.time())
+            upkeep.run(prepared.taken.pool, context.settings, prepared.taken.key, time.time())
 
     close = [sock.fileno() for sock in sockets]
-    return witness.fork(home.lease, addresses, stopwatch.started, close=close, late=late, log=site.log)
+    return witness.fork(prepared.lease, addresses, stopwatch.started, close=close, late=late, log=context.log)
 
 
 def prepare_container(settings: Config, daemon: DaemonSettings, plan: ListenPlan, log: Log) -> str:
@@ -303,24 +303,24 @@ def dind(command: list[str], environ: dict[str, str]) -> NoReturn:
     execute(command, {**environ, "container": "docker"})
 
 
-def report(home: Home, stopwatch: Stopwatch, log: Log) -> None:
+def report(prepared: Prepared, stopwatch: Stopwatch, log: Log) -> None:
     from cachedind.dataroot import contents
     from cachedind.engine.remapping import engine_root
     from cachedind.start import summary
 
-    lease, tenancy = home.lease, home.tenancy
-    root = engine_root(lease.data_root, home.storage.remap)
-    layers = contents.count_layers(root, home.storage.store, home.storage.driver)
-    if tenancy is None:
+    lease, taken = prepared.lease, prepared.taken
+    root = engine_root(lease.data_root, prepared.storage.remap)
+    layers = contents.count_layers(root, prepared.storage.store, prepared.storage.driver)
+    if taken is None:
         last_used_s = None if lease.previous is None else time.time() - lease.previous.since
-        origin = summary.Origin.of_data_root(lease.data_root, layers, last_used_s, seeded=home.seeded)
+        origin = summary.Origin.of_data_root(lease.data_root, layers, last_used_s, seeded=prepared.seeded)
     else:
-        data = tenancy.found.data
+        data = taken.found.data
         last_used_s = None if data is None else time.time() - data.started_at
         origin = summary.Origin.of_slot(
-            tenancy.key, tenancy.slot.id, tenancy.warmth.value, tenancy.source_key, layers, last_used_s, home.seeded
+            taken.key, taken.slot.id, taken.warmth.value, taken.source_key, layers, last_used_s, prepared.seeded
         )
-    line, fields = summary.summarise(home.storage, home.place, origin, layers=layers, stopwatch=stopwatch)
+    line, fields = summary.summarise(prepared.storage, prepared.place, origin, layers=layers, stopwatch=stopwatch)
     log.info(line, **fields)
 
 

@@ -15,9 +15,9 @@ from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
 from cachedind.engine import remapping
 from cachedind.host import linux, mounts, procfs
-from cachedind.pool import pool, slot_lease, slots
+from cachedind.pool import directory, slot_lease, slots
 from cachedind.pool.keys import BASE_KEY
-from cachedind.pool.slot_lease import Order, Tenancy, Warmth
+from cachedind.pool.slot_lease import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
 
 if TYPE_CHECKING:
@@ -25,38 +25,42 @@ if TYPE_CHECKING:
     from cachedind.base.model import StoragePlan
     from cachedind.dataroot.witness import Witness
     from cachedind.engine.cleaning import Cleaned, Pruning
-    from cachedind.pool.pool import Pool
+    from cachedind.pool.directory import Pool
     from cachedind.seeds.planning import Plan
-    from cachedind.seeds.seeding import Found, Result, Target
+    from cachedind.seeds.seeding import Found, PutIn, Target
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 
 
-def make_order(settings: Config, daemon: DaemonSettings) -> Order:
+def make_slot_request(settings: Config, daemon: DaemonSettings) -> SlotRequest:
     """What this start can use of a pool. Raises DriverConflictError, ProgramMissingError."""
-    wish = slots.build_wish(decision.build_request(settings, daemon), facts.read_engine_version(settings.path))
+    requirements = slots.build_requirements(
+        decision.build_request(settings, daemon), facts.read_engine_version(settings.path)
+    )
     holder = facts.read_holder_of_now(time.time())
     fallbacks = settings.fallback_keys
     if files.wants_seeds(settings):
         fallbacks = (*fallbacks, BASE_KEY)
-    return Order(settings.key, fallbacks, settings.read_only, wish, procfs.read_boot_id(), holder)
+    return SlotRequest(settings.key, fallbacks, settings.read_only, requirements, procfs.read_boot_id(), holder)
 
 
-def move_in(path: str, order: Order, data_root: str, settings: Config, log: Log) -> tuple[Lease, Tenancy]:
+def move_in(
+    path: str, slot_request: SlotRequest, data_root: str, settings: Config, log: Log
+) -> tuple[Lease, TakenSlot]:
     """Lease the newest slot, or a clone, and bind it over the data-root.
 
     Raises PoolUnusableError whatever the pool's fault is; then nothing of it is left mounted. Needs CAP_SYS_ADMIN.
     """
-    home = None
+    pool = None
     try:
-        home = _open(path, settings, log)
-        tenancy = _take(home, order, data_root, settings, log)
-        return bind(tenancy, data_root, log), tenancy
+        pool = _open(path, settings, log)
+        taken = _take(pool, slot_request, data_root, settings, log)
+        return bind(taken, data_root, log), taken
     except (PoolUnusableError, ImageImpossibleError, ProgramMissingError) as error:
         bad: CachedindError = error
     except OSError as error:
         bad = _why_unusable(path, error)
-    _leave(home)
+    _leave(pool)
     raise PoolUnusableError(bad.cause, bad.hint) from bad
 
 
@@ -82,69 +86,69 @@ def check_lasting(path: str, settings: Config) -> None:
 
 def _open(path: str, settings: Config, log: Log) -> Pool:
     check_lasting(path, settings)
-    home, notes = pool.open_pool(path, settings, Trace(settings.kill_at))
+    pool, notes = directory.open_pool(path, settings, Trace(settings.kill_at))
     for note in notes:
         log.degraded(note)
-    if home.is_new:
-        log.info(f"made a new pool in {home.path}: {home.describe()}")
-    return home
+    if pool.is_new:
+        log.info(f"made a new pool in {pool.path}: {pool.describe()}")
+    return pool
 
 
-def _take(home: Pool, order: Order, data_root: str, settings: Config, log: Log) -> Tenancy:
-    if facts.is_cramped(home.tree):
-        _make_room(home, order, settings, log)
+def _take(pool: Pool, slot_request: SlotRequest, data_root: str, settings: Config, log: Log) -> TakenSlot:
+    if facts.is_cramped(pool.tree):
+        _make_room(pool, slot_request, settings, log)
         os.makedirs(data_root, mode=0o710, exist_ok=True)
-        if facts.is_cramped(home.tree) and not facts.is_cramped(data_root):
+        if facts.is_cramped(pool.tree) and not facts.is_cramped(data_root):
             # A job that cannot write fails, however warm it is.
-            raise _full(home.path)
+            raise _full(pool.path)
     try:
-        tenancy = slot_lease.take(home, order, log)
+        taken = slot_lease.take(pool, slot_request, log)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _make_room(home, order, settings, log)
-        tenancy = slot_lease.take(home, order, log)
-    if tenancy.warmth is Warmth.FRESH and facts.is_cramped(home.tree):
+        _make_room(pool, slot_request, settings, log)
+        taken = slot_lease.take(pool, slot_request, log)
+    if taken.warmth is Warmth.FRESH and facts.is_cramped(pool.tree):
         # Data comes up on a full disk; an empty data-root does not.
-        tenancy.slot.close()
-        raise _full(home.path)
-    return tenancy
+        taken.slot.close()
+        raise _full(pool.path)
+    return taken
 
 
-def _make_room(home: Pool, order: Order, settings: Config, log: Log) -> None:
+def _make_room(pool: Pool, slot_request: SlotRequest, settings: Config, log: Log) -> None:
     from cachedind.pool import upkeep
 
-    log.info(f"the pool {home.path} is full: looking for what was not used for longest, which may take a while")
-    evicted = upkeep.make_room(home, settings, order.key, time.time())
+    log.info(f"the pool {pool.path} is full: looking for what was not used for longest, which may take a while")
+    evicted = upkeep.make_room(pool, settings, slot_request.key, time.time())
     if evicted:
         log.warn(
-            f"the pool {home.path} was full: {evicted} of its slots and goldens were evicted, those first that nobody "
+            f"the pool {pool.path} was full: {evicted} of its slots and goldens were evicted, those first that nobody "
             "has used for longest; give it more room, or limit it with CACHEDIND_POOL_MAX_SIZE or CACHEDIND_MAX_AGE"
         )
 
 
-def bind(tenancy: Tenancy, data_root: str, log: Log) -> Lease:
+def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
     """Put a slot in the data-root's place. Raises OSError. Needs CAP_SYS_ADMIN."""
-    slot = tenancy.slot
+    slot = taken.slot
     if mounts.bind(slot.data_fd, data_root):
         log.warn(
             f"{data_root} has content of its own, which the pool's slot hides; it is kept as it is; an empty "
             "CACHEDIND_POOL shows it again"
         )
-    tenancy.home.trace.reach("bind.bound")
+    taken.pool.trace.reach("bind.bound")
     return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slots.STATE_NAME)
 
 
-def _leave(home: Pool | None) -> None:
-    if home is not None:
-        home.close()
-    for point in mounts.mount_points_at([pool.IMAGE_MOUNT]):
+def _leave(pool: Pool | None) -> None:
+    if pool is not None:
+        pool.close()
+    for point in mounts.mount_points_at([directory.IMAGE_MOUNT]):
         with contextlib.suppress(OSError):
             linux.umount(point, linux.MNT_DETACH)
 
 
 def clean(
-    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, tenancy: Tenancy, log: Log
+    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, taken: TakenSlot, log: Log
 ) -> Cleaned:
     """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
     pool is over its budget with nothing left to evict, the slot is pruned too.
@@ -154,7 +158,7 @@ def clean(
     from cachedind.engine import cleaning
 
     leftovers = cleaning.find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
-    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, tenancy)
+    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
     cleaned = cleaning.clean(
         lease.data_root,
         storage,
@@ -163,26 +167,26 @@ def clean(
         lock_fd=lease.fd,
         environ=environ,
         log=log,
-        trace=tenancy.home.trace,
+        trace=taken.pool.trace,
         wanted=wanted,
     )
     if not leftovers and wanted is None:
         return cleaned
     try:
-        slot_lease.promote_cleaned(tenancy)
+        slot_lease.promote_cleaned(taken)
     except (OSError, PoolUnusableError) as error:
         log.warn(f"the golden keeps the last job's leftovers ({error}); each clone of it is cleaned by itself")
     return cleaned
 
 
-def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, tenancy: Tenancy) -> Pruning | None:
+def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
     """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
     from cachedind.engine import pruning
 
-    if tenancy.warmth is Warmth.FRESH:
+    if taken.warmth is Warmth.FRESH:
         return None
     try:
-        wanted_bytes = pruning.take_note(tenancy.home.tree_fd)
+        wanted_bytes = pruning.take_note(taken.pool.tree_fd)
     except OSError:
         return None
     if wanted_bytes <= 0:
@@ -200,29 +204,31 @@ def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, tenanc
     return Pruning(wanted_bytes, settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))
 
 
-def move_elsewhere(tenancy: Tenancy, order: Order, data_root: str, why: str, log: Log) -> tuple[Lease, Tenancy]:
+def move_elsewhere(
+    taken: TakenSlot, slot_request: SlotRequest, data_root: str, why: str, log: Log
+) -> tuple[Lease, TakenSlot]:
     """Set a slot aside that was proven bad, with the golden that is the same byte for byte, and take another one.
 
     Raises PoolUnusableError, OSError.
     """
     linux.umount(data_root, linux.MNT_DETACH)
-    slot_lease.give_up(tenancy, why, log)
-    taken = slot_lease.take(tenancy.home, order, log)
-    return bind(taken, data_root, log), taken
+    slot_lease.give_up(taken, why, log)
+    another = slot_lease.take(taken.pool, slot_request, log)
+    return bind(another, data_root, log), another
 
 
 def seed(
     plan: Plan,
     found: Found,
     target: Target,
-    tenancy: Tenancy,
-    order: Order,
+    taken: TakenSlot,
+    slot_request: SlotRequest,
     *,
     environ: dict[str, str],
     log: Log,
     bars: bool,
     may_move: bool,
-) -> Result | None:
+) -> PutIn | None:
     """Put into the slot what it lacks of the seeds, once for all who need it: what it then has becomes a golden.
 
     None, with `may_move`, when a golden has more of them than the slot by now: then another slot is to be taken. Raises
@@ -230,61 +236,61 @@ def seed(
     """
     from cachedind.seeds import pool_seeds, seeding
 
-    home = tenancy.home
+    pool = taken.pool
     put_in = functools.partial(
-        seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=home.trace
+        seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=pool.trace
     )
-    if order.read_only or not slots.has_clones(home):
+    if slot_request.read_only or not slots.has_clones(pool):
         return put_in()
-    key = pool_seeds.home_key(tenancy)
-    with pool_seeds.turn(home, key, lambda: log.info("waiting for another instance, which puts the same seeds in")):
-        with pool_seeds.newest_golden(home, key, order.wish, order.boot_id) as golden:
+    key = pool_seeds.home_key(taken)
+    with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance, which puts the same seeds in")):
+        with pool_seeds.newest_golden(pool, key, slot_request.requirements, slot_request.boot_id) as golden:
             if golden is not None and may_move:
                 left = seeding.compare(found, golden.data_fd, golden.storage, log)
                 if len(left.missing) < len(plan.missing):
                     return None
         result = put_in()
         if result.images and result.clean:
-            _promote_seeded(tenancy, key, log)
+            _promote_seeded(taken, key, log)
         return result
 
 
-def promote_interrupted(tenancy: Tenancy, order: Order, log: Log) -> None:
+def promote_interrupted(taken: TakenSlot, slot_request: SlotRequest, log: Log) -> None:
     """What a start that was killed has put in is complete: let others have it, if they do not already."""
     from cachedind.seeds import pool_seeds
 
-    if not order.read_only and slots.has_clones(tenancy.home):
-        with pool_seeds.turn(tenancy.home, pool_seeds.home_key(tenancy), lambda: None):
-            _promote_seeded(tenancy, pool_seeds.home_key(tenancy), log)
+    if not slot_request.read_only and slots.has_clones(taken.pool):
+        with pool_seeds.turn(taken.pool, pool_seeds.home_key(taken), lambda: None):
+            _promote_seeded(taken, pool_seeds.home_key(taken), log)
 
 
-def _promote_seeded(tenancy: Tenancy, key: str, log: Log) -> None:
+def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:
     from cachedind.seeds import pool_seeds
 
     try:
-        pool_seeds.promote(tenancy, key)
+        pool_seeds.promote(taken, key)
     except (OSError, ValueError, PoolUnusableError) as error:
         log.warn(f"the seeds stay in this slot alone ({error}); the next instance puts them in again")
-    tenancy.home.trace.reach("seed.promoted")
+    taken.pool.trace.reach("seed.promoted")
 
 
-def move_on(tenancy: Tenancy, order: Order, data_root: str, log: Log) -> tuple[Lease, Tenancy]:
+def move_on(taken: TakenSlot, slot_request: SlotRequest, data_root: str, log: Log) -> tuple[Lease, TakenSlot]:
     """Give a slot back, and take what is newest now. Raises PoolUnusableError, OSError."""
     from cachedind.seeds import pool_seeds
 
     linux.umount(data_root, linux.MNT_DETACH)
-    pool_seeds.give_back(tenancy)
-    taken = slot_lease.take(tenancy.home, order, log)
-    return bind(taken, data_root, log), taken
+    pool_seeds.give_back(taken)
+    another = slot_lease.take(taken.pool, slot_request, log)
+    return bind(another, data_root, log), another
 
 
-def hide(tenancy: Tenancy, observer: Witness, log: Log) -> None:
+def hide(taken: TakenSlot, observer: Witness, log: Log) -> None:
     """Take the rest of the pool out of the daemon's sight: its jobs have no business there."""
     from cachedind.dataroot import witness
 
-    home = tenancy.home
+    pool = taken.pool
     try:
-        witness.hide(observer, mounts.mount_points_at([home.tree, home.path]))
+        witness.hide(observer, mounts.mount_points_at([pool.tree, pool.path]))
     except OSError as error:
-        log.warn(f"the pool stays mounted at {home.path}: {error.strerror}; jobs can see other projects' slots there")
-    home.trace.reach("hide.unmounted")
+        log.warn(f"the pool stays mounted at {pool.path}: {error.strerror}; jobs can see other projects' slots there")
+    pool.trace.reach("hide.unmounted")

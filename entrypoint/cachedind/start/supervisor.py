@@ -104,7 +104,7 @@ def _merge_configuration() -> None:
 
 
 def _find_package() -> None:
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.append(os.path.abspath(f"{__file__}/../../.."))
 
 
 def _reap(children: set[int]) -> tuple[int, int] | None:

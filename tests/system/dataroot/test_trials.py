@@ -128,7 +128,7 @@ def test_without_cap_sys_admin_it_is_the_privileges(directory: Path) -> None:
             *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
             *(sys.executable, "-c", script, str(directory), "probe_overlay", "probe_fuse_overlayfs"),
         ],
-        env={"PYTHONPATH": str(Path(cachedind.__file__).parents[2]), "PATH": os.defpath},
+        env={"PYTHONPATH": str(Path(cachedind.__file__).parents[1]), "PATH": os.defpath},
         capture_output=True,
         text=True,
         check=True,

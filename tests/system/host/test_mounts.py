@@ -93,7 +93,7 @@ def test_without_cap_sys_admin_it_is_an_error_that_names_the_remedy() -> None:
     )
     done = subprocess.run(
         ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", script],
-        env={"PYTHONPATH": str(Path(cachedind.__file__).parents[2]), "PATH": os.defpath},
+        env={"PYTHONPATH": str(Path(cachedind.__file__).parents[1]), "PATH": os.defpath},
         capture_output=True,
         text=True,
         check=True,

@@ -22,10 +22,10 @@ import pytest
 from cachedind.base.log import Level, Log
 from cachedind.base.model import EngineVersion
 from cachedind.host import linux
-from cachedind.pool import clone, golden, pool, slot_lease, slots, upkeep
+from cachedind.pool import clone, directory, golden, slot_lease, slots, upkeep
 from cachedind.pool.clone import CloneMethod, clone_directory
-from cachedind.pool.pool import Pool
-from cachedind.pool.slot_lease import Tenancy, Warmth
+from cachedind.pool.directory import Pool
+from cachedind.pool.slot_lease import TakenSlot, Warmth
 from helpers import tenants
 from helpers.children import child
 from helpers.filesystems import Filesystems
@@ -37,7 +37,7 @@ KINDS = ("btrfs", "xfs", "ext4")
 def image_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Images are mounted here and not in the machine's /run."""
     path = tmp_path / "image"
-    monkeypatch.setattr(pool, "IMAGE_MOUNT", str(path))
+    monkeypatch.setattr(directory, "IMAGE_MOUNT", str(path))
     return path
 
 
@@ -57,8 +57,8 @@ def open_home(filesystems: Filesystems, image_mount: Path) -> Iterator[Opener]:
         return opened[-1]
 
     yield open_home
-    for home in opened:
-        home.close()
+    for pool in opened:
+        pool.close()
     while os.path.ismount(image_mount):
         linux.umount(str(image_mount))
 
@@ -75,180 +75,180 @@ def open_home(filesystems: Filesystems, image_mount: Path) -> Iterator[Opener]:
 def test_the_backing_is_found_by_trying_and_remembered(
     open_home: Opener, kind: str, backing: str, method: CloneMethod
 ) -> None:
-    home = open_home(kind)
-    assert (home.record.backing, home.record.clone) == (backing, method)
-    assert open_home(kind).record == home.record
-    raw = json.loads((Path(home.path) / "pool.json").read_text())
+    pool = open_home(kind)
+    assert (pool.record.backing, pool.record.clone) == (backing, method)
+    assert open_home(kind).record == pool.record
+    raw = json.loads((Path(pool.path) / "pool.json").read_text())
     assert (raw["version"], raw["min_reader"], raw["backing"]) == (1, 1, backing)
-    assert (Path(home.path) / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
-    assert (Path(home.path) / "pool.img").exists() is (backing == "image")
+    assert (Path(pool.path) / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
+    assert (Path(pool.path) / "pool.img").exists() is (backing == "image")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_life_of_a_key(open_home: Opener, kind: str) -> None:
-    home = open_home(kind)
-    first = tenants.job(home, tenants.order(), "one")
+    pool = open_home(kind)
+    first = tenants.job(pool, tenants.slot_request(), "one")
 
-    again = tenants.take(home, tenants.order())
+    again = tenants.take(pool, tenants.slot_request())
     assert (again.warmth, again.slot.id, again.promoted) == (Warmth.LEASED, first, True)
     assert tenants.names(again) == ["one"]
     tenants.begin(again)
     tenants.write(again, "two")
 
-    beside = tenants.take(home, tenants.order())
+    beside = tenants.take(pool, tenants.slot_request())
     assert (beside.warmth, beside.source_key) == (Warmth.CLONED, "k")
     assert beside.slot.id != first
     assert tenants.names(beside) == ["one"], "not what runs right now, but what was there before"
     tenants.write(beside, "three")
     assert tenants.names(again) == ["one", "two"]
 
-    branch = tenants.take(home, tenants.order("branch", ("none-such", "k")))
+    branch = tenants.take(pool, tenants.slot_request("branch", ("none-such", "k")))
     assert (branch.warmth, branch.source_key) == (Warmth.CLONED, "k")
-    stranger = tenants.take(home, tenants.order("stranger"))
+    stranger = tenants.take(pool, tenants.slot_request("stranger"))
     assert (stranger.warmth, tenants.names(stranger)) == (Warmth.FRESH, [])
-    for tenancy in (again, beside, branch, stranger):
-        tenancy.slot.close()
+    for taken in (again, beside, branch, stranger):
+        taken.slot.close()
 
 
 def test_slots_without_clones_are_leased_or_fresh(open_home: Opener) -> None:
-    home = open_home("ext4", POOL_BACKING="directory")
-    assert home.method is CloneMethod.NONE
-    first = tenants.job(home, tenants.order(), "one")
-    again = tenants.take(home, tenants.order())
+    pool = open_home("ext4", POOL_BACKING="directory")
+    assert pool.method is CloneMethod.NONE
+    first = tenants.job(pool, tenants.slot_request(), "one")
+    again = tenants.take(pool, tenants.slot_request())
     assert (again.warmth, again.slot.id) == (Warmth.LEASED, first)
-    beside = tenants.take(home, tenants.order())
+    beside = tenants.take(pool, tenants.slot_request())
     assert beside.warmth is Warmth.FRESH
     again.slot.close()
     beside.slot.close()
 
 
 def test_a_state_of_which_no_daemon_came_up_is_neither_promoted_nor_lost(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    slot_id = tenants.job(home, tenants.order(), "good")
+    pool = open_home("btrfs")
+    slot_id = tenants.job(pool, tenants.slot_request(), "good")
     for _ in range(12):
-        cancelled = tenants.take(home, tenants.order())
+        cancelled = tenants.take(pool, tenants.slot_request())
         assert (cancelled.warmth, cancelled.slot.id, tenants.names(cancelled)) == (Warmth.LEASED, slot_id, ["good"])
         tenants.begin(cancelled)
-        beside = tenants.take(home, tenants.order())
+        beside = tenants.take(pool, tenants.slot_request())
         assert tenants.names(beside) == ["good"]
         beside.slot.close()  # killed, and even before it was noted down
         cancelled.slot.close()
         slot_id = cancelled.slot.id
-    assert pool.names_in(home.aside_fd) == []
-    sequence = tenants.golden(home)["sequence"]
+    assert directory.names_in(pool.aside_fd) == []
+    sequence = tenants.golden(pool)["sequence"]
     assert isinstance(sequence, int)
     assert sequence < cancelled.sequence, "what no daemon has answered on is no golden"
 
 
 def test_what_ended_cleanly_before_a_reboot_becomes_a_golden_that_is_trusted(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    slot_id = tenants.job(home, tenants.order(), "good")
-    path = Path(home.tree) / "keys/k/slots" / slot_id / slots.STATE_NAME
+    pool = open_home("btrfs")
+    slot_id = tenants.job(pool, tenants.slot_request(), "good")
+    path = Path(pool.tree) / "keys/k/slots" / slot_id / slots.STATE_NAME
     noted = json.loads(path.read_text())
     path.write_text(json.dumps({**noted, "boot_id": "of-before", "ended": {"status": 0, "clean": True}}))
-    leased = tenants.take(home, tenants.order())
+    leased = tenants.take(pool, tenants.slot_request())
     assert (leased.warmth, leased.slot.id, leased.promoted) == (Warmth.LEASED, slot_id, True)
-    beside = tenants.take(home, tenants.order())
+    beside = tenants.take(pool, tenants.slot_request())
     assert (beside.warmth, tenants.names(beside)) == (Warmth.CLONED, ["good"])
     assert beside.raw["doubt"] == ""
-    for tenancy in (leased, beside):
-        tenancy.slot.close()
+    for taken in (leased, beside):
+        taken.slot.close()
 
 
 def test_an_empty_slot_on_which_no_daemon_came_up_has_any_number_of_chances(open_home: Opener) -> None:
-    home = open_home("btrfs")
+    pool = open_home("btrfs")
     ids = set()
     for _ in range(3):
-        tenancy = tenants.take(home, tenants.order())
-        tenants.begin(tenancy)
-        ids.add(tenancy.slot.id)
-        tenancy.slot.close()
+        taken = tenants.take(pool, tenants.slot_request())
+        tenants.begin(taken)
+        ids.add(taken.slot.id)
+        taken.slot.close()
     assert len(ids) == 1
-    assert pool.names_in(home.aside_fd) == []
+    assert directory.names_in(pool.aside_fd) == []
 
 
 def test_a_slot_on_which_a_stray_daemon_is_at_work_is_passed_over(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    used = tenants.job(home, tenants.order(), "good")
-    path = Path(home.tree) / "keys/k/slots" / used / "data/volumes/metadata.db"
+    pool = open_home("btrfs")
+    used = tenants.job(pool, tenants.slot_request(), "good")
+    path = Path(pool.tree) / "keys/k/slots" / used / "data/volumes/metadata.db"
     path.parent.mkdir()
     path.touch()
     with path.open("r+") as database:
         fcntl.flock(database, fcntl.LOCK_EX)
-        other = tenants.take(home, tenants.order())
+        other = tenants.take(pool, tenants.slot_request())
         assert other.slot.id != used
         other.slot.close()
-    assert pool.names_in(home.aside_fd) == []
+    assert directory.names_in(pool.aside_fd) == []
 
 
 @pytest.mark.parametrize("how", ["leased", "cloned"])
 def test_a_golden_goes_only_with_its_own_clone(open_home: Opener, how: str) -> None:
     """The slot that was proven bad has gone on since the golden was made of it."""
-    home = open_home("btrfs")
-    tenants.job(home, tenants.order(), "one")
-    tenants.job(home, tenants.order(), "two")
-    held = tenants.take(home, tenants.order())
+    pool = open_home("btrfs")
+    tenants.job(pool, tenants.slot_request(), "one")
+    tenants.job(pool, tenants.slot_request(), "two")
+    held = tenants.take(pool, tenants.slot_request())
     if how == "leased":
         tenants.begin(held)
         held.slot.close()
-        held = tenants.take(home, tenants.order())
+        held = tenants.take(pool, tenants.slot_request())
         bad = held
     else:
-        bad = tenants.take(home, tenants.order())
+        bad = tenants.take(pool, tenants.slot_request())
     assert bad.warmth is (Warmth.LEASED if how == "leased" else Warmth.CLONED)
     slot_lease.give_up(bad, "a private daemon ended by itself", Log(level=Level.ERROR))
-    left = tenants.take(home, tenants.order())
+    left = tenants.take(pool, tenants.slot_request())
     expected = ["one", "two"] if how == "leased" else ["one"]
     assert tenants.names(left) == expected
-    assert len(pool.names_in(home.aside_fd)) == (1 if how == "leased" else 2)
+    assert len(directory.names_in(pool.aside_fd)) == (1 if how == "leased" else 2)
     left.slot.close()
     if held is not bad:
         held.slot.close()
 
 
 def test_throw_aways_are_evicted_and_held_slots_never(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    stale = tenants.job(home, tenants.order(), "one")
-    held = tenants.take(home, tenants.order(read_only=True))
-    freed = tenants.take(home, tenants.order(read_only=True))
+    pool = open_home("btrfs")
+    stale = tenants.job(pool, tenants.slot_request(), "one")
+    held = tenants.take(pool, tenants.slot_request(read_only=True))
+    freed = tenants.take(pool, tenants.slot_request(read_only=True))
     freed.slot.close()
-    tenants.job(home, tenants.order(), "two")
-    tenants.take(home, tenants.order()).slot.close()
+    tenants.job(pool, tenants.slot_request(), "two")
+    tenants.take(pool, tenants.slot_request()).slot.close()
     now = time.time()
-    report = upkeep.run(home, tenants.settings(Path(home.path), MAX_AGE="1s", POOL_MAX_SIZE="1"), "k", now + 3600)
+    report = upkeep.run(pool, tenants.settings(Path(pool.path), MAX_AGE="1s", POOL_MAX_SIZE="1"), "k", now + 3600)
     gone = {eviction.entry.name for eviction in report.evicted}
     assert f"slots/{freed.slot.id}" in gone
     assert f"slots/{stale}" in gone, "unused for longer than MAX_AGE"
-    left = os.listdir(f"{home.tree}/keys/k/slots")
+    left = os.listdir(f"{pool.tree}/keys/k/slots")
     assert left == [held.slot.id]
     assert tenants.names(held) == ["one"]
-    assert pool.names_in(home.trash_fd) == []
+    assert directory.names_in(pool.trash_fd) == []
     held.slot.close()
 
 
 def test_what_a_slot_in_use_shares_with_its_golden_is_not_freed_with_that(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    tenants.job(home, tenants.order(), "one")
-    first = tenants.take(home, tenants.order())
+    pool = open_home("btrfs")
+    tenants.job(pool, tenants.slot_request(), "one")
+    first = tenants.take(pool, tenants.slot_request())
     tenants.write(first, "large", "x" * (4 << 20))
     linux.syncfs(first.slot.data_fd)
     tenants.begin(first)
     tenants.come_up(first)
     first.slot.close()
-    held = tenants.take(home, tenants.order())
+    held = tenants.take(pool, tenants.slot_request())
     linux.syncfs(held.slot.data_fd)
-    evicted = upkeep.evict(home, tenants.settings(Path(home.path), POOL_MAX_SIZE="1MB"), time.time())
+    evicted = upkeep.evict(pool, tenants.settings(Path(pool.path), POOL_MAX_SIZE="1MB"), time.time())
     assert "golden" in {eviction.entry.name for eviction in evicted.evictions}
     assert 2 << 20 < evicted.own_lacking_bytes < 5 << 20
     held.slot.close()
 
 
 def test_the_newest_state_survives_upkeep(open_home: Opener) -> None:
-    home = open_home("btrfs")
+    pool = open_home("btrfs")
     for number in range(4):
-        tenants.job(home, tenants.order(), f"file-{number}")
-        upkeep.run(home, tenants.settings(Path(home.path)), "k", time.time())
-    last = tenants.take(home, tenants.order())
+        tenants.job(pool, tenants.slot_request(), f"file-{number}")
+        upkeep.run(pool, tenants.settings(Path(pool.path)), "k", time.time())
+    last = tenants.take(pool, tenants.slot_request())
     assert (last.warmth, len(tenants.names(last))) == (Warmth.LEASED, 4)
     last.slot.close()
 
@@ -258,7 +258,7 @@ class Copying(NamedTuple):
 
     begun: threading.Event
     go_on: threading.Event
-    start: Future[Tenancy]
+    start: Future[TakenSlot]
 
 
 @pytest.fixture
@@ -273,8 +273,8 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Pool], Copyin
     monkeypatch.setattr(golden, "clone_directory", held)
     with ThreadPoolExecutor(1) as threads:
 
-        def begin(home: Pool) -> Copying:
-            start = threads.submit(tenants.take, home, tenants.order())
+        def begin(pool: Pool) -> Copying:
+            start = threads.submit(tenants.take, pool, tenants.slot_request())
             assert begun.wait(30)
             return Copying(begun, go_on, start)
 
@@ -285,31 +285,31 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Pool], Copyin
 def test_nobody_waits_for_a_copy_who_has_something_else(
     open_home: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = open_home("xfs")
+    pool = open_home("xfs")
     with monkeypatch.context() as undone:
         undone.setattr(golden, "clone_directory", clone_directory)
-        tenants.job(home, tenants.order(), "old")
-        tenants.job(home, tenants.order(), "new")  # with which the old state becomes the golden
-    first = copying(home)
+        tenants.job(pool, tenants.slot_request(), "old")
+        tenants.job(pool, tenants.slot_request(), "new")  # with which the old state becomes the golden
+    first = copying(pool)
     started = time.monotonic()
-    beside = tenants.take(home, tenants.order())
+    beside = tenants.take(pool, tenants.slot_request())
     assert (beside.warmth, tenants.names(beside)) == (Warmth.CLONED, ["old"])
     assert not first.start.done(), "it was not waited for"
     assert time.monotonic() - started < slot_lease.WAIT_S
     first.go_on.set()
     own = first.start.result(30)
     assert (own.warmth, own.promoted, sorted(tenants.names(own))) == (Warmth.LEASED, True, ["new", "old"])
-    later = tenants.take(home, tenants.order())
+    later = tenants.take(pool, tenants.slot_request())
     assert (later.warmth, sorted(tenants.names(later))) == (Warmth.CLONED, ["new", "old"])
-    for tenancy in (beside, own, later):
-        tenancy.slot.close()
+    for taken in (beside, own, later):
+        taken.slot.close()
 
 
 def test_who_has_nothing_else_waits_for_a_copy(
     open_home: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = open_home("xfs")
-    tenants.job(home, tenants.order(), "one")
+    pool = open_home("xfs")
+    tenants.job(pool, tenants.slot_request(), "one")
     waits, wait = threading.Event(), golden.wait_for_turn
 
     def seen(key_fd: int, timeout_s: float) -> bool:
@@ -317,9 +317,9 @@ def test_who_has_nothing_else_waits_for_a_copy(
         return wait(key_fd, timeout_s)
 
     monkeypatch.setattr(golden, "wait_for_turn", seen)
-    first = copying(home)
+    first = copying(pool)
     with ThreadPoolExecutor(1) as threads:
-        beside = threads.submit(tenants.take, home, tenants.order())
+        beside = threads.submit(tenants.take, pool, tenants.slot_request())
         assert waits.wait(30)
         first.go_on.set()
         found = beside.result(30)
@@ -329,38 +329,38 @@ def test_who_has_nothing_else_waits_for_a_copy(
 
 
 def test_a_spare_hides_the_cost_of_copying(open_home: Opener) -> None:
-    home = open_home("xfs")
-    tenants.job(home, tenants.order(), "one")
-    running = tenants.take(home, tenants.order())
+    pool = open_home("xfs")
+    tenants.job(pool, tenants.slot_request(), "one")
+    running = tenants.take(pool, tenants.slot_request())
     tenants.begin(running)
-    upkeep.run(home, tenants.settings(Path(home.path)), "k", time.time())
-    beside = tenants.take(home, tenants.order())
+    upkeep.run(pool, tenants.settings(Path(pool.path)), "k", time.time())
+    beside = tenants.take(pool, tenants.slot_request())
     assert (beside.warmth, tenants.names(beside)) == (Warmth.LEASED, ["one"]), "the spare was not there, or not taken"
-    golden = json.loads((Path(home.tree) / "keys/k/golden/golden.json").read_text())
+    golden = json.loads((Path(pool.tree) / "keys/k/golden/golden.json").read_text())
     assert golden["durable"] is True
     running.slot.close()
     beside.slot.close()
 
 
 def test_a_held_slot_is_known_as_held_and_cannot_be_removed_by_anyone_who_does_not_know(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    tenants.job(home, tenants.order(), "one")
-    held = tenants.take(home, tenants.order())
-    [entry] = [e for e in upkeep.survey(home, sizes=True, now=time.time()) if e.name == f"slots/{held.slot.id}"]
+    pool = open_home("btrfs")
+    tenants.job(pool, tenants.slot_request(), "one")
+    held = tenants.take(pool, tenants.slot_request())
+    [entry] = [e for e in upkeep.survey(pool, sizes=True, now=time.time()) if e.name == f"slots/{held.slot.id}"]
     assert entry.held
-    assert upkeep.remove_entry(home, entry._replace(held=False, superseded=True)) is False
+    assert upkeep.remove_entry(pool, entry._replace(held=False, superseded=True)) is False
     assert tenants.names(held) == ["one"]
     held.slot.close()
-    assert upkeep.remove_entry(home, entry._replace(held=False)) is True
+    assert upkeep.remove_entry(pool, entry._replace(held=False)) is True
 
 
 def test_a_slot_that_somebody_had_meanwhile_is_not_what_was_judged(open_home: Opener) -> None:
-    home = open_home("btrfs")
-    tenants.job(home, tenants.order(), "one")
-    [entry] = upkeep.survey(home, sizes=False, now=time.time())
-    tenants.job(home, tenants.order(), "two")
-    assert upkeep.remove_entry(home, entry) is False
-    again = tenants.take(home, tenants.order())
+    pool = open_home("btrfs")
+    tenants.job(pool, tenants.slot_request(), "one")
+    [entry] = upkeep.survey(pool, sizes=False, now=time.time())
+    tenants.job(pool, tenants.slot_request(), "two")
+    assert upkeep.remove_entry(pool, entry) is False
+    again = tenants.take(pool, tenants.slot_request())
     assert tenants.names(again) == ["one", "two"]
     again.slot.close()
 
@@ -368,18 +368,18 @@ def test_a_slot_that_somebody_had_meanwhile_is_not_what_was_judged(open_home: Op
 def test_a_slot_that_goes_between_finding_and_locking_it_is_nobodys(
     open_home: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = open_home("btrfs")
-    slot_id = tenants.job(home, tenants.order(), "one")
-    with slots.locked_key(home, "k", create=False) as key_fd:
+    pool = open_home("btrfs")
+    slot_id = tenants.job(pool, tenants.slot_request(), "one")
+    with slots.locked_key(pool, "k", create=False) as key_fd:
         assert key_fd is not None
         slots_fd = slots.open_below(key_fd, "slots")
-        lock = pool.try_lock
+        lock = directory.try_lock
 
         def too_late(fd: int) -> bool:
-            pool.throw_away(home, slots_fd, slot_id)
+            directory.throw_away(pool, slots_fd, slot_id)
             return lock(fd)
 
-        monkeypatch.setattr(pool, "try_lock", too_late)
+        monkeypatch.setattr(directory, "try_lock", too_late)
         assert slots.try_lease(key_fd, f"slots/{slot_id}") is None
         os.close(slots_fd)
 
@@ -388,47 +388,47 @@ def test_a_slot_that_goes_between_finding_and_locking_it_is_nobodys(
 def test_a_golden_that_is_evicted_while_it_is_copied_is_copied_whole(
     open_home: Opener, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = open_home(kind)
-    tenants.job(home, tenants.order(), "one")
-    first = tenants.take(home, tenants.order())
+    pool = open_home(kind)
+    tenants.job(pool, tenants.slot_request(), "one")
+    first = tenants.take(pool, tenants.slot_request())
     copy = clone.clone_directory
 
     def slowly(method: CloneMethod, source_fd: int, parent_fd: int, name: str) -> None:
-        with slots.locked_key(home, "k", create=False) as key_fd:
+        with slots.locked_key(pool, "k", create=False) as key_fd:
             assert key_fd is not None
-            pool.throw_away(home, key_fd, "golden")
-        assert upkeep.empty_trash(home) == 0, "deleted while it is copied"
+            directory.throw_away(pool, key_fd, "golden")
+        assert upkeep.empty_trash(pool) == 0, "deleted while it is copied"
         copy(method, source_fd, parent_fd, name)
 
     monkeypatch.setattr(slots, "clone_directory", slowly)
-    beside = tenants.take(home, tenants.order())
+    beside = tenants.take(pool, tenants.slot_request())
     assert (beside.warmth, tenants.names(beside)) == (Warmth.CLONED, ["one"])
-    assert upkeep.empty_trash(home) == 1
+    assert upkeep.empty_trash(pool) == 1
     first.slot.close()
     beside.slot.close()
 
 
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_the_golden_before_is_kept(open_home: Opener, kind: str) -> None:
-    home = open_home(kind)
+    pool = open_home(kind)
     for number in range(4):
-        tenants.job(home, tenants.order(), f"file-{number}")
-    key = Path(home.tree) / "keys/k"
+        tenants.job(pool, tenants.slot_request(), f"file-{number}")
+    key = Path(pool.tree) / "keys/k"
     assert sorted(path.name for path in (key / "golden/data").iterdir()) == ["file-0", "file-1", "file-2"]
     assert sorted(path.name for path in (key / "golden.previous/data").iterdir()) == ["file-0", "file-1"]
     assert list((key / "golden.other").iterdir()) == []
 
 
 def test_goldens_of_other_engines_and_stores_stay(open_home: Opener) -> None:
-    home = open_home("btrfs")
+    pool = open_home("btrfs")
     old = EngineVersion(26, 1, 5)
     for _ in range(2):
-        tenants.job(home, tenants.order(engine=old), "old", old)
+        tenants.job(pool, tenants.slot_request(engine=old), "old", old)
     for number in range(4):
-        tenants.job(home, tenants.order(), f"new-{number}")
-    others = [path.name for path in (Path(home.tree) / "keys/k/golden.other").iterdir()]
+        tenants.job(pool, tenants.slot_request(), f"new-{number}")
+    others = [path.name for path in (Path(pool.tree) / "keys/k/golden.other").iterdir()]
     assert others == [f"26.1-graphdriver-overlay2-{tenants.ARCH}"]
-    back = tenants.take(home, tenants.order(engine=old))
+    back = tenants.take(pool, tenants.slot_request(engine=old))
     assert (back.warmth, tenants.names(back)) == (Warmth.CLONED, ["old"])
     back.slot.close()
 
@@ -436,11 +436,11 @@ def test_goldens_of_other_engines_and_stores_stay(open_home: Opener) -> None:
 # ---- what a clone costs ------------------------------------------------------------
 
 
-def fill(tenancy: Tenancy, count: int) -> None:
+def fill(taken: TakenSlot, count: int) -> None:
     """So many small files, a thousand to a directory."""
     for first in range(0, count, 1000):
-        os.mkdir(f"d{first}", dir_fd=tenancy.slot.data_fd)
-        directory_fd = os.open(f"d{first}", os.O_RDONLY | os.O_DIRECTORY, dir_fd=tenancy.slot.data_fd)
+        os.mkdir(f"d{first}", dir_fd=taken.slot.data_fd)
+        directory_fd = os.open(f"d{first}", os.O_RDONLY | os.O_DIRECTORY, dir_fd=taken.slot.data_fd)
         for number in range(1000):
             fd = os.open(f"f{number}", os.O_WRONLY | os.O_CREAT, dir_fd=directory_fd)
             os.write(fd, b"a layer's file")
@@ -449,34 +449,34 @@ def fill(tenancy: Tenancy, count: int) -> None:
 
 
 @contextlib.contextmanager
-def clone_ms(home: Pool, key: str) -> Iterator[float]:
+def clone_ms(pool: Pool, key: str) -> Iterator[float]:
     """What it costs to take a clone of the key's golden, all in all: the median of five, which stay held meanwhile."""
-    taken, times = [], []
+    another, times = [], []
     for _ in range(5):
         started = time.perf_counter()
-        taken.append(tenants.take(home, tenants.order(key)))
+        another.append(tenants.take(pool, tenants.slot_request(key)))
         times.append((time.perf_counter() - started) * 1000)
-        assert taken[-1].warmth is Warmth.CLONED
+        assert another[-1].warmth is Warmth.CLONED
     yield statistics.median(times)
-    for tenancy in taken:
-        tenancy.slot.close()
+    for taken in another:
+        taken.slot.close()
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["btrfs", "ext4"])
 def test_a_snapshot_costs_the_same_whatever_the_size(open_home: Opener, kind: str) -> None:
-    home = open_home(kind, size_mib=4096)
+    pool = open_home(kind, size_mib=4096)
     costs = {}
     for count in (1_000, 20_000, 200_000):
         key = f"files-{count}"
-        first = tenants.take(home, tenants.order(key))
+        first = tenants.take(pool, tenants.slot_request(key))
         tenants.begin(first)
         fill(first, count)
         tenants.come_up(first)
         first.slot.close()
-        holder = tenants.take(home, tenants.order(key))
+        holder = tenants.take(pool, tenants.slot_request(key))
         assert holder.promoted
-        with clone_ms(home, key) as costs[count]:
+        with clone_ms(pool, key) as costs[count]:
             pass
         holder.slot.close()
     print(f"{kind}: " + ", ".join(f"{count} files {ms:.1f} ms" for count, ms in costs.items()))
@@ -486,18 +486,18 @@ def test_a_snapshot_costs_the_same_whatever_the_size(open_home: Opener, kind: st
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("count", [1_000, 20_000])
 def test_a_copy_costs_by_the_file_and_a_spare_hides_it(open_home: Opener, count: int) -> None:
-    home = open_home("xfs", size_mib=4096)
-    first = tenants.take(home, tenants.order())
+    pool = open_home("xfs", size_mib=4096)
+    first = tenants.take(pool, tenants.slot_request())
     tenants.begin(first)
     fill(first, count)
     tenants.come_up(first)
     first.slot.close()
-    holder = tenants.take(home, tenants.order())
+    holder = tenants.take(pool, tenants.slot_request())
     tenants.begin(holder)
-    with clone_ms(home, "k") as copied_ms:
-        upkeep.run(home, tenants.settings(Path(home.path)), "k", time.time())  # what the holder's witness does
+    with clone_ms(pool, "k") as copied_ms:
+        upkeep.run(pool, tenants.settings(Path(pool.path)), "k", time.time())  # what the holder's witness does
         started = time.perf_counter()
-        beside = tenants.take(home, tenants.order())
+        beside = tenants.take(pool, tenants.slot_request())
         spare_ms = (time.perf_counter() - started) * 1000
     print(f"xfs: {count} files copied in {copied_ms:.0f} ms, a spare leased in {spare_ms:.1f} ms")
     assert beside.warmth is Warmth.LEASED
@@ -517,32 +517,32 @@ def restless(path: Path, seed: int, end: float) -> list[str]:
     dice = random.Random(seed)
     found: list[str] = []
     while time.time() < end:
-        home = tenants.open_pool(path)
-        tenancy = tenants.take(home, tenants.order())
-        found += use(tenancy, dice)
+        pool = tenants.open_pool(path)
+        taken = tenants.take(pool, tenants.slot_request())
+        found += use(taken, dice)
         if dice.random() < 0.8:
-            tenants.come_up(tenancy)
-        tenancy.slot.close()
+            tenants.come_up(taken)
+        taken.slot.close()
         if dice.random() < 0.3:
-            upkeep.run(home, tenants.settings(path), "k", time.time())
-        home.close()
-        if home.tree != home.path:
-            linux.umount(home.tree)
+            upkeep.run(pool, tenants.settings(path), "k", time.time())
+        pool.close()
+        if pool.tree != pool.path:
+            linux.umount(pool.tree)
     return found
 
 
-def use(tenancy: Tenancy, dice: random.Random) -> list[str]:
+def use(taken: TakenSlot, dice: random.Random) -> list[str]:
     """Write one's name into the slot, and see that nobody else does."""
     mine = str(os.getpid()).encode()
-    tenants.begin(tenancy)
-    fd = os.open("owner", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=tenancy.slot.data_fd)
+    tenants.begin(taken)
+    fd = os.open("owner", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=taken.slot.data_fd)
     try:
         for _ in range(5):
             os.pwrite(fd, mine.ljust(16), 0)
-            tenants.write(tenancy, f"file-{dice.random()}", "x" * 1000)
+            tenants.write(taken, f"file-{dice.random()}", "x" * 1000)
             time.sleep(dice.uniform(0, 0.004))
             if os.pread(fd, 16, 0).strip() != mine:
-                return [f"somebody else wrote into {tenancy.slot.id} while {mine.decode()} held it"]
+                return [f"somebody else wrote into {taken.slot.id} while {mine.decode()} held it"]
         return []
     finally:
         os.close(fd)
@@ -554,9 +554,9 @@ def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_home: Open
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    home = open_home(kind, size_mib=1024)
-    tenants.job(home, tenants.order(), "first")
-    path, end = Path(home.path), time.time() + 8
+    pool = open_home(kind, size_mib=1024)
+    tenants.job(pool, tenants.slot_request(), "first")
+    path, end = Path(pool.path), time.time() + 8
     violations: list[str] = []
     kills = 0
     with contextlib.ExitStack() as stack:
@@ -573,12 +573,12 @@ def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_home: Open
     assert kills > 20
 
     again = open_home(kind)
-    final = tenants.take(again, tenants.order())
+    final = tenants.take(again, tenants.slot_request())
     assert "first" in tenants.names(final), "the golden's content was lost"
     final.slot.close()
     upkeep.run(again, tenants.settings(path), "k", time.time())
-    assert pool.names_in(again.stage_fd) == []
-    assert pool.names_in(again.trash_fd) == []
+    assert directory.names_in(again.stage_fd) == []
+    assert directory.names_in(again.trash_fd) == []
     with slots.locked_key(again, "k", create=False) as key_fd:
         assert key_fd is not None
         candidates, bad = slots.read_candidates(key_fd)

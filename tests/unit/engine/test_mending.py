@@ -18,7 +18,7 @@ from cachedind.engine import aside, damage, databases, kept, mending, paths
 from cachedind.engine.damage import Damage
 from cachedind.engine.doubt import NEVER_READY, Doubt
 from cachedind.engine.hollow import Found
-from cachedind.engine.mending import Patient, Proof, plan_mending
+from cachedind.engine.mending import Proof, Subject, plan_mending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -153,8 +153,8 @@ class Daemons:
         self.elsewhere = UP
         self.seen: list[set[str]] = []
 
-    def prove(self, patient: Patient, environ: object) -> Proof:
-        if patient.data_root != str(self.root):
+    def prove(self, subject: Subject, environ: object) -> Proof:
+        if subject.data_root != str(self.root):
             return self.elsewhere
         files = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()}
         self.seen.append({name for name in files if not name.startswith(".cachedind")})
@@ -169,17 +169,17 @@ def daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemons:
 
 
 @pytest.fixture
-def patient(tmp_path: Path, daemons: Daemons) -> Iterator[Patient]:
+def subject(tmp_path: Path, daemons: Daemons) -> Iterator[Subject]:
     """A data-root on which every private daemon comes up."""
     (tmp_path / "buildkit").mkdir()
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield Patient(str(tmp_path), fd, GRAPH, -1)
+    yield Subject(str(tmp_path), fd, GRAPH, -1)
     os.close(fd)
 
 
-def mend(patient: Patient, doubt: Doubt | None = None, **more: bool) -> mending.Result:
+def mend(subject: Subject, doubt: Doubt | None = None, **more: bool) -> mending.Mended:
     options = {"has_better": False, "in_pool": False, "strict": False, **more}
-    return mending.mend(patient, doubt, environ={}, trace=Trace(), **options)
+    return mending.mend(subject, doubt, environ={}, trace=Trace(), **options)
 
 
 def damaged(root: Path, text: str = "garbage") -> Path:
@@ -188,9 +188,9 @@ def damaged(root: Path, text: str = "garbage") -> Path:
     return path
 
 
-def test_damage_on_which_a_daemon_comes_up_is_told_and_left(patient: Patient, tmp_path: Path) -> None:
+def test_damage_on_which_a_daemon_comes_up_is_told_and_left(subject: Subject, tmp_path: Path) -> None:
     path = damaged(tmp_path)
-    result = mend(patient)
+    result = mend(subject)
     assert (result.fit, result.loss, result.moved) == (True, None, ())
     assert "history.db" in result.left
     assert path.read_text() == "garbage"
@@ -198,11 +198,11 @@ def test_damage_on_which_a_daemon_comes_up_is_told_and_left(patient: Patient, tm
 
 
 def test_damage_that_ends_a_daemon_lies_aside_under_its_path_with_the_reason(
-    patient: Patient, daemons: Daemons, tmp_path: Path
+    subject: Subject, daemons: Daemons, tmp_path: Path
 ) -> None:
     path = damaged(tmp_path)
     daemons.of_data = lambda names: DIES if "buildkit/history.db" in names else UP
-    result = mend(patient)
+    result = mend(subject)
     assert (result.fit, result.loss, result.left) == (True, Loss.RECORDS, "")
     [moved] = result.moved
     assert (tmp_path / moved.name / "buildkit" / "history.db").read_text() == "garbage"
@@ -211,47 +211,47 @@ def test_damage_that_ends_a_daemon_lies_aside_under_its_path_with_the_reason(
     assert why["paths"] == ["buildkit/history.db"]
     assert "panic: page 3" in why["why"], "the daemon's own words"
     assert why["told"] is False
-    [found] = aside.read(patient.root_fd)
+    [found] = aside.read(subject.root_fd)
     assert (found.name, found.paths, found.told) == (moved.name, ("buildkit/history.db",), False)
-    aside.note_told(patient.root_fd, [found.name])
-    assert [one.told for one in aside.read(patient.root_fd)] == [True]
+    aside.note_told(subject.root_fd, [found.name])
+    assert [one.told for one in aside.read(subject.root_fd)] == [True]
 
 
 @pytest.mark.parametrize("proof", [SILENT, KILLED, FULL], ids=["silent", "killed", "full"])
 @pytest.mark.parametrize("has_better", [False, True])
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
 def test_what_is_no_evidence_moves_nothing(
-    patient: Patient, daemons: Daemons, tmp_path: Path, proof: Proof, has_better: bool, is_damaged: bool
+    subject: Subject, daemons: Daemons, tmp_path: Path, proof: Proof, has_better: bool, is_damaged: bool
 ) -> None:
     (tmp_path / "image").mkdir()
     if is_damaged:
         damaged(tmp_path)
     daemons.of_data = lambda names: proof
-    result = mend(patient, DOUBT, has_better=has_better)
+    result = mend(subject, DOUBT, has_better=has_better)
     assert (result.fit, result.loss, result.moved, result.unproven) == (True, None, (), proof.problem)
     assert sorted(os.listdir(tmp_path)) == ["buildkit", "image"]
 
 
 def test_where_no_daemon_comes_up_anywhere_the_data_is_not_to_blame(
-    patient: Patient, daemons: Daemons, tmp_path: Path
+    subject: Subject, daemons: Daemons, tmp_path: Path
 ) -> None:
     (tmp_path / "image").mkdir()
     daemons.of_data, daemons.elsewhere = (lambda names: DIES), DIES
     for has_better in (False, True):
-        result = mend(patient, DOUBT, has_better=has_better)
+        result = mend(subject, DOUBT, has_better=has_better)
         assert (result.fit, result.loss, result.moved) == (True, None, ())
         assert "not even on an empty directory" in result.unproven
         assert sorted(os.listdir(tmp_path)) == [".cachedind", "buildkit", "image"]
         assert os.listdir(tmp_path / ".cachedind") == []
 
 
-def test_the_rungs_come_one_after_another(patient: Patient, daemons: Daemons, tmp_path: Path) -> None:
+def test_the_rungs_come_one_after_another(subject: Subject, daemons: Daemons, tmp_path: Path) -> None:
     """Nothing is found, and no daemon comes up until even the images are gone."""
     for name in ("buildkit/x", "image/y", "volumes/data/z"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     daemons.of_data = lambda names: DIES if "image/y" in names else UP
-    result = mend(patient, DOUBT)
+    result = mend(subject, DOUBT)
     assert daemons.seen == [
         {"buildkit/x", "image/y", "volumes/data/z"},
         {"image/y", "volumes/data/z"},
@@ -262,41 +262,41 @@ def test_the_rungs_come_one_after_another(patient: Patient, daemons: Daemons, tm
     assert {path for moved in result.moved for path in moved.paths} == {"buildkit", "image"}
 
 
-def test_where_a_pool_has_better_nothing_more_is_tried(patient: Patient, daemons: Daemons) -> None:
+def test_where_a_pool_has_better_nothing_more_is_tried(subject: Subject, daemons: Daemons) -> None:
     daemons.of_data = lambda names: DIES
-    result = mend(patient, DOUBT, has_better=True, in_pool=True)
+    result = mend(subject, DOUBT, has_better=True, in_pool=True)
     assert (result.fit, result.refused, result.moved) == (False, False, ())
     assert result.why == f"{NEVER_READY}; {DIES.problem}"
 
 
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
-def test_strict_changes_nothing(patient: Patient, daemons: Daemons, tmp_path: Path, is_damaged: bool) -> None:
+def test_strict_changes_nothing(subject: Subject, daemons: Daemons, tmp_path: Path, is_damaged: bool) -> None:
     if is_damaged:
         damaged(tmp_path)
     (tmp_path / "image").mkdir()
     daemons.of_data = lambda names: DIES
     before = sorted(path for path in tmp_path.rglob("*") if ".cachedind" not in path.parts)
     for _ in range(2):
-        result = mend(patient, DOUBT, strict=True)
+        result = mend(subject, DOUBT, strict=True)
         assert (result.fit, result.refused, result.moved) == (False, True, ())
         assert sorted(path for path in tmp_path.rglob("*") if ".cachedind" not in path.parts) == before
 
 
 def test_everything_stays_in_direct_mode_and_the_last_few_in_a_pool(
-    patient: Patient, daemons: Daemons, tmp_path: Path
+    subject: Subject, daemons: Daemons, tmp_path: Path
 ) -> None:
     daemons.of_data = lambda names: DIES if "buildkit/history.db" in names else UP
     for number in range(5):
         damaged(tmp_path, f"garbage {number}")
-        mend(patient)
-    assert len(aside.read(patient.root_fd)) == 5
+        mend(subject)
+    assert len(aside.read(subject.root_fd)) == 5
     damaged(tmp_path)
-    mend(patient, in_pool=True)
-    assert len(aside.read(patient.root_fd)) == aside.MAX_IN_POOL
+    mend(subject, in_pool=True)
+    assert len(aside.read(subject.root_fd)) == aside.MAX_IN_POOL
 
 
 def test_the_record_of_a_move_is_on_disk_before_it(
-    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged(tmp_path)
     (tmp_path / "busy").mkdir()
@@ -306,43 +306,43 @@ def test_the_record_of_a_move_is_on_disk_before_it(
         if source == "busy":
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if source == "history.db":
-            [found] = aside.read(patient.root_fd)
+            [found] = aside.read(subject.root_fd)
             assert (found.paths, found.told) == (("buildkit/history.db", "busy"), False)
         real(source, target, **fds)
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="busy"):
-        aside.move(patient.root_fd, ["busy", "buildkit/history.db"], "why", in_pool=False)
-    [found] = aside.read(patient.root_fd)
+        aside.move(subject.root_fd, ["busy", "buildkit/history.db"], "why", in_pool=False)
+    [found] = aside.read(subject.root_fd)
     assert not found.told
     assert (tmp_path / found.name / "buildkit" / "history.db").exists()
     assert (tmp_path / "busy").exists()
 
 
-def test_the_engines_name_is_put_back_and_the_other_one_kept_aside(patient: Patient, tmp_path: Path) -> None:
+def test_the_engines_name_is_put_back_and_the_other_one_kept_aside(subject: Subject, tmp_path: Path) -> None:
     (tmp_path / "engine-id").write_text("the-engines-own-name")
-    kept.keep_copies(patient.root_fd, GRAPH)
+    kept.keep_copies(subject.root_fd, GRAPH)
     (tmp_path / "buildkit" / "cache.db").touch()
     (tmp_path / "engine-id").write_text("another-name")
-    result = mend(patient)
+    result = mend(subject)
     assert (result.fit, result.loss, result.left) == (True, Loss.NOTHING, "")
     assert (tmp_path / "engine-id").read_text() == "the-engines-own-name"
     assert (tmp_path / result.moved[0].name / "engine-id").read_text() == "another-name"
     (tmp_path / "engine-id").unlink()
-    assert mend(patient).loss is Loss.NOTHING
+    assert mend(subject).loss is Loss.NOTHING
     assert (tmp_path / "engine-id").read_text() == "the-engines-own-name"
 
 
-def test_without_build_cache_the_engine_may_have_any_name(patient: Patient, tmp_path: Path) -> None:
+def test_without_build_cache_the_engine_may_have_any_name(subject: Subject, tmp_path: Path) -> None:
     (tmp_path / "engine-id").write_text("the-engines-own-name")
-    kept.keep_copies(patient.root_fd, GRAPH)
+    kept.keep_copies(subject.root_fd, GRAPH)
     (tmp_path / "engine-id").unlink()
-    assert mend(patient) == mending.Result(True)
+    assert mend(subject) == mending.Mended(True)
 
 
 @pytest.mark.parametrize("where", [".cachedind", ".cachedind/aside", "buildkit"])
 def test_no_link_that_a_job_has_planted_is_followed(
-    patient: Patient, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, where: str
+    subject: Subject, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, where: str
 ) -> None:
     victim = tmp_path_factory.mktemp("victim")
     (victim / "history.db").write_text("precious")
@@ -353,19 +353,19 @@ def test_no_link_that_a_job_has_planted_is_followed(
         (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).symlink_to(victim)
     if where == "buildkit":
-        [moved] = aside.move(patient.root_fd, ["buildkit/history.db"], "why", in_pool=False)
+        [moved] = aside.move(subject.root_fd, ["buildkit/history.db"], "why", in_pool=False)
         assert (tmp_path / moved.name / "buildkit").is_symlink(), "the link itself is what is damaged"
     else:
         with pytest.raises(NotADirectoryError):
-            aside.move(patient.root_fd, ["buildkit/history.db"], "why", in_pool=False)
+            aside.move(subject.root_fd, ["buildkit/history.db"], "why", in_pool=False)
     assert os.listdir(victim) == ["history.db"]
     assert (victim / "history.db").read_text() == "precious"
 
 
-def test_what_lies_in_something_that_is_moved_goes_with_it(patient: Patient, tmp_path: Path) -> None:
+def test_what_lies_in_something_that_is_moved_goes_with_it(subject: Subject, tmp_path: Path) -> None:
     inside = tmp_path / "containerd" / "snapshots" / "9"
     inside.mkdir(parents=True)
-    [moved] = aside.move(patient.root_fd, ["containerd/snapshots/9", "containerd"], "why", in_pool=False)
+    [moved] = aside.move(subject.root_fd, ["containerd/snapshots/9", "containerd"], "why", in_pool=False)
     assert moved.paths == ("containerd",)
     assert (tmp_path / moved.name / "containerd" / "snapshots" / "9").is_dir()
     assert not (tmp_path / "containerd").exists()

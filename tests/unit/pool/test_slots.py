@@ -13,8 +13,8 @@ from cachedind.engine.doubt import CRASHED, UNPROVEN
 from cachedind.pool.slots import (
     Candidate,
     Kind,
+    Requirements,
     SlotState,
-    Wish,
     class_name,
     is_compatible,
     needs_promotion,
@@ -26,7 +26,7 @@ from cachedind.pool.slots import (
 BOOT = "b00t"
 OLD, NEW = EngineVersion(26, 1, 5), EngineVersion(28, 5, 2)
 GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
-WISH = Wish(NEW, "x86_64")
+WISH = Requirements(NEW, "x86_64")
 
 
 def state(
@@ -53,8 +53,8 @@ def golden(found: SlotState, name: str = "golden") -> Candidate:
     return Candidate(Kind.GOLDEN, name, found._replace(durable=True))
 
 
-def order(*candidates: Candidate, wish: Wish = WISH) -> list[str]:
-    return [candidate.name for candidate in plan_choice(list(candidates), wish, BOOT)]
+def order(*candidates: Candidate, requirements: Requirements = WISH) -> list[str]:
+    return [candidate.name for candidate in plan_choice(list(candidates), requirements, BOOT)]
 
 
 EMPTY = SlotState(None, "x86_64", 0)
@@ -112,7 +112,9 @@ def test_this_engines_own_state_comes_before_an_older_engines_newer_one() -> Non
 
 
 def test_a_newer_engines_state_is_not_for_an_older_engine() -> None:
-    assert order(slot("new", state(9)), slot("own", state(3, engine=OLD)), wish=Wish(OLD, "x86_64")) == ["slots/own"]
+    assert order(
+        slot("new", state(9)), slot("own", state(3, engine=OLD)), requirements=Requirements(OLD, "x86_64")
+    ) == ["slots/own"]
 
 
 def test_a_patch_release_is_the_same_engine() -> None:
@@ -122,9 +124,9 @@ def test_a_patch_release_is_the_same_engine() -> None:
 def test_store_and_driver_that_were_asked_for() -> None:
     both = (slot("graph", state(9)), slot("ctrd", state(3, store=CTRD)))
     assert order(*both) == ["slots/graph", "slots/ctrd"]
-    assert order(*both, wish=WISH._replace(store=CTRD)) == ["slots/ctrd"]
-    assert order(*both, wish=WISH._replace(driver="overlayfs")) == ["slots/ctrd"]
-    assert order(*both, wish=WISH._replace(driver="fuse-overlayfs")) == []
+    assert order(*both, requirements=WISH._replace(store=CTRD)) == ["slots/ctrd"]
+    assert order(*both, requirements=WISH._replace(driver="overlayfs")) == ["slots/ctrd"]
+    assert order(*both, requirements=WISH._replace(driver="fuse-overlayfs")) == []
 
 
 VFS = state(9)._replace(asked="driver")
@@ -133,7 +135,7 @@ VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("requirements", "expected"),
     [
         (WISH, ["slots/own"]),
         (WISH._replace(driver="vfs"), ["slots/vfs"]),
@@ -144,9 +146,9 @@ VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
         (WISH._replace(driver="overlayfs"), ["slots/ctrd"]),
     ],
 )
-def test_what_one_start_asked_for_is_for_those_that_ask_for_it(wish: Wish, expected: list[str]) -> None:
+def test_what_one_start_asked_for_is_for_those_that_ask_for_it(requirements: Requirements, expected: list[str]) -> None:
     own, ctrd = slot("own", state(3)), slot("ctrd", state(5, store=CTRD)._replace(asked="store"))
-    assert order(slot("vfs", VFS), ctrd, own, wish=wish) == expected
+    assert order(slot("vfs", VFS), ctrd, own, requirements=requirements) == expected
 
 
 def test_a_driver_that_nobody_asked_for_is_the_keys() -> None:
@@ -213,20 +215,22 @@ states = st.builds(
 candidates = st.lists(
     st.builds(slot, st.text("abc", min_size=1, max_size=3), states) | st.builds(golden, states), max_size=8
 )
-wishes = st.builds(Wish, st.sampled_from([OLD, NEW]), st.just("x86_64"), st.sampled_from([None, GRAPH, CTRD]))
+all_requirements = st.builds(
+    Requirements, st.sampled_from([OLD, NEW]), st.just("x86_64"), st.sampled_from([None, GRAPH, CTRD])
+)
 
 
-@given(candidates, wishes)
-def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], wish: Wish) -> None:
-    chosen = plan_choice(found, wish, BOOT)
+@given(candidates, all_requirements)
+def test_nothing_that_does_not_fit_is_ever_chosen(found: list[Candidate], requirements: Requirements) -> None:
+    chosen = plan_choice(found, requirements, BOOT)
     for candidate in chosen:
         data = candidate.state.data
         assert not candidate.state.read_only
-        assert candidate.state.arch == wish.arch
+        assert candidate.state.arch == requirements.arch
         if data is not None:
-            assert data.engine.release <= wish.engine.release
-            assert wish.store in (None, data.store)
-    assert len(chosen) == sum(is_compatible(candidate.state, wish) for candidate in found)
+            assert data.engine.release <= requirements.engine.release
+            assert requirements.store in (None, data.store)
+    assert len(chosen) == sum(is_compatible(candidate.state, requirements) for candidate in found)
     likely = [candidate.state.is_likely(BOOT) for candidate in chosen]
     assert likely == sorted(likely, reverse=True)
     assert all(candidate.state.is_likely(BOOT) for candidate in chosen if candidate.state.is_trusted(BOOT))
@@ -236,9 +240,9 @@ def test_a_state_of_one_remap_is_of_use_to_that_alone() -> None:
     plain = state(1)
     assert plain.data is not None
     remapped = plain._replace(data=plain.data._replace(remap="165536.165536"))
-    wish = WISH._replace(remap="165536.165536")
+    requirements = WISH._replace(remap="165536.165536")
     assert [is_compatible(found, WISH) for found in (plain, remapped)] == [True, False]
-    assert [is_compatible(found, wish) for found in (plain, remapped)] == [False, True]
+    assert [is_compatible(found, requirements) for found in (plain, remapped)] == [False, True]
     assert not is_compatible(remapped, WISH._replace(remap="1.1"))
     assert class_name(plain) != class_name(remapped)
 

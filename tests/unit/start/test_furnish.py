@@ -164,15 +164,15 @@ def test_a_full_disk_costs_the_note_not_the_start(
 
 
 @pytest.fixture
-def orders(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[slot_lease.Order]:
+def orders(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[slot_lease.SlotRequest]:
     """What is asked of the pool when a start moves on."""
-    found: list[slot_lease.Order] = []
+    found: list[slot_lease.SlotRequest] = []
 
-    def move(tenancy: object, order: slot_lease.Order, *rest: object) -> tuple[Lease, None]:
-        found.append(order)
+    def move(taken: object, slot_request: slot_lease.SlotRequest, *rest: object) -> tuple[Lease, None]:
+        found.append(slot_request)
         return lease, None
 
-    def settle(site: object, lease: Lease, tenancy: object, past: furnish.Past) -> furnish.Home:
+    def settle(context: object, lease: Lease, taken: object, past: furnish.Past) -> furnish.Prepared:
         return a_home(lease)._replace(past=past)
 
     for name in ("move_elsewhere", "move_on"):
@@ -182,35 +182,35 @@ def orders(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[slot_lease.Ord
     return found
 
 
-def a_home(lease: Lease) -> furnish.Home:
-    tenancy: Any = SimpleNamespace(slot=SimpleNamespace(id="mine"))
+def a_home(lease: Lease) -> furnish.Prepared:
+    taken: Any = SimpleNamespace(slot=SimpleNamespace(id="mine"))
     plan = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
     place = Place(lease.data_root, Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset()), 1, 1, 1, 1)
-    return furnish.Home(lease, tenancy, place, plan)
+    return furnish.Prepared(lease, taken, place, plan)
 
 
-def a_site() -> furnish.Site:
+def a_site() -> furnish.StartContext:
     daemon = daemon_json.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
-    return furnish.Site(config.load({}), daemon, {}, Log())
+    return furnish.StartContext(config.load({}), daemon, {}, Log())
 
 
-def test_an_empty_slot_is_taken_after_several_that_are_bad(lease: Lease, orders: list[slot_lease.Order]) -> None:
-    home = a_home(lease)
+def test_an_empty_slot_is_taken_after_several_that_are_bad(lease: Lease, orders: list[slot_lease.SlotRequest]) -> None:
+    prepared = a_home(lease)
     for _ in range(4):
-        assert home.tenancy is not None
-        home = furnish._move_elsewhere(a_site(), home.lease, home.tenancy, "bad", home.past)
-        assert home.past.doubt == Doubt(SAME_STATE), "what is next may be the same, and has to be proven"
-    assert [order.fresh for order in orders] == [False, False, False, True]
-    assert not any(order.read_only for order in orders)
+        assert prepared.taken is not None
+        prepared = furnish._move_elsewhere(a_site(), prepared.lease, prepared.taken, "bad", prepared.past)
+        assert prepared.past.doubt == Doubt(SAME_STATE), "what is next may be the same, and has to be proven"
+    assert [slot_request.fresh for slot_request in orders] == [False, False, False, True]
+    assert not any(slot_request.read_only for slot_request in orders)
 
 
 def test_what_is_not_proven_bad_stays_and_an_empty_slot_does_not_come_before_it(
-    lease: Lease, orders: list[slot_lease.Order]
+    lease: Lease, orders: list[slot_lease.SlotRequest]
 ) -> None:
-    home = furnish._pass_over(a_site(), a_home(lease), "is slow")
-    home = furnish._pass_over(a_site(), home, "is slow")
-    assert home.past.doubt is None
-    assert [(order.fresh, order.read_only, order.avoid) for order in orders] == [
+    prepared = furnish._pass_over(a_site(), a_home(lease), "is slow")
+    prepared = furnish._pass_over(a_site(), prepared, "is slow")
+    assert prepared.past.doubt is None
+    assert [(slot_request.fresh, slot_request.read_only, slot_request.avoid) for slot_request in orders] == [
         (False, False, frozenset({"mine"})),
         (True, True, frozenset({"mine"})),
     ]
