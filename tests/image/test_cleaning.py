@@ -42,19 +42,18 @@ volumes:
 MAINTAIN = r"""
 import json, os, sys, time
 sys.path.append(f"/opt/cachedind/lib/python3.{sys.version_info[1]}/site-packages")
+from cachedind.base import log, model, trace
+from cachedind.base.errors import CleaningError
 from cachedind.dataroot import lease
-from cachedind.base import log
-from cachedind.engine import cleaning
-from cachedind.base import model
-from cachedind.base import trace
+from cachedind.engine import cleaning, leftovers
 
 def look():
-    return cleaning.find_leftovers("/var/lib/docker", keep)._asdict()
+    return leftovers.find_leftovers("/var/lib/docker", keep)._asdict()
 
 store, driver, keep, kill_at = sys.argv[1:]
 keep = frozenset(keep.split(","))
 held = lease.acquire("/var/lib/docker", model.Holder("", "test", time.time()), 0, lambda holder: None)
-found = cleaning.find_leftovers("/var/lib/docker", keep)
+found = leftovers.find_leftovers("/var/lib/docker", keep)
 done = {"found": found._asdict(), "error": None}
 mounts = open("/proc/self/mountinfo").read()
 descriptors = os.listdir("/proc/self/fd")
@@ -64,9 +63,9 @@ try:
         lock_fd=held.fd, environ=dict(os.environ), log=log.Log(), trace=trace.Trace(kill_at))
     done["removed"] = cleaned.removed._asdict()
     done["problems"] = cleaned.problems
-except cleaning.CleaningError as error:
+except CleaningError as error:
     done["error"] = error.cause
-done["left"] = cleaning.find_leftovers("/var/lib/docker", keep)._asdict()
+done["left"] = leftovers.find_leftovers("/var/lib/docker", keep)._asdict()
 done["mounts"] = open("/proc/self/mountinfo").read() == mounts
 done["descriptors"] = os.listdir("/proc/self/fd") == descriptors
 done["run"] = os.listdir("/run/cachedind") if os.path.isdir("/run/cachedind") else []

@@ -4,12 +4,13 @@ The upkeep notes down in the pool how much is too much; the next start that find
 pruned by a private daemon, before its state becomes the golden:
 
     first    build cache above the limit that builder.gc keeps it to
-    then     images, those first that were used longest ago, and those last that others are built on, which free little;
-             none that seeds brought, nor one that a container has
-    last     more of the build cache, the least recently used first: what those images had shared with it comes there
+    then     images, least recently used first; those that others are built on come last, as removing them frees
+             little; images of seeds, and images that a container uses, stay
+    last     more of the build cache, least recently used first: layers that the removed images shared with it are only
+             freed here
 
-An image's last use is the last time that it got a tag, which pulling, loading and building do, or that cleaning
-found a container of it. No engine notes more than that.
+An image's last use is the last time that it got a tag, which pulling, loading and building do, or that cleaning found
+a container of it (image_uses.py). No engine notes more than that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base import state
 from cachedind.base.model import ImageStore
 from cachedind.engine.private_daemon import whole_seconds_left
-from cachedind.host import beneath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,17 +32,13 @@ if TYPE_CHECKING:
 
 NAME = "over-budget.json"
 """In the pool's tree."""
-USES_NAME = "image-uses.json"
-"""In <data-root>/.cachedind, so that clones have it too."""
-MAX_USES = 500
-_MAX_USES_BYTES = 1 << 20
 _LEAST_CACHE_BYTES = 1 << 20
-"""A limit of nothing would be none to some engines."""
+"""Some engines take a limit of 0 for no limit."""
 
 
 class StoredImage(NamedTuple):
     """An image of a data-root. `unique_bytes` is what its removal frees of its `size_bytes`, as the engine counts;
-    `last_used` in seconds since the epoch, 0 where nobody knows; `spared`: it is not to go."""
+    `last_used` in seconds since the epoch, 0 where nobody knows; `spared`: it must stay."""
 
     id: str
     name: str
@@ -53,8 +49,8 @@ class StoredImage(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What a data-root has that could go. `layers_bytes` is what all images together occupy, `cache_bytes` the build
-    cache that no image has too."""
+    """What could be removed from a data-root. `layers_bytes` is what all images occupy together, `cache_bytes` what the
+    build cache occupies that it does not share with images."""
 
     images: tuple[StoredImage, ...]
     layers_bytes: int
@@ -66,9 +62,9 @@ class Inventory(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What was removed: images by name, bytes of build cache; and sentences about what did not go as it should.
+    """What was removed: images by name, bytes of build cache; and sentences about what went wrong.
 
-    `cache_limit_bytes` is what the build cache shall be kept to by the job's own daemon, where this one left it alone.
+    `cache_limit_bytes` is what the job's own daemon is to keep the build cache to, where this one left it alone.
     """
 
     images: tuple[str, ...]
@@ -86,7 +82,7 @@ class Pruned(NamedTuple):
 
 
 def plan_images(found: Inventory, wanted_bytes: int, limit_bytes: int | None) -> tuple[StoredImage, ...]:
-    """Which images to remove so that `wanted_bytes` are free, when the build cache keeps to its limit. Pure."""
+    """Which images to remove to free `wanted_bytes`, once the build cache is down to its limit. Pure."""
     lacking = wanted_bytes - (found.cache_bytes - _kept_cache_bytes(found, limit_bytes))
     going = []
     for image in sorted(found.images, key=_order):
@@ -103,7 +99,8 @@ def _order(image: StoredImage) -> tuple[bool, float, str, str]:
 
 
 def plan_cache(before: Inventory, now: Inventory, wanted_bytes: int, limit_bytes: int | None) -> int | None:
-    """What the build cache may keep, so that `wanted_bytes` of what was there `before` are free; None: all. Pure."""
+    """How many bytes of build cache may stay to have `wanted_bytes` of what was there `before` freed; None: all.
+    Pure."""
     lacking = wanted_bytes - (before.total_bytes - now.total_bytes)
     keep = max(0, min(_kept_cache_bytes(now, limit_bytes), now.cache_bytes - lacking))
     return keep if keep < now.cache_bytes else None
@@ -117,7 +114,7 @@ def _kept_cache_bytes(found: Inventory, limit_bytes: int | None) -> int:
 
 
 def note(tree_fd: int, lacking_bytes: int) -> None:
-    """Tell the next start that the pool has so much more than its budget; 0: that it has not. Raises OSError."""
+    """Tell the next start by how much the pool is over its budget; 0: it is not. Raises OSError."""
     if lacking_bytes <= 0:
         _drop(tree_fd)
         return
@@ -142,29 +139,6 @@ def _drop(tree_fd: int) -> bool:
         os.unlink(NAME, dir_fd=tree_fd)
         return True
     return False
-
-
-# ---- which images were used ------------------------------------------------------------------------------------------
-
-
-def read_uses(root_fd: int) -> dict[str, float]:
-    """When a container of each image was seen last, by image id, as far as a data-root has that. A job may have written
-    it: it decides about that job's own images only."""
-    try:
-        uses = state.parse_state(beneath.read(root_fd, f".cachedind/{USES_NAME}", _MAX_USES_BYTES)).get("uses")
-    except (ValueError, OSError):
-        return {}
-    if not isinstance(uses, dict):
-        return {}
-    return {name: float(at) for name, at in uses.items() if isinstance(at, int | float) and not isinstance(at, bool)}
-
-
-def note_uses(root_fd: int, images: Iterable[str], now: float) -> None:
-    """Note down that containers of these images were seen at `now`, in seconds since the epoch. Raises OSError."""
-    uses = {**read_uses(root_fd), **dict.fromkeys(images, round(now, 3))}
-    newest = sorted(uses.items(), key=lambda item: item[1], reverse=True)[:MAX_USES]
-    with beneath.made_directory(root_fd, ".cachedind") as directory_fd:
-        state.write_state(directory_fd, USES_NAME, {"uses": dict(newest)}, None, durable=False)
 
 
 # ---- by a daemon's API -----------------------------------------------------------------------------------------------
@@ -229,14 +203,14 @@ def look(client: docker.DockerClient, uses: Mapping[str, float], seeded: frozens
 def _remove_images(
     client: docker.DockerClient, images: Iterable[StoredImage], deadline: float
 ) -> tuple[list[str], list[str]]:
-    """Names of what went, and sentences about what did not: one failure does not stop the rest."""
+    """Names of removed images, and sentences about those that stay: one failure does not stop the rest."""
     from docker.errors import DockerException
     from requests import RequestException
 
     gone, problems = [], []
     for image in images:
         if time.monotonic() >= deadline:
-            problems.append("no time left to remove each image")
+            problems.append("no time left to remove every image")
             break
         client.api.timeout = whole_seconds_left(deadline)
         try:
@@ -249,8 +223,8 @@ def _remove_images(
 
 
 def parse_time(text: object) -> float:
-    """Seconds since the epoch of RFC 3339 as the engine writes it, with nanoseconds; 0 for what is none, and for Go's
-    zero time."""
+    """Seconds since the epoch of an RFC 3339 time as the engine writes it, with nanoseconds; 0 for anything else, and
+    for Go's zero time."""
     if not isinstance(text, str):
         return 0.0
     whole, _, rest = text.partition(".")

@@ -156,8 +156,9 @@ def clean(
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind.engine import cleaning
+    from cachedind.engine.leftovers import find_leftovers
 
-    leftovers = cleaning.find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
+    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
     wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
     cleaned = cleaning.clean(
         lease.data_root,

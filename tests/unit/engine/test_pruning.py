@@ -11,18 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachedind.engine.pruning import (
-    MAX_USES,
     NAME,
-    USES_NAME,
     Inventory,
     Pruned,
     StoredImage,
     note,
-    note_uses,
     parse_time,
     plan_cache,
     plan_images,
-    read_uses,
     take_note,
 )
 
@@ -130,37 +126,6 @@ def test_a_note_that_makes_no_sense_is_dropped(tree_fd: int, tmp_path: Path, tex
     (tmp_path / NAME).write_text(text)
     assert take_note(tree_fd) == 0
     assert not (tmp_path / NAME).exists()
-
-
-def test_uses_are_noted_and_the_oldest_forgotten(tree_fd: int) -> None:
-    assert read_uses(tree_fd) == {}
-    note_uses(tree_fd, ["sha256:a", "sha256:b"], 10.0)
-    note_uses(tree_fd, ["sha256:b"], 20.0)
-    assert read_uses(tree_fd) == {"sha256:a": 10.0, "sha256:b": 20.0}
-    note_uses(tree_fd, [f"sha256:{number}" for number in range(MAX_USES)], 30.0)
-    assert len(read_uses(tree_fd)) == MAX_USES
-    assert "sha256:b" not in read_uses(tree_fd)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"min_reader": 1, "uses": []}', '{"min_reader": 1, "uses": {"a": "b", "c": true}}']
-)
-def test_uses_that_make_no_sense_are_none(tree_fd: int, tmp_path: Path, text: str) -> None:
-    (tmp_path / ".cachedind").mkdir()
-    (tmp_path / ".cachedind" / USES_NAME).write_text(text)
-    assert read_uses(tree_fd) == {}
-
-
-def test_uses_never_come_from_outside_nor_go_there(tree_fd: int, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / USES_NAME).write_text('{"min_reader": 1, "uses": {"a": 1}}')
-    (tmp_path / ".cachedind").symlink_to(outside)
-    before = (outside / USES_NAME).read_text()
-    assert read_uses(tree_fd) == {}
-    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
-        note_uses(tree_fd, ["b"], 2.0)
-    assert (outside / USES_NAME).read_text() == before
 
 
 def test_times_are_read_as_engines_write_them() -> None:
