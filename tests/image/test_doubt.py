@@ -219,8 +219,8 @@ def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
         assert file is not None
         source = file.read().decode()
     patch = (
-        "from cachedind.engine import mending, private_daemon\n"
-        f"mending.PROOF_S = private_daemon.DEADLINE_S = {patience_s}\n"
+        "from cachedind.engine import private_daemon, proof\n"
+        f"proof.PROOF_S = private_daemon.DEADLINE_S = {patience_s}\n"
         "_start = private_daemon.Program\n"
         "def _slowly(argv, **more):\n"
         "    if 'dockerd' in argv[0]:\n"

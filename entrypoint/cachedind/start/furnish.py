@@ -177,7 +177,7 @@ def decide(
 
 def mend(context: StartContext, prepared: Prepared, noted: DataRootState | None, doubted: Doubt | None) -> Prepared:
     """Make what was leased fit for a daemon, or move on to something that is. Costs a millisecond where all is well."""
-    from cachedind.engine import aside, kept, mending
+    from cachedind.engine import aside, kept, mending, proof
 
     lease, taken, log = prepared.lease, prepared.taken, context.log
     before = noted if taken is None else taken.found.data
@@ -187,7 +187,7 @@ def mend(context: StartContext, prepared: Prepared, noted: DataRootState | None,
     try:
         _tell_untold(root_fd, log)
         result = mending.mend(
-            mending.Subject(lease.data_root, root_fd, prepared.storage, lease.fd, engines),
+            proof.Subject(lease.data_root, root_fd, prepared.storage, lease.fd, engines),
             doubted,
             has_better=has_better,
             in_pool=taken is not None,
@@ -339,7 +339,7 @@ def clean(context: StartContext, prepared: Prepared) -> Prepared:
 
 def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningError) -> Prepared:
     """Only a private daemon that ended by itself, where another comes up on an empty directory, makes a slot bad."""
-    from cachedind.engine import mending
+    from cachedind.engine import proof
 
     assert prepared.taken is not None
     why = f"still has what the last job left: {error.cause}"
@@ -347,8 +347,8 @@ def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningE
     if by_itself:
         root_fd = remapping.open_root(prepared.lease.data_root, prepared.storage.remap)
         try:
-            subject = mending.Subject(prepared.lease.data_root, root_fd, prepared.storage, prepared.lease.fd)
-            if mending.is_to_blame(subject, context.environ):
+            subject = proof.Subject(prepared.lease.data_root, root_fd, prepared.storage, prepared.lease.fd)
+            if proof.is_to_blame(subject, context.environ):
                 return _move_elsewhere(context, prepared.lease, prepared.taken, why, prepared.past)
         finally:
             os.close(root_fd)
