@@ -285,8 +285,7 @@ def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None
     from cachedind.commands import seed_command, tables
     from cachedind.settings import config, daemon_json
     from cachedind.settings.arguments import parse_daemon_arguments
-    from cachedind.start.boot import make_log
-    from cachedind.start.furnish import StartContext
+    from cachedind.start.context import StartContext, make_log
 
     environ = config.environment()
     settings = config.load(environ)

@@ -22,6 +22,7 @@ from cachedind.pool.slots import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
 from cachedind.seeds.model import SeedError, SeedKind
 from cachedind.start import furnish, pool_mode
+from cachedind.start.seed import put_in_missing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from cachedind.pool.directory import Pool
     from cachedind.pool.slot_lease import TakenSlot
     from cachedind.seeds.model import BadSeed, Seed
-    from cachedind.start.furnish import Prepared, StartContext
+    from cachedind.start.context import Prepared, StartContext
 
 
 class Filled(NamedTuple):
@@ -119,7 +120,7 @@ def _fill_key(context: StartContext, prepared: Pool, key: str) -> Filled:
     data_root = os.path.realpath(context.daemon.data_root)
     lease = pool_mode.bind(taken, data_root, context.log)
     try:
-        filled, _ = furnish.seed(own, furnish.settle(own, lease, taken))
+        filled, _ = put_in_missing(own, furnish.settle(own, lease, taken))
         _leave(filled)
     finally:
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import cachedind
 from cachedind.base.log import Log
 from cachedind.host import linux, procfs
 from cachedind.host.mounts import apply_mounts, has_securityfs_directory, plan_mounts
-from cachedind.start import boot
+from cachedind.start import container
 from helpers.children import in_namespaces
 from helpers.filesystems import mount_points
 
@@ -76,7 +76,7 @@ def test_inner_mounts_reach_what_is_bound_out_of_the_container() -> None:
 
 def test_boot_says_what_it_could_not_mount_and_goes_on(capfd: object) -> None:
     def work() -> dict[str, str]:
-        boot.nest(Log())
+        container.nest(Log())
         return dict(mount_points())
 
     assert in_namespaces(work)["/tmp"] == "tmpfs"

@@ -14,7 +14,7 @@ from cachedind.base.model import Holder, ImageStore
 from cachedind.dataroot import trials
 from cachedind.dataroot.lease import Lease, acquire
 from cachedind.host import linux
-from cachedind.start import furnish
+from cachedind.start import storage_plan
 from helpers.filesystems import Filesystems
 
 HOLDER = Holder("", "box", 1.0)
@@ -46,7 +46,7 @@ def test_what_a_killed_trial_left_among_the_layers_is_swept_and_no_layer(data_ro
         (directory / f"{trials.PROBE_PREFIX}1-2" / "upper").mkdir(parents=True)
     lease = take(data_root)
     try:
-        _, existing, _, _ = furnish.observe(lease, None, Log())
+        _, existing, _, _ = storage_plan.observe(lease, None, Log())
     finally:
         give_up(lease)
     assert existing.pairs == ()
@@ -64,9 +64,9 @@ def test_a_full_data_root(filesystems: Filesystems, capfd: pytest.CaptureFixture
     try:
         if fresh:
             with pytest.raises(DataRootUnwritableError, match=r"\(ext4\) is full: 0 B of"):
-                furnish.observe(lease, None, Log())
+                storage_plan.observe(lease, None, Log())
         else:
-            _, existing, _, _ = furnish.observe(lease, None, Log())
+            _, existing, _, _ = storage_plan.observe(lease, None, Log())
             assert existing.pairs == ((ImageStore.GRAPHDRIVER, "vfs"),)
             assert "warning: the filesystem of" in capfd.readouterr().err
     finally:
