@@ -21,7 +21,7 @@ def main() -> int:
         certificates = tls_child.expect(words[1:], os.environ)
 
     from cachedind.base.errors import CachedindError, UnexpectedSystemError
-    from cachedind.settings.config import environment
+    from cachedind.settings.environment import environment
 
     try:
         if words[:1] == ["boot"]:
@@ -48,7 +48,8 @@ def main() -> int:
 def _report(error: CachedindError) -> int:
     from cachedind.base.errors import SettingsError
     from cachedind.base.log import Log
-    from cachedind.settings.config import environment, load
+    from cachedind.settings.config import load
+    from cachedind.settings.environment import environment
 
     try:
         log = Log(as_json=load(environment()).log_json)

@@ -65,7 +65,7 @@ def test_every_key_stands_where_the_runner_looks_for_it(text: str) -> None:
 @pytest.mark.parametrize("text", [EXAMPLE.read_text(), *toml_blocks()])
 def test_what_services_are_told_are_settings(text: str) -> None:
     settings = load(settings_of_runner(text))
-    assert settings.strangers == ()
+    assert settings.unrelated == ()
     assert settings.pool_max_bytes == 100 * 10**9
     assert settings.max_age_s == 14 * 86400
 

@@ -41,7 +41,7 @@ def doctor(as_json: bool, dockerd_arguments: tuple[str, ...]) -> None:
 
     from cachedind.commands.doctor import examine
     from cachedind.commands.tables import print_report
-    from cachedind.settings.config import environment
+    from cachedind.settings.environment import environment
 
     report = examine(list(dockerd_arguments), environment())
     if as_json:
@@ -60,7 +60,8 @@ def healthcheck(timeout_s: int) -> None:
     from docker.errors import DockerException
 
     from cachedind.api.listeners import plan_listen, read_way_in
-    from cachedind.settings.config import environment, load
+    from cachedind.settings.config import load
+    from cachedind.settings.environment import environment
 
     path = read_way_in() or plan_listen(load(environment()).docker_host, "", None).sockets[0]
     try:
@@ -76,7 +77,8 @@ def healthcheck(timeout_s: int) -> None:
 @contextlib.contextmanager
 def _opened(path: str | None) -> Iterator[tuple[Pool, Config]]:
     from cachedind.commands.inventory import open_home
-    from cachedind.settings.config import environment, load
+    from cachedind.settings.config import load
+    from cachedind.settings.environment import environment
 
     settings = load(environment())
     pool = open_home(path, settings)
@@ -285,9 +287,10 @@ def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None
     from cachedind.commands import seed_command, tables
     from cachedind.settings import config, daemon_json
     from cachedind.settings.arguments import parse_daemon_arguments
+    from cachedind.settings.environment import environment
     from cachedind.start.context import StartContext, make_log
 
-    environ = config.environment()
+    environ = environment()
     settings = config.load(environ)
     context = StartContext(settings, daemon_json.read_settings(parse_daemon_arguments([])), environ, make_log(settings))
     if only_check:

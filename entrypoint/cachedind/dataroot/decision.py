@@ -17,7 +17,7 @@ from cachedind.dataroot.storage import (
     unite_demands,
 )
 from cachedind.engine.remapping import read_remap
-from cachedind.settings.config import ENGINE_STORE_VARIABLES
+from cachedind.settings.environment import ENGINE_STORE_VARIABLES
 
 if TYPE_CHECKING:
     from cachedind.base.model import EngineVersion, ExistingData, StoragePlan, Verdict

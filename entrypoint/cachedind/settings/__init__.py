@@ -1,4 +1,4 @@
-"""What people said: the environment, dockerd's command line, daemon.json.
+"""What users configured: the environment, dockerd's command line, daemon.json.
 
 It reads the environment and daemon.json, and acts on nothing.
 """

@@ -1,4 +1,4 @@
-"""How large the build cache may grow: dockerd's builder.gc, in the words of each engine. Pure.
+"""How large the build cache may grow: dockerd's builder.gc, as each engine version spells it. Pure.
 
 Sources: moby, builder/builder-next/controller.go (getGCPolicy, parseGCPolicy) and worker/gc.go (DefaultGCPolicy) of
 v26.1.5, v28.0.0 and v28.5.2; buildkit, cache/manager.go (calculateKeepBytes, pruneOnce).
@@ -31,7 +31,7 @@ class CacheLimit(NamedTuple):
 
 
 def plan_limit(requested_bytes: int | None, pool_bytes: int | None, engine: EngineVersion) -> CacheLimit | None:
-    """The limit that holds: the user's, else a pool's default, else (None) what the engine does by itself.
+    """The limit that applies: the user's, else a pool's default, else None, the engine's own.
 
     `pool_bytes` is the size of the filesystem that the slots are on, free or not; None in direct mode.
     """
@@ -77,18 +77,18 @@ def plan_gc(limit: CacheLimit) -> dict[str, object]:
     }
 
 
-# ---- the user's own, for an engine that has other names ----------------------------------------------------------
+# ---- the user's own builder.gc, for an engine that spells it differently ---------------------------------------------
 
 _NEW_NAMES = ("maxusedspace", "reservedspace", "minfreespace")
 _NO_COUNTERPART = "minfreespace"
 
 
 def translate_gc(gc: dict[str, object], engine: EngineVersion) -> tuple[dict[str, object], list[str]]:
-    """A builder.gc as engines before 28 read it, and the fields of it that these have nothing like.
+    """A builder.gc as engines before 28 read it, and the fields of it that have no counterpart there.
 
-    They pass over the names of 28, and end when a rule is without a size for that. Their keepStorage is what is kept
-    at most: what 28 calls maxUsedSpace, or reservedSpace where that is not said. An old name that is there counts.
-    28 and later read both.
+    Older engines ignore the names of 28, and exit when that leaves a rule without a size. Their keepStorage is the most
+    that is kept: what 28 calls maxUsedSpace, or else reservedSpace. An old name that is there wins. 28 and later read
+    both.
     """
     if engine.major >= 28:
         return gc, []

@@ -1,4 +1,4 @@
-"""daemon.json and dockerd's flags: what the user configured. Pure but for `read_daemon_json`."""
+"""daemon.json and dockerd's flags: what the user configured for dockerd. Pure but for `read_daemon_json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
 CONTAINERD_FEATURE = "containerd-snapshotter"
 _GO_FALSE = ("0", "f", "false")
-"""What strconv.ParseBool takes for false, whatever its case; what it takes for neither, dockerd complains of."""
+"""What strconv.ParseBool reads as false, upper or lower case. dockerd itself refuses what is neither true nor false."""
 
 
 _KINDS: dict[str, type] = {
@@ -28,7 +28,7 @@ _KINDS: dict[str, type] = {
     "storage-driver": str,
     "userns-remap": str,
 }
-"""The directives that are understood here; dockerd checks the others, but could name only the merged copy."""
+"""The directives that are read here, and their types. dockerd would name the merged copy as the file at fault."""
 
 _KIND_NAMES: dict[type, str] = {str: "string", list: "list", dict: "JSON object"}
 
@@ -62,8 +62,8 @@ class DaemonSettings(NamedTuple):
 
     @property
     def has_tls(self) -> bool:
-        """Whether the user switched TLS on for dockerd himself. --tlsverify=false does too, without checking clients
-        (moby, daemon/command/daemon.go).
+        """Whether the user switched TLS on in dockerd's own settings. --tlsverify=false does that too, without checking
+        clients (moby, daemon/command/daemon.go).
         """
         if self.arguments.has("tlsverify") or "tlsverify" in self.file:
             return True
@@ -124,7 +124,7 @@ def read_daemon_json(path: str, *, must_exist: bool) -> dict[str, object]:
             ) from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise DaemonConfigError(f"{path} cannot be read: {error}", "mend the file or its mode") from error
+        raise DaemonConfigError(f"{path} cannot be read: {error}", "correct the file or its permissions") from error
     return parse_daemon_json(text, path)
 
 
@@ -135,9 +135,9 @@ def parse_daemon_json(text: str, path: str) -> dict[str, object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DaemonConfigError(f"{path} is not JSON: {error}", "mend it; dockerd --validate checks it") from error
+        raise DaemonConfigError(f"{path} is not JSON: {error}", "correct it; dockerd --validate checks it") from error
     if not isinstance(value, dict):
-        raise DaemonConfigError(f"{path} holds no JSON object", "write { } around its directives")
+        raise DaemonConfigError(f"{path} is not a JSON object", "write { } around its directives")
     for directive, kind in _KINDS.items():
         if directive in value and not isinstance(value[directive], kind):
             raise DaemonConfigError(

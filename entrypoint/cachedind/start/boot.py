@@ -9,6 +9,7 @@ from cachedind.api import listeners
 from cachedind.base.errors import SettingsError
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
+from cachedind.settings.environment import daemon_environment
 from cachedind.start import daemon_plan, handover, leasing, listening
 from cachedind.start.context import StartContext, make_log
 from cachedind.start.summary import Stopwatch
@@ -38,8 +39,8 @@ def boot(words: list[str], environ: dict[str, str], certificates: Ahead | None =
         handover.execute_engine(arguments.words, environ)
     settings = config.load(environ)
     log = make_log(settings)
-    if settings.strangers:
-        log.warn(f"no variables of cachedind, and left to whoever set them: {', '.join(settings.strangers)}")
+    if settings.unrelated:
+        log.warn(f"not variables of cachedind, ignored: {', '.join(settings.unrelated)}")
     daemon = daemon_json.read_settings(arguments)
     leasing.await_other(settings, daemon, log)
 
@@ -89,7 +90,7 @@ def start(
 
         pool_mode.hide(prepared.taken, observer, log)
     report(prepared, stopwatch, log)
-    environment = config.daemon_environment(environ, path=path, listen_fds=len(api.sockets))
+    environment = daemon_environment(environ, path=path, listen_fds=len(api.sockets))
     handover.hand_over(arguments, api.sockets, prepared.lease, observer.pid, environment)
 
 

@@ -328,8 +328,8 @@ def test_an_empty_daemon_json_has_no_directives(text: str) -> None:
     ("text", "what"),
     [
         ("{", "is not JSON"),
-        ("[]", "holds no JSON object"),
-        ("null", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
+        ("null", "is not a JSON object"),
         ('{"a": 1}}', "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("1" * 5000, "is not JSON"),
