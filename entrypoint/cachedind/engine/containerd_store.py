@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cachedind.base.state import parse_object
 from cachedind.engine import bolt, paths
 from cachedind.engine.images import chain_ids
+from cachedind.engine.platforms import choose_manifest
 from cachedind.engine.store_files import (
     DIGEST,
     StoreFiles,
@@ -41,19 +42,11 @@ if TYPE_CHECKING:
 _MAX_DATABASE_BYTES = 128 << 20
 """How much of a database is read in all, however often it is looked into."""
 _MAX_NESTED = 2
-"""An index may name another one; nobody makes more of it."""
+"""An index may name another index, and nobody nests them deeper."""
 _BACKEND_KEY = re.compile(rb"moby/([0-9]{1,19})/(sha256:[0-9a-f]{64})")
 """A committed layer's name at its snapshotter (containerd, core/metadata/snapshot.go, createKey)."""
 _SNAPSHOT_DATA = {"overlayfs": "fs", "native": ".", "btrfs": ".", "erofs": "."}
 """What below snapshots/<id> has the layer. Other snapshotters keep it in devices or files: not looked for."""
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
-_VARIANTS: dict[str, tuple[object, ...]] = {
-    "x86_64": ("", "v1"),
-    "aarch64": ("", "v8"),
-    "armv7l": ("v7", "", "v6", "v5"),
-    "armv6l": ("v6", "v5"),
-}
-"""Best first; none stands for v7 with arm (containerd/platforms, database.go, normalizeArch)."""
 
 
 class ContainerdStore(StoreFiles):
@@ -66,15 +59,16 @@ class ContainerdStore(StoreFiles):
 
     @functools.cached_property
     def _committed(self) -> frozenset[str]:
-        """What containerd has as snapshots, chain IDs among them."""
+        """The names that containerd has snapshots by; those of layers are chain IDs."""
         names = self._meta.buckets(b"v1", b"moby", b"snapshots", self._driver.encode())
         return frozenset(name.decode("utf-8", "replace") for name in names)
 
     @functools.cached_property
     def _upper(self) -> tuple[dict[str, int], dict[int, int]]:
-        """The snapshotter's numbers of all layers but the lowest by chain ID, and for each the number below it.
+        """By chain ID the snapshotter's numbers of all layers but the lowest, and by number the number of the one
+        below.
 
-        From `parents`, which has both at once: looking up each layer would take a walk through the database each.
+        Both come from `parents`: to look up each layer would take a walk through the database each time.
         """
         parents: dict[int, int] = {}
         newest: dict[bytes, tuple[int, int]] = {}
@@ -84,7 +78,7 @@ class ContainerdStore(StoreFiles):
             parents[number] = parent
             match = _BACKEND_KEY.fullmatch(key)
             if match is not None:
-                # What was removed and came again has two until containerd has swept.
+                # A layer that was removed and came again has two until containerd has collected its garbage.
                 newest[match[2]] = max(newest.get(match[2], (0, 0)), (int(match[1]), number))
         return {chain_id.decode(): number for chain_id, (_, number) in newest.items()}, parents
 
@@ -153,7 +147,7 @@ class ContainerdStore(StoreFiles):
         return None if manifest is None else self._manifest_of(manifest, depth + 1)
 
     def unpacked(self) -> dict[int, list[str]]:
-        """The snapshotter's numbers of unpacked layers, and the blobs that each may have come from: what images say.
+        """By the snapshotter's number of each layer of an image: the blobs that it may have been unpacked from.
         Raises nothing."""
         found: dict[int, list[str]] = {}
         for image in self.images():
@@ -165,11 +159,11 @@ class ContainerdStore(StoreFiles):
         return found
 
     def _layers_of(self, image: StoredImage) -> list[tuple[str, str]]:
-        """Chain IDs and blobs, lowest first."""
+        """Chain IDs and blobs of an image's layers, lowest first."""
         layers = mapping(self._manifest_of(image.target)).get("layers")
         diff_ids = mapping(parse_object(image.config).get("rootfs")).get("diff_ids")
         if not isinstance(layers, list) or not isinstance(diff_ids, list) or len(layers) != len(diff_ids):
-            raise ValueError("not as many layers as its configuration says")
+            raise ValueError("manifest and configuration have different numbers of layers")
         blobs = [str(mapping(layer).get("digest")) for layer in layers]
         return list(zip(chain_ids([str(diff_id) for diff_id in diff_ids]), blobs, strict=True))
 
@@ -195,7 +189,7 @@ class ContainerdStore(StoreFiles):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """Where the snapshotter has its layers, if that are directories."""
+        """The directory of the snapshotter's layers, where it keeps them in directories."""
         looked_for = self._driver in _SNAPSHOT_DATA
         with directory(self._root_fd, paths.snapshots(self._driver) if looked_for else ".") as layers_fd:
             yield layers_fd
@@ -218,30 +212,9 @@ class ContainerdStore(StoreFiles):
                 check_directory(layer_fd, _SNAPSHOT_DATA[self._driver])
 
 
-def choose_manifest(manifests: object, machine: str) -> str | None:
-    """The digest of that one in an index which is for a machine (as uname(2) names it), None when it has none. Pure.
-
-    Attestations are left out: they say so, or are for unknown/unknown (BuildKit, docs/attestations). What says nothing
-    about its platform is taken last.
-    """
-    variants = _VARIANTS.get(machine, ("",))
-    ranked: list[tuple[int, str]] = []
-    for item in manifests if isinstance(manifests, list) else ():
-        descriptor = mapping(item)
-        digest, platform = descriptor.get("digest"), mapping(descriptor.get("platform"))
-        if not isinstance(digest, str) or "vnd.docker.reference.type" in mapping(descriptor.get("annotations")):
-            continue
-        variant = platform.get("variant") or ""
-        if not platform:
-            ranked.append((len(variants), digest))
-        elif (platform.get("os"), platform.get("architecture")) == ("linux", _ARCHITECTURES.get(machine, machine)):
-            ranked += [(variants.index(variant), digest)] if variant in variants else []
-    return min(ranked, key=lambda found: found[0])[1] if ranked else None
-
-
 class _Database:
-    """A bolt file in a data-root, opened for each look. A daemon may have it open too: what has changed amid a look is
-    a ValueError, and not looked for again."""
+    """A bolt file in a data-root, opened for each look. A daemon may have it open too: a change amid a look is a
+    ValueError, and the look is not repeated."""
 
     def __init__(self, root_fd: int, path: str) -> None:
         self._root_fd = root_fd
@@ -265,7 +238,7 @@ class _Database:
         def read(size: int, offset: int) -> bytes:
             self._left_bytes -= size
             if self._left_bytes < 0:
-                raise ValueError("larger than what is read of such a database")
+                raise ValueError("the database is larger than what is read of it")
             return os.pread(fd, size, offset)
 
         try:

@@ -1,12 +1,12 @@
-"""Layers whose files a crash of the host has emptied, found without a daemon and without a clock.
+"""Layers of graph drivers whose files a crash of the host has emptied, found without a daemon, whatever their age.
 
 Graph drivers keep a list of each layer's files with their sizes, from which the layer's archive can be put together
 again (image/<driver>/layerdb/sha256/<chain ID>/tar-split.json.gz; vbatts/tar-split). A kernel that loses what it had
-not written leaves a file empty or short, never another one of the same size (ext4's data=ordered, xfs and btrfs write a
-size after the bytes). So sizes are compared, some 200,000 files in a second. The containerd store names each blob
-by its digest; what it has unpacked of them is another module's (unpacked.py).
+not written leaves a file empty or short, never with other content of the same size (ext4's data=ordered, xfs and btrfs
+write a size after the bytes). So sizes are compared, some 200,000 files in a second. For the containerd store see
+blobs.py and unpacked.py.
 
-Looking has its time; what it did not come to is counted, not taken for bad. Needs the lease.
+The time for it is limited; what was not reached is counted, and not taken for bad. Needs the lease.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -34,16 +33,14 @@ if TYPE_CHECKING:
 TIME_S = 60.0
 _FILES = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})\n?")
-_EMPTY = hashlib.sha256().hexdigest()
 _MAX_LINE = 1 << 22
-_CHUNK = 1 << 20
 _FILE_ENTRY = 1
 """In a tar-split list; 2 is a piece of the archive between files."""
 
 
 class Short(NamedTuple):
-    """An unpacked layer with files that are too short: the path of its files in the data-root, the digest of its blob,
-    which has them, and their names, each with its place in the blob."""
+    """An unpacked layer with files that are too short: the directory of its files in the data-root, the digest of the
+    blob that still has them, and their names, each with its place in the blob."""
 
     path: str
     blob: str
@@ -52,25 +49,22 @@ class Short(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is bad, by its path in the data-root, and why; what is as bad and stays, because a container lies on it; and
-    sentences about what could not be looked at."""
+    """What is damaged, by its path in the data-root, and why: `bad` is to be set aside, `held` stays because a
+    container or a record needs it. `unchecked` has sentences about what could not be looked at."""
 
     bad: Mapping[str, str] = MappingProxyType({})
     held: Mapping[str, str] = MappingProxyType({})
     unchecked: tuple[str, ...] = ()
     cached: bool = False
-    """Whether BuildKit's records refer to some of `bad`: they would have builds fail."""
+    """Whether BuildKit's records refer to some of `bad`: builds would fail on them."""
     whole: frozenset[str] = frozenset()
     """Digests of blobs that are what their names say."""
     short: tuple[Short, ...] = ()
-    """What can be written again."""
-
-
-# ---- graph drivers ---------------------------------------------------------------------------------------------------
+    """Files that can get their content back."""
 
 
 def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
-    """The records of layers that have lost files, with those that lie on them. Raises nothing for what is on disk."""
+    """The records of layers that have lost files, and of the layers above them. Raises nothing for what is on disk."""
     home = paths.layer_records(driver)
     records = [name for name in beneath.names(root_fd, home) if _FILES.fullmatch(name)]
     until = time.monotonic() + time_s
@@ -84,14 +78,14 @@ def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
             reason = _look_at_layer(root_fd, driver, f"{home}/{name}", until)
             if reason:
                 why[name] = reason
-    _add_what_lies_on_them(root_fd, home, records, why)
+    _add_layers_above(root_fd, home, records, why)
     used = _used_by_containers(root_fd, driver, home)
     bad = {f"{home}/{name}": reason for name, reason in why.items() if name not in used}
     held = {f"{home}/{name}": reason for name, reason in why.items() if name in used}
-    told = [f"{late} of {len(records)} layers, for want of time"] if late else []
+    told = [f"{late} of {len(records)} layers (no time left)"] if late else []
     own = _layers_without_list(root_fd, driver, home, records)
     if own:
-        told.append(f"{own} layers that only the build cache has, of which there is no list")
+        told.append(f"{own} layers of the build cache alone, which have no list of their files")
     return Found(bad, held, tuple(told), cached=_is_cached(root_fd, [name for name in why if name not in used]))
 
 
@@ -100,7 +94,7 @@ class _NotLooked(Exception):
 
 
 def _look_at_layer(root_fd: int, driver: str, record: str, until: float) -> str:
-    """Why a layer is bad; nothing where it is not. Raises _NotLooked."""
+    """Why a layer is bad; empty where it is not. Raises _NotLooked."""
     try:
         cache_id = beneath.read(root_fd, f"{record}/cache-id", 256).decode("ascii", "replace").strip()
         fd, size = beneath.open_file(root_fd, f"{record}/tar-split.json.gz")
@@ -125,7 +119,7 @@ def _look_at_layer(root_fd: int, driver: str, record: str, until: float) -> str:
 
 
 def _compare(file: object, files_fd: int, until: float) -> str:
-    """The first file that is not what the list says. Later entries of one name stand for what earlier ones said."""
+    """The first file that is not as the list says; empty when all are. Of entries with one name the last one counts."""
     wrong: dict[str, str] = {}
     count = 0
     try:
@@ -174,22 +168,22 @@ def _look_at_file(files_fd: int, name: str, size: int) -> str:
 
 
 def _has_directory_of(files_fd: int, name: str) -> bool:
-    """An archive may name a file behind a link ("lib/x", with lib a link to usr/lib in this layer, or in one below): it
-    is not there under that name, and was never meant to be."""
+    """An archive may name a file behind a link ("lib/x", where lib is a link to usr/lib in this layer or in one below):
+    it is not there under that name, and never was."""
     with contextlib.suppress(OSError):
         return stat.S_ISDIR(beneath.look(files_fd, os.path.dirname(name) or ".").st_mode)
     return False
 
 
-def _add_what_lies_on_them(root_fd: int, home: str, records: list[str], why: dict[str, str]) -> None:
+def _add_layers_above(root_fd: int, home: str, records: list[str], why: dict[str, str]) -> None:
     parents = {name: parent for name in records if (parent := _read_digest(root_fd, f"{home}/{name}/parent"))}
     while fallen := [name for name, parent in parents.items() if parent in why and name not in why]:
         for name in fallen:
-            why[name] = f"what it lies on is bad: {parents[name][:12]}"
+            why[name] = f"a layer below it is damaged: {parents[name][:12]}"
 
 
 def _used_by_containers(root_fd: int, driver: str, home: str) -> frozenset[str]:
-    """What containers lie on: without it, nobody reaches what they have written."""
+    """The layers below containers: without them, nobody reaches what the containers have written."""
     mounts = f"{paths.images(driver)}/layerdb/mounts"
     used: set[str] = set()
     for container in beneath.names(root_fd, mounts):
@@ -228,51 +222,3 @@ def _read_word(root_fd: int, path: str) -> str:
     with contextlib.suppress(OSError, ValueError):
         return beneath.read(root_fd, path, 256).decode("ascii", "replace").strip()
     return ""
-
-
-# ---- the containerd store --------------------------------------------------------------------------------------------
-
-
-def find_blobs(root_fd: int, *, time_s: float = TIME_S) -> Found:
-    """Blobs that are not what their names say, small ones first. They stay where they are: containerd has a record of
-    each, and takes a blob of that name for there when an image comes again.
-
-    Raises nothing for what is on disk.
-    """
-    sizes: list[tuple[int, str]] = []
-    for name in beneath.names(root_fd, paths.BLOBS):
-        if _FILES.fullmatch(name):
-            with contextlib.suppress(OSError):
-                sizes.append((beneath.look(root_fd, f"{paths.BLOBS}/{name}").st_size, name))
-    held: dict[str, str] = {}
-    whole: set[str] = set()
-    until = time.monotonic() + time_s
-    late = 0
-    for size, name in sorted(sizes):
-        path = f"{paths.BLOBS}/{name}"
-        if size == 0 and name != _EMPTY:
-            held[path] = "it is empty"
-            continue
-        digest = _digest_of(root_fd, path, until)
-        if digest is None:
-            late += 1
-        elif digest != name:
-            held[path] = "its bytes are others than its name says"
-        else:
-            whole.add(f"sha256:{name}")
-    told = [f"{late} of {len(sizes)} blobs, for want of time"] if late else []
-    return Found(held=held, unchecked=tuple(told), whole=frozenset(whole))
-
-
-def _digest_of(root_fd: int, path: str, until: float) -> str | None:
-    """None when there was no time left, or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        fd, _ = beneath.open_file(root_fd, path)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            digest = hashlib.sha256()
-            while time.monotonic() < until:
-                chunk = file.read(_CHUNK)
-                if not chunk:
-                    return digest.hexdigest()
-                digest.update(chunk)
-    return None

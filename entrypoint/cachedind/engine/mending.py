@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore, Loss
-from cachedind.engine import aside, damage, hollow, kept, mending_plan, proof
+from cachedind.engine import aside, blobs, damage, hollow, kept, mending_plan, proof
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,12 +108,12 @@ def _find_emptied(subject: Subject) -> Found:
     if subject.storage.store is ImageStore.GRAPHDRIVER:
         return hollow.find_layers(root_fd, driver)
     until = time.monotonic() + hollow.TIME_S
-    blobs = hollow.find_blobs(root_fd, time_s=hollow.TIME_S)
+    found = blobs.find(root_fd)
     if damage.are_tested(subject.engines):
         from cachedind.engine import unpacked
 
-        return unpacked.compare(root_fd, driver, blobs, until=until)
-    return blobs._replace(unchecked=(*blobs.unchecked, "unpacked layers, as this version does not know the engine"))
+        return unpacked.compare(root_fd, driver, found, until=until)
+    return found._replace(unchecked=(*found.unchecked, "unpacked layers (an engine that this version does not know)"))
 
 
 def _rewrite(root_fd: int, emptied: Found) -> int:

@@ -1,12 +1,13 @@
-"""What the containerd store has unpacked, beside the packed layers that it came from.
+"""Unpacked layers of the containerd store, compared with the packed layers that they came from, and repaired.
 
-An overlay snapshot's `fs` has a layer's files, and no list of them. Its blob is one: a tar, perhaps packed, which is
-what its digest says or is not asked. What a crash of the host has emptied is there, and shorter than the blob says
-(hollow.py): its bytes are written into it again, so that owner, mode, attributes and other names of it stay, and
-whatever lies on that layer, a container or the build cache, has them too. A file grows while it is written: a start
-that is killed amid that leaves a short one, which the next finds, as the doubt stays.
+An overlay snapshot's `fs` has a layer's files, and no list of them. The layer's blob serves as one: a tar, perhaps
+compressed, which is used only when it matches its digest. A file that a crash of the host has emptied is there, and
+shorter than the blob says (hollow.py). Its content is written into the same file again, so that owner, mode, attributes
+and hard links stay, and a container or the build cache on that layer has the content too. A start that is killed amid
+that leaves a short file, which the next start finds, as the doubt stays.
 
-Only for releases that the tests run: which snapshot an image's layer is, is in containerd's databases. Needs the lease.
+Only for releases that the tests run: which snapshot belongs to an image's layer is in containerd's databases. Needs the
+lease.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DRIVER = "overlayfs"
-"""The others have in a snapshot's directory what lies below it, too, or no files."""
+"""Other snapshotters keep no files in a snapshot's directory, or also those of the layers below."""
 _MAX_HEADER_BYTES = 1 << 20
 _CHUNK = 1 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _CAPABILITY = "security.capability"
-"""Which the kernel takes from a file that is written to."""
+"""The kernel removes it from a file that is written to."""
 
 
 class _NotLooked(Exception):
@@ -44,8 +45,8 @@ class _NotLooked(Exception):
 
 
 def compare(root_fd: int, driver: str, blobs: Found, *, until: float) -> Found:
-    """What was found of the blobs, and of what is unpacked of those that are whole, until that time of the monotonic
-    clock. Raises nothing for what is on disk."""
+    """`blobs`, with the unpacked layers that have short files. Only layers of whole blobs are compared, until that time
+    of the monotonic clock. Raises nothing for what is on disk."""
     home = paths.snapshots(driver)
     there = beneath.names(root_fd, home)
     layers = ContainerdStore(root_fd, driver).unpacked() if driver == DRIVER and there else {}
@@ -61,7 +62,7 @@ def compare(root_fd: int, driver: str, blobs: Found, *, until: float) -> Found:
                 short.append(found)
     late = time.monotonic() >= until
     own = len(there) - looked
-    told = f"{own} of {len(there)} unpacked layers, {'for want of time' if late else 'of which no image has a list'}"
+    told = f"{own} of {len(there)} unpacked layers ({'no time left' if late else 'no image lists their files'})"
     unchecked = (*blobs.unchecked, told) if own > 0 else blobs.unchecked
     return blobs._replace(short=tuple(short), unchecked=unchecked)
 
@@ -101,11 +102,12 @@ def _size_of(files_fd: int, name: str) -> int | None:
     return None
 
 
-# ---- writing them again ----------------------------------------------------------------------------------------------
+# ---- writing files again ---------------------------------------------------------------------------------------------
 
 
 def write_again(root_fd: int, layer: Short) -> None:
-    """Give the files what the blob has of them, and sync them. Raises OSError; the next start goes on from there."""
+    """Give the short files their content from the blob, and sync them. Raises OSError; then the next start
+    goes on."""
     places = {place: name for name, place in layer.files.items()}
     try:
         with (
@@ -138,7 +140,7 @@ def _write(files_fd: int, name: str, member: tarfile.TarInfo, stream: _Stream) -
         while left:
             chunk = memoryview(stream.read(min(left, _CHUNK)))
             if not chunk:
-                raise OSError("it ends early")
+                raise OSError(f"the packed layer ends amid {name}")
             left -= len(chunk)
             while chunk:
                 chunk = chunk[os.write(fd, chunk) :]

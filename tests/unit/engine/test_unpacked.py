@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachedind.engine import hollow, paths, unpacked
+from cachedind.engine import blobs, hollow, paths, unpacked
 from cachedind.engine.containerd_store import ContainerdStore
 
 if sys.version_info >= (3, 14):
@@ -63,7 +63,7 @@ class Unpacked:
         self.layers[7] = [f"sha256:{digest}"]
 
     def find(self, fd: int, time_s: float = 60.0) -> hollow.Found:
-        return unpacked.compare(fd, "overlayfs", hollow.find_blobs(fd), until=time.monotonic() + time_s)
+        return unpacked.compare(fd, "overlayfs", blobs.find(fd), until=time.monotonic() + time_s)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_blob_that_is_bad_itself_says_nothing(layer: Unpacked, root_fd: int) -
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     found = layer.find(root_fd)
     assert found.short == ()
-    assert found.unchecked == ("1 of 1 unpacked layers, of which no image has a list",)
+    assert found.unchecked == ("1 of 1 unpacked layers (no image lists their files)",)
 
 
 def test_without_time_nothing_is_bad(layer: Unpacked, root_fd: int) -> None:
@@ -150,7 +150,7 @@ def test_without_time_nothing_is_bad(layer: Unpacked, root_fd: int) -> None:
     (layer.fs / "etc/a").write_bytes(b"")
     found = layer.find(root_fd, time_s=0)
     assert found.short == ()
-    assert found.unchecked == ("1 of 1 unpacked layers, for want of time",)
+    assert found.unchecked == ("1 of 1 unpacked layers (no time left)",)
 
 
 @pytest.mark.parametrize(
