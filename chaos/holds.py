@@ -11,7 +11,7 @@ from helpers.pools import together
 if TYPE_CHECKING:
     from helpers.dind import Dind
 
-_DONE_BY_KILLS = re.compile(r"no record of it, as the last number that was given out is")
+_DONE_BY_KILLS = re.compile(r"there is no record of it: the last number given out is")
 """What a kill may really have done to data, as its reason says when it is moved aside (docs/reliability.md)."""
 
 

@@ -1,8 +1,8 @@
-"""What is taken out of the engine's sight, and never deleted: `.cachedind/aside/<when>/` of the data-root.
+"""Setting things aside: they are moved out of the engine's sight, to `.cachedind/aside/<when>/` of the data-root.
 
-Each thing lies there under the path that it had. The record (why.json) is on disk before the first thing moves, so that
-a start that is killed amid that, or that cannot move all of it, leaves nothing of which nobody knows; the next start
-tells of what was not told. Needs the lease.
+Each lies there under the path that it had. The record (why.json) is on disk before the first one is moved: if a start
+is killed amid that, or cannot move all of it, the next start finds the record and reports it. In direct mode nothing is
+ever deleted from there. Needs the lease.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from cachedind.host import beneath
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HOME = ".cachedind"
+OWN_DIRECTORY = ".cachedind"
 DIRECTORY = "aside"
 RECORD = "why.json"
 MAX_IN_POOL = 3
 
 
 class Aside(NamedTuple):
-    """Something that lies aside: where, relative to the data-root, why, and what, under the paths that it had there."""
+    """Things that were set aside together: the directory they are in now, relative to the data-root, why, and the paths
+    that they had. `told` is false until the log has named them."""
 
     name: str
     why: str
@@ -35,29 +36,29 @@ class Aside(NamedTuple):
 
 
 def move(root_fd: int, paths: Sequence[str], why: str, *, in_pool: bool) -> list[Aside]:
-    """Move what there is of these paths aside, together. A pool's slot, being a cache, keeps the last few of such.
+    """Set aside what exists of these paths, together. A pool's slot, being a cache, keeps the last few of such.
 
     Raises OSError when something cannot be moved; what was moved before stays there, and the record names all of it.
     """
     there = [path for path in sorted(set(paths)) if _is_there(root_fd, path)]
     if not there:
         return []
-    with beneath.made_directory(root_fd, f"{HOME}/{DIRECTORY}") as aside_fd:
+    with beneath.made_directory(root_fd, f"{OWN_DIRECTORY}/{DIRECTORY}") as aside_fd:
         name = _new_name(aside_fd)
         os.mkdir(name, 0o700, dir_fd=aside_fd)
         with beneath.made_directory(aside_fd, name) as fd:
             record: dict[str, object] = {"why": why, "at": round(time.time(), 3), "paths": there, "told": False}
             state.write_state(fd, RECORD, record, None)
             os.fsync(aside_fd)
-            # Directories before what is in them, which goes with them and would be in their way.
+            # A directory before what is in it, which is moved with it.
             moved = tuple(path for path in there if _move_one(root_fd, path, fd))
         if in_pool:
             _forget_older(aside_fd)
-    return [Aside(f"{HOME}/{DIRECTORY}/{name}", why, moved, told=False)]
+    return [Aside(f"{OWN_DIRECTORY}/{DIRECTORY}/{name}", why, moved, told=False)]
 
 
 def _move_one(root_fd: int, path: str, aside_fd: int) -> bool:
-    """Under the path that it had. What lies below something that was moved before went with it."""
+    """Move one thing to the path that it had, below `aside_fd`. False when it is gone, as part of a directory say."""
     above, _, name = path.rpartition("/")
     try:
         with (
@@ -70,13 +71,13 @@ def _move_one(root_fd: int, path: str, aside_fd: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
-        # Something stands where a directory should: that is what has to go.
+        # Something else stands where a directory should be: that is what has to be moved.
         return _move_one(root_fd, above, aside_fd) if above else False
     return True
 
 
 def _is_there(root_fd: int, path: str) -> bool:
-    """Also when something stands where a directory on the way should."""
+    """Whether the path exists, or something that is no directory is in its way."""
     try:
         return beneath.exists(root_fd, path)
     except OSError as error:
@@ -84,7 +85,7 @@ def _is_there(root_fd: int, path: str) -> bool:
 
 
 def _new_name(aside_fd: int) -> str:
-    """When, for people, and once more when there are two in a second."""
+    """The time, for people; with a number when there are two in a second."""
     base = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     taken = set(os.listdir(aside_fd))
     return next(name for number in range(1000) if (name := base + (f"-{number}" if number else "")) not in taken)
@@ -99,10 +100,10 @@ def _forget_older(aside_fd: int) -> None:
 
 
 def read(root_fd: int) -> list[Aside]:
-    """What lies aside in a data-root, oldest first. Nothing of it is believed or followed."""
+    """What was set aside in a data-root, oldest first. A job may have written anything there: no link is followed."""
     found: list[Aside] = []
-    for name in beneath.names(root_fd, f"{HOME}/{DIRECTORY}"):
-        where, raw = f"{HOME}/{DIRECTORY}/{name}", {}
+    for name in beneath.names(root_fd, f"{OWN_DIRECTORY}/{DIRECTORY}"):
+        where, raw = f"{OWN_DIRECTORY}/{DIRECTORY}/{name}", {}
         with contextlib.suppress(OSError, ValueError), beneath.directory(root_fd, where) as fd:
             raw = state.read_state(fd, RECORD) or {}
         paths = raw.get("paths")
@@ -112,7 +113,7 @@ def read(root_fd: int) -> list[Aside]:
 
 
 def note_told(root_fd: int, names: Sequence[str]) -> None:
-    """The log has named these. A disk that cannot take the note has them named again."""
+    """Note that the log has named these. Where that cannot be written, the next start names them again."""
     for name in names:
         with contextlib.suppress(OSError, ValueError), beneath.made_directory(root_fd, name) as fd:
             raw = state.read_state(fd, RECORD)

@@ -8,7 +8,7 @@ A file is a row of pages (go.etcd.io/bbolt, internal/common/page.go, meta.go, bu
     a bucket    is a leaf element whose value names a root page; a small one has its only page in the value itself
 
 Numbers are in the byte order of the machine that wrote the file. Whoever wrote it last may have been root in a job, so
-every number is doubted: nothing here reads beyond a bound, follows a loop or raises anything but ValueError (or the
+no number is trusted: nothing here reads beyond a limit, follows a loop, or raises anything but ValueError (or the
 OSError of a failing disk). Files are read with pread(2), not mapped: a file that shrinks must not be a SIGBUS.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     """Size and offset to bytes, fewer at the end of the file."""
 
 DEFAULT_LIMIT_BYTES = 64 << 20
-"""How much of a file is read at most before it counts as nothing that an engine would write."""
+"""How much of a file is read at most: no engine writes more."""
 
 _MAGIC = 0xED0CDAED
 _VERSION = 2
@@ -221,7 +221,7 @@ class _Walk:
     def _take(self, size: int, offset: int) -> bytes:
         self._left_bytes -= size
         if self._left_bytes < 0:
-            raise ValueError("larger than what is read of such a file")
+            raise ValueError("the file is larger than what is read of it")
         raw = self._read(size, offset)
         if len(raw) != size:
             raise ValueError("the file has become shorter while it was read")

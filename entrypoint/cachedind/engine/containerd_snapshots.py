@@ -1,7 +1,7 @@
-"""Directories of a containerd snapshotter (io.containerd.snapshotter.v1.<driver>/snapshots/<number>) that its records
-have not given out yet. A snapshot's directory is renamed into place before its record is (plugins/snapshots/overlay,
-createSnapshot), so a kill between the two leaves one; and the engine that draws this number next fails: "failed to
-rename: … file exists". Its collector takes it away after that.
+"""Directories of a containerd snapshotter (io.containerd.snapshotter.v1.<driver>/snapshots/<number>) whose number is
+above all in its records. A snapshot's directory is renamed into place before its record is written
+(plugins/snapshots/overlay, createSnapshot), so a kill between the two leaves such a directory. The engine that gives
+out this number next fails with "failed to rename: … file exists"; its garbage collector removes the directory later.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _MAX_DIGITS = 18
 
 
 def find_ahead(root_fd: int, driver: str) -> dict[str, str]:
-    """By name, and why. The place of the last number is that of the tested releases (damage.py). Raises nothing for
-    what is on disk: of records that cannot be read, nothing is known."""
+    """Such directories by name, and why. Only for tested releases (damage.py), as the last number is in the database.
+    Raises nothing for what is on disk: when the database cannot be read, none is found."""
     try:
         fd, _ = beneath.open_file(root_fd, paths.snapshots_database(driver))
     except (OSError, ValueError):
@@ -28,7 +28,7 @@ def find_ahead(root_fd: int, driver: str) -> dict[str, str]:
         return {}
     finally:
         os.close(fd)
-    why = f"no record of it, as the last number that was given out is {last}"
+    why = f"there is no record of it: the last number given out is {last}"
     names = beneath.names(root_fd, paths.snapshots(driver))
     return {name: why for name in names if _is_number(name) and int(name) > last}
 

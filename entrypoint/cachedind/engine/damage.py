@@ -1,17 +1,16 @@
-"""Damage in a data-root, found without a daemon: what is not there or of another kind, and what that costs.
+"""Damage in a data-root, found without a daemon: files that are missing or unusable, and what each costs.
 
-Each start looks at what costs next to nothing and no release of an engine changes: that files are files, not pipes or
-links, for which an engine would wait for ever or which would lead it anywhere; that databases have a meta page, and the
-length that it says; that lists and options are JSON; that there are words where the engine has its names; that a layer
-has its directory. Of releases that the tests run, also what must be there, and `thorough`, when a start has reason to
-doubt, small files that no engine syncs.
+Each start checks what takes next to no time and is the same in every release of an engine: that files are files (an
+engine waits without end for a pipe, and follows a link anywhere); that databases have a valid meta page, and the length
+that it says; that lists and options are JSON; that files with a name have one in them; that a layer has its directory.
+For releases that the tests run, a start also checks that records are there, and, when it has reason to doubt
+(`thorough`), small files that no engine syncs.
 
-What is inside a database is nobody's business but its engine's: a file that says something else than before may be a
-later release's, or what a kill left and the engine itself puts right. A private daemon tells (mending.py).
+The content of databases is not checked: what differs may be a later release's, or what a kill left and the engine
+repairs itself. That is for a private daemon to tell (mending.py).
 
-Which file is of what use, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
-table); where they lie is moby's daemon/, layer/ and volume/, BuildKit's and containerd's own affair. The last job was
-root here: no link is followed, nothing is waited for, and no file is read beyond a limit.
+What each file is for, and what an engine does without it, was tried on 26.1 and 28.5 (docs/reliability.md has the
+table). The last job was root here: no link is followed, nothing is waited for, and no file is read beyond a limit.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from cachedind.base.model import EngineVersion, StoragePlan
 
 TESTED = frozenset({(26, 1), (28, 5)})
-"""The releases that the tests run: what others keep where is not known."""
+"""The releases that the tests run. Others may keep their files elsewhere."""
 _MAX_JSON_BYTES = 16 << 20
 _MAX_WORD_BYTES = 256
 _MAX_FOUND = 10_000
@@ -41,8 +40,8 @@ _WORD = re.compile(rb"[!-~]{1,200}\n?")
 
 
 class Damage(NamedTuple):
-    """Something at `path`, relative to the data-root, that an engine cannot use. `silent` is what no private daemon can
-    tell of: one comes up on it, and then builds fail; or it waits for a pipe without end."""
+    """Something at `path`, relative to the data-root, that an engine cannot use. `silent` damage shows in no private
+    daemon: it comes up, and builds fail later; or it waits for a pipe without end."""
 
     path: str
     why: str
@@ -50,11 +49,11 @@ class Damage(NamedTuple):
     silent: bool = False
 
 
-# ---- what there is ---------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def identity_file(storage: StoragePlan) -> str:
-    """The file whose word names this BuildKit worker: with another one the whole build cache is dropped at the next
+    """The file with the name of this BuildKit worker. With another name the whole build cache is dropped at the next
     start (BuildKit, solver/cachemanager.go, ReleaseUnreferenced)."""
     if storage.store is ImageStore.CONTAINERD:
         return f"buildkit/containerd-{storage.driver}/workerid"
@@ -73,8 +72,8 @@ def find(
     root_fd: int, storage: StoragePlan, *, thorough: bool, engines: Sequence[EngineVersion | None] = ()
 ) -> list[Damage]:
     """What is damaged in the data-root that `root_fd` is open on, whose lease is held. Raises nothing for what is on
-    disk. `engines` are the one that wrote it last and the one that is to start on it: where one of them is not known to
-    this version, nothing is missed and nothing closely looked at."""
+    disk. `engines` are the one that wrote it last and the one that is to start on it: unless the tests run both,
+    missing files and small files are not checked."""
     tested = are_tested(engines)
     found = [damage for damage in _checked(root_fd, storage, thorough and tested, tested) if damage is not None]
     return found[:_MAX_FOUND]
@@ -91,7 +90,7 @@ def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -
     if names is not None:
         yield _check(root_fd, names, Loss.NAMES, _check_json)
     yield _check(root_fd, identity_file(storage), Loss.CACHE, _check_word)
-    # Engines make these anew when they are empty or gone, and do not come up with noise in them.
+    # Engines write these anew when they are empty or gone, and do not come up when something else is in them.
     yield _check(root_fd, paths.UUID, Loss.NOTHING, _check_word_or_none)
     if identity_file(storage) != "engine-id":
         yield _check(root_fd, "engine-id", Loss.NOTHING, _check_word_or_none)
@@ -103,9 +102,9 @@ def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -
         for name, why in containerd_snapshots.find_ahead(root_fd, storage.driver).items():
             yield Damage(f"{paths.snapshots(storage.driver)}/{name}", why, Loss.NOTHING, silent=True)
     if storage.store is ImageStore.GRAPHDRIVER:
-        home = paths.layer_records(storage.driver)
+        records = paths.layer_records(storage.driver)
         for name, why in graph_layers.find_damaged(root_fd, storage.driver, thorough=thorough).items():
-            yield Damage(f"{home}/{name}", why, Loss.IMAGES, silent=True)
+            yield Damage(f"{records}/{name}", why, Loss.IMAGES, silent=True)
 
 
 def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> Damage | None:
@@ -116,10 +115,10 @@ def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> 
     except ValueError as error:
         return Damage(path, str(error), loss, silent=True)
     except OSError as error:
-        # Without a pool a directory may be a link to another disk; in one, that was looked for before (directories.py).
+        # In direct mode a directory may be a link to another disk; in a pool, links were ruled out (directories.py).
         if beneath.leads_away(root_fd, path):
             return None
-        return Damage(path, f"it is not as an engine made it: {error.strerror}", loss, silent=True)
+        return Damage(path, f"it cannot be opened: {error.strerror}", loss, silent=True)
     try:
         look(fd)
     except ValueError as error:
@@ -132,8 +131,8 @@ def _check(root_fd: int, path: str, loss: Loss, look: Callable[[int], None]) -> 
 
 
 def _check_database(fd: int) -> None:
-    """Its meta pages, the only ones with checksums (bolt.py). An empty file is one that bbolt was about to make,
-    and makes then. Raises ValueError, OSError."""
+    """Checks the meta pages, the only ones with checksums (bolt.py). An empty file is fine: bbolt was about to make it,
+    and makes it then. Raises ValueError, OSError."""
     if os.fstat(fd).st_size:
         bolt.open(fd)
 
@@ -142,14 +141,14 @@ def _check_json(fd: int) -> None:
     """Raises ValueError."""
     size = os.fstat(fd).st_size
     if size > _MAX_JSON_BYTES:
-        raise ValueError(f"it has {size} bytes")
+        raise ValueError(f"it is too large: {size} bytes")
     parse_object(os.read(fd, size))
 
 
 def _check_word(fd: int) -> None:
     """Raises ValueError."""
     if not _WORD.fullmatch(os.read(fd, _MAX_WORD_BYTES)):
-        raise ValueError("no name in it")
+        raise ValueError("there is no name in it")
 
 
 def _check_word_or_none(fd: int) -> None:
@@ -162,9 +161,9 @@ def _check_word_or_none(fd: int) -> None:
 
 
 def _check_records(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
-    """Whether what is there has its records. Without them an engine begins to count again, and finds what it makes in
-    the way ("already exists"), or has steps CACHED of which it has no layers ("can not convert active … to layer"):
-    each build fails."""
+    """Whether layers and blobs have their records. Without records an engine counts from the beginning, and what exists
+    is in its way ("already exists"), or it takes steps as CACHED whose layers it does not have ("can not convert active
+    … to layer"): each build fails."""
     if storage.store is ImageStore.CONTAINERD:
         snapshots = paths.snapshots(storage.driver)
         needed = [
@@ -178,11 +177,12 @@ def _check_records(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
     for path, loss, other in needed:
         if path not in told and not _has_content(root_fd, path) and _has_content(root_fd, other):
             told.add(path)
-            yield Damage(path, f"it is empty or gone, and there is {other}", loss, silent=True)
+            yield Damage(path, f"it is empty or gone, although there is {other}", loss, silent=True)
 
 
 def _has_content(root_fd: int, path: str) -> bool:
-    """Whether there is a file with something in it, or a directory; something else is another damage."""
+    """Whether a file or directory is there and not empty. What cannot be looked at counts as there: other checks find
+    it."""
     try:
         found = beneath.look(root_fd, path)
     except FileNotFoundError:
@@ -195,9 +195,9 @@ def _has_content(root_fd: int, path: str) -> bool:
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
-class _Shelf(NamedTuple):
-    """A directory of which an engine reads files when it starts: how deep, which (None: whatever is there), how much of
-    a path goes together when one is none, and what with it."""
+class _Tree(NamedTuple):
+    """A directory from which an engine reads files when it starts: how many levels, which names (None: all), how many
+    parts of a path below it are set aside together when a file is something else, and what that costs."""
 
     path: str
     depth: int
@@ -206,45 +206,45 @@ class _Shelf(NamedTuple):
     loss: Loss
 
 
-def _shelves(storage: StoragePlan) -> list[_Shelf]:
+def _trees(storage: StoragePlan) -> list[_Tree]:
     image = paths.images(storage.driver)
     of_store = (
-        [_Shelf(f"{paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
+        [_Tree(f"{paths.CONTENT}/ingest", 2, None, 1, Loss.NOTHING)]
         if storage.store is ImageStore.CONTAINERD
         else [
-            _Shelf(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
-            _Shelf(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
-            _Shelf(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),
-            _Shelf(f"{image}/distribution", 4, None, 4, Loss.NOTHING),
+            _Tree(f"{image}/layerdb/mounts", 2, None, 1, Loss.RECORDS),
+            _Tree(f"{image}/imagedb/content", 2, None, 2, Loss.NAMES),
+            _Tree(f"{image}/imagedb/metadata", 3, None, 2, Loss.NOTHING),
+            _Tree(f"{image}/distribution", 4, None, 4, Loss.NOTHING),
         ]
     )
     return [
-        _Shelf("containers", 2, frozenset({"config.v2.json", "hostconfig.json"}), 1, Loss.RECORDS),
-        _Shelf("volumes", 1, frozenset(), 1, Loss.RECORDS),
-        _Shelf("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
-        _Shelf("swarm", 2, None, 2, Loss.RECORDS),
+        _Tree("containers", 2, frozenset({"config.v2.json", "hostconfig.json"}), 1, Loss.RECORDS),
+        _Tree("volumes", 1, frozenset(), 1, Loss.RECORDS),
+        _Tree("plugins", 2, frozenset({"config.json"}), 1, Loss.RECORDS),
+        _Tree("swarm", 2, None, 2, Loss.RECORDS),
         *of_store,
     ]
 
 
 def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
-    """A pipe where an engine keeps a file is waited for without end, and a link leads it anywhere: "Loading containers:
-    start." is the last line of an engine with a pipe for a container's configuration. Directories may be links: people
-    put them on other disks."""
-    for shelf in _shelves(storage):
+    """An engine waits without end for a pipe in the place of a file, and follows a link anywhere: "Loading containers:
+    start." is the last line of an engine with a pipe for a container's configuration. The directories themselves may be
+    links: people put them on other disks."""
+    for tree in _trees(storage):
         with contextlib.suppress(OSError):
-            kind = beneath.look(root_fd, shelf.path).st_mode
+            kind = beneath.look(root_fd, tree.path).st_mode
             if not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
-                yield Damage(shelf.path, "it is no directory", shelf.loss, silent=True)
-        for path in beneath.strangers(root_fd, shelf.path, shelf.depth):
+                yield Damage(tree.path, "it is no directory", tree.loss, silent=True)
+        for path in beneath.strangers(root_fd, tree.path, tree.depth):
             name = path.rpartition("/")[2]
-            if shelf.names is None or name in shelf.names:
-                parts = path.split("/")[: shelf.path.count("/") + 1 + shelf.together]
-                yield Damage("/".join(parts), f"{name} is neither a file nor a directory", shelf.loss, silent=True)
+            if tree.names is None or name in tree.names:
+                parts = path.split("/")[: tree.path.count("/") + 1 + tree.together]
+                yield Damage("/".join(parts), f"{name} is neither a file nor a directory", tree.loss, silent=True)
 
 
 def _check_volumes(root_fd: int) -> Iterator[Damage]:
-    """Options of volumes: "error while unmarshaling volume options" is the end of an engine."""
+    """Options of volumes: an engine ends with "error while unmarshaling volume options"."""
     for name in beneath.names(root_fd, "volumes"):
         path = f"volumes/{name}/opts.json"
         try:
@@ -254,4 +254,4 @@ def _check_volumes(root_fd: int) -> Iterator[Damage]:
         except ValueError as error:
             yield Damage(path, str(error), Loss.RECORDS)
         except OSError as error:
-            yield Damage(path, f"it is not as an engine made it: {error.strerror}", Loss.RECORDS)
+            yield Damage(path, f"it cannot be read: {error.strerror}", Loss.RECORDS)

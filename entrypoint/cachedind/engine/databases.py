@@ -1,5 +1,5 @@
-"""The bolt files that an engine opens when it starts, and what goes with each. What is in them is the engine's own
-affair: no release promises that it stays as it is, so nothing of it is judged."""
+"""The bolt files that an engine opens when it starts, and what is lost without each. Their content is not judged: any
+release may change it."""
 
 from __future__ import annotations
 

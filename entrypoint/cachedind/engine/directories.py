@@ -1,8 +1,8 @@
-"""Directories of an engine's data that a start goes through: they are directories, or no engine has left them so.
+"""Directories of an engine's data that a start reads from: is each of them a directory?
 
 Whoever is root in a job can put a link, a file, a pipe or a socket where one of them was. In a slot of a pool that is
-proof that the slot is not as an engine made it, and another one costs nothing. In direct mode people put such
-directories on other disks by links, which an engine follows; there nothing is judged by this.
+proof that the slot is not as an engine made it, and another one is taken. In direct mode people put such directories on
+other disks by links, which an engine follows; there this is not checked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PLAIN = (
     paths.BLOBS,
 )
 _WITH_ANY = ("buildkit", "image", paths.CONTAINERD)
-"""In these, nothing but a directory begins with one of _BEGINNINGS."""
+"""In these, all names that begin with one of _BEGINNINGS are directories."""
 _BEGINNINGS = ("containerd-", "io.containerd.", *GRAPH_DRIVERS)
 
 
@@ -51,10 +51,10 @@ _KNOWN = _known()
 
 
 def find_odd(data_fd: int, remap: str = "") -> str | None:
-    """The path of something that stands where an engine, or cachedind, has a directory, if there is such a thing.
+    """The path of something else in the place of a directory of the engine's or of cachedind's, if there is any.
 
-    `remap` names the engine's own directory in a data-root, where it has one. A directory that cannot be opened is
-    odd, too. Costs some dozens of system calls, and raises nothing.
+    `remap` names the engine's own directory in a data-root, where it has one. A directory that cannot be opened counts
+    too. Costs some dozens of system calls, and raises nothing.
     """
     odd = _find_odd(data_fd)
     if odd is not None or not remap:

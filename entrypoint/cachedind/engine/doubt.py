@@ -1,16 +1,16 @@
 """Doubt: whether what is in a data-root has to be proven before a daemon gets it. Pure.
 
     crash        the host went down without a clean end of the last daemon (another boot_id), or the note of the last
-                 start is lost, as after a crash. Engines sync their records, and not the files of layers: these may be
-                 empty although all records of them are there (containerd issue 5854). A daemon that merely comes up
-                 says nothing about that, so this doubt ends only when the layers have been looked at.
-    never ready  the last daemon did not come up. Being killed early, or told something impossible in daemon.json, is no
-                 evidence against data; one look by a private daemon is cheap, and ends it.
-    unproven     no private daemon came up in time, or none does anywhere here. Slow is not dead: the data are used as
-                 they are, and the first daemon that answers ends the doubt.
+                 start is lost, as after a crash. Engines sync their records, but not the files of layers: these may be
+                 empty although all their records are there (containerd issue 5854). A daemon that comes up proves
+                 nothing about that, so this doubt ends only when the layers have been looked at.
+    never ready  the last daemon did not come up. A cancelled job or a mistake in daemon.json is no evidence against the
+                 data; a private daemon that comes up takes little time, and ends the doubt.
+    unproven     no private daemon came up in time, or none comes up here at all. Slow is not dead: the data is used as
+                 it is, and the first daemon that answers ends the doubt.
 
-The reason is kept in the state file until a proof succeeded: a start that was killed amid its looking has noted itself
-down by then, with its own boot_id, and leaves it for the next.
+The reason is kept in the state file until a proof succeeds: a start that is killed amid its proof has already noted its
+own boot_id there, and the next start must still know of the doubt.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ UNPROVEN = "an earlier start could not prove it"
 SAME_STATE = "another slot of the same key was just found to be bad"
 
 _ENDED_BY_A_DAEMON = frozenset({NEVER_READY, UNPROVEN, SAME_STATE})
-"""What a daemon that answers ends by that."""
+"""Doubts that end as soon as a daemon answers."""
 
 
 class Doubt(NamedTuple):
-    """Why a data-root is looked at closely. `crashed` tells that files of layers may be empty."""
+    """Why a data-root is looked at closely. With `crashed`, files of layers may be empty."""
 
     why: str
     crashed: bool = False
 
 
 def find(noted: DataRootState | None, boot_id: str, *, lost_note: bool = False) -> Doubt | None:
-    """What to doubt, None for nothing. `noted` is what the last start and its daemon's end have left, `boot_id` this
-    boot's; `lost_note` tells that there was something, and it cannot be read.
+    """Why to doubt the data, or None. `noted` is what the last start and its daemon's end have left, `boot_id` this
+    boot's; with `lost_note` there was something, and it cannot be read.
 
     A data-root that no start of ours has seen is taken as it is, as docker:dind does.
     """
@@ -60,5 +60,6 @@ def find(noted: DataRootState | None, boot_id: str, *, lost_note: bool = False) 
 
 
 def is_grave(doubt: Doubt | None) -> bool:
-    """Whether another state is better than this one, if there is any: not for a start that was merely cancelled."""
+    """Whether another state, if there is any, is better than this one. A start that was merely cancelled is not
+    enough."""
     return doubt is not None and doubt.why != NEVER_READY

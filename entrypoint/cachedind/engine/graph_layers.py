@@ -1,10 +1,10 @@
 """The layers of a graph driver: their records (image/<driver>/layerdb/sha256/<chain ID>), and the directories that
 these name (<driver>/<cache ID>), as overlay2 and fuse-overlayfs have them.
 
-An engine that cannot load a layer says so in its log and goes on; when it comes to make the same one anew, it finds the
-record in the way, and each build fails: "rename …/layerdb/tmp/… : file exists". No private daemon tells of that, so all
-of them are looked at in each start. What is where is moby's layer/filestore.go and daemon/graphdriver/overlay2; both
-write a record when the layer is whole, and rename it before they remove the layer, so no kill leaves damage.
+An engine that cannot load a layer says so in its log and goes on. When it makes the same layer again, the record is in
+its way, and each build fails: "rename …/layerdb/tmp/… : file exists". No private daemon shows that, so each start looks
+at all layers. The layout is that of moby's layer/filestore.go and daemon/graphdriver/overlay2; both write a record when
+the layer is whole, and rename it before they remove the layer, so no kill leaves damage.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MAX_BYTES = 1 << 16
 
 
 def find_damaged(root_fd: int, driver: str, *, thorough: bool) -> dict[str, str]:
-    """Which layers an engine could not use, by chain ID, and why; with each those that lie on it. `thorough` looks at
-    what overlay drivers have beside a layer, too, which they do not sync: a layer whose `lower` a crash of the host has
-    emptied is mounted on nothing.
+    """Which layers an engine could not use, by chain ID, and why; and the layers above them. `thorough` also looks at
+    the small files that overlay drivers keep beside a layer and do not sync: a layer whose `lower` a crash of the host
+    has emptied is mounted on nothing.
 
-    Raises nothing for what is on disk. A link in place of the directory of all layers is people's own, who put them on
-    another disk: nothing is known of those.
+    Raises nothing for what is on disk. Where the directory of all layers is a link, people have put it on another disk:
+    then only the records are checked.
     """
     bad: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def find_damaged(root_fd: int, driver: str, *, thorough: bool) -> dict[str, str]
         for name, is_directory in names.items():
             try:
                 if all_gone or not is_directory:
-                    raise ValueError(all_gone or "it is no directory")
+                    raise ValueError(all_gone or "it is not a directory")
                 _check_kinds(records_fd, name)
                 if layers_fd is not None:
                     _check(records_fd, name, layers_fd, thorough=thorough)
@@ -69,7 +69,8 @@ def _enter(stack: contextlib.ExitStack, root_fd: int, path: str) -> int:
 
 
 def _names(records_fd: int) -> dict[str, bool]:
-    """Of all layers, and whether it is a directory. What a killed engine was about to remove has a longer name."""
+    """The names of all layers' records, and whether each is a directory. A record that a killed engine was about to
+    remove has a longer name."""
     with os.scandir(records_fd) as entries:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries if _HEX.fullmatch(entry.name)}
 
@@ -81,13 +82,13 @@ def _is_link(root_fd: int, path: str) -> bool:
 
 
 def _check_kinds(records_fd: int, name: str) -> None:
-    """An engine reads all of them when it starts, and would wait for a pipe. Raises ValueError, OSError."""
+    """An engine reads all files of a record when it starts, and would wait for a pipe. Raises ValueError, OSError."""
     fd = os.open(name, _DIRECTORY, dir_fd=records_fd)
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
                 if not entry.is_file(follow_symlinks=False):
-                    raise ValueError(f"its {entry.name} is no file")
+                    raise ValueError(f"its {entry.name} is not a file")
     finally:
         os.close(fd)
 
@@ -96,19 +97,19 @@ def _check(records_fd: int, name: str, layers_fd: int, *, thorough: bool) -> Non
     """Raises ValueError, OSError."""
     cache_id = _read(records_fd, f"{name}/cache-id").strip()
     if not paths.CACHE_ID.fullmatch(cache_id):
-        raise ValueError("its cache-id is none")
+        raise ValueError("its cache-id is not a name")
     if not stat.S_ISDIR(os.stat(cache_id, dir_fd=layers_fd, follow_symlinks=False).st_mode):
-        raise ValueError(f"{cache_id} is no directory")
+        raise ValueError(f"its layer {cache_id} is not a directory")
     if not thorough:
         return
     if not _read(layers_fd, f"{cache_id}/link").strip("\0\n "):
-        raise ValueError("its link is empty")
+        raise ValueError("the file link of its layer is empty")
     if _parent_of(records_fd, name) and not _read(layers_fd, f"{cache_id}/lower").strip("\0\n "):
-        raise ValueError("its lower is empty")
+        raise ValueError("the file lower of its layer is empty")
 
 
 def _parent_of(records_fd: int, name: str) -> str:
-    """The chain ID below it, nothing of the lowest. Raises OSError."""
+    """The chain ID of the layer below; empty for the lowest. Raises OSError."""
     try:
         return _read(records_fd, f"{name}/parent").strip().removeprefix("sha256:")
     except FileNotFoundError:
@@ -121,12 +122,12 @@ def _with_those_above(records_fd: int, names: Iterable[str], bad: dict[str, str]
         with contextlib.suppress(OSError):
             parents[name] = _parent_of(records_fd, name)
     while fallen := {name: parent for name, parent in parents.items() if parent in bad and name not in bad}:
-        bad |= {name: f"what it lies on is damaged: {parent[:12]}" for name, parent in fallen.items()}
+        bad |= {name: f"a layer below it is damaged: {parent[:12]}" for name, parent in fallen.items()}
     return bad
 
 
 def _read(directory_fd: int, path: str) -> str:
-    """The beginning of a file, nothing of a pipe. Raises OSError."""
+    """The beginning of a file; of a pipe nothing, without waiting for it. Raises OSError."""
     fd = os.open(path, _FILE, dir_fd=directory_fd)
     try:
         return os.read(fd, _MAX_BYTES).decode("ascii", "replace")

@@ -115,7 +115,7 @@ class GraphStore(StoreFiles):
             with contextlib.suppress(FileNotFoundError):
                 parent = read(record_fd, "parent").decode().strip()
         if not paths.CACHE_ID.fullmatch(cache_id):
-            raise ValueError("a cache-id that is none")
+            raise ValueError("its cache-id is not a name")
         if self._driver in paths.OVERLAYS:
             with directory(layers_fd, cache_id) as layer_fd:
                 check_directory(layer_fd, "diff")

@@ -65,8 +65,8 @@ class Found(NamedTuple):
 
 def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
     """The records of layers that have lost files, and of the layers above them. Raises nothing for what is on disk."""
-    home = paths.layer_records(driver)
-    records = [name for name in beneath.names(root_fd, home) if _FILES.fullmatch(name)]
+    records_path = paths.layer_records(driver)
+    records = [name for name in beneath.names(root_fd, records_path) if _FILES.fullmatch(name)]
     until = time.monotonic() + time_s
     why: dict[str, str] = {}
     late = 0
@@ -75,15 +75,15 @@ def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
             late += 1
             continue
         with contextlib.suppress(_NotLooked):
-            reason = _look_at_layer(root_fd, driver, f"{home}/{name}", until)
+            reason = _look_at_layer(root_fd, driver, f"{records_path}/{name}", until)
             if reason:
                 why[name] = reason
-    _add_layers_above(root_fd, home, records, why)
-    used = _used_by_containers(root_fd, driver, home)
-    bad = {f"{home}/{name}": reason for name, reason in why.items() if name not in used}
-    held = {f"{home}/{name}": reason for name, reason in why.items() if name in used}
+    _add_layers_above(root_fd, records_path, records, why)
+    used = _used_by_containers(root_fd, driver, records_path)
+    bad = {f"{records_path}/{name}": reason for name, reason in why.items() if name not in used}
+    held = {f"{records_path}/{name}": reason for name, reason in why.items() if name in used}
     told = [f"{late} of {len(records)} layers (no time left)"] if late else []
-    own = _layers_without_list(root_fd, driver, home, records)
+    own = _layers_without_list(root_fd, driver, records_path, records)
     if own:
         told.append(f"{own} layers of the build cache alone, which have no list of their files")
     return Found(bad, held, tuple(told), cached=_is_cached(root_fd, [name for name in why if name not in used]))
@@ -175,14 +175,14 @@ def _has_directory_of(files_fd: int, name: str) -> bool:
     return False
 
 
-def _add_layers_above(root_fd: int, home: str, records: list[str], why: dict[str, str]) -> None:
-    parents = {name: parent for name in records if (parent := _read_digest(root_fd, f"{home}/{name}/parent"))}
+def _add_layers_above(root_fd: int, records_path: str, records: list[str], why: dict[str, str]) -> None:
+    parents = {name: parent for name in records if (parent := _read_digest(root_fd, f"{records_path}/{name}/parent"))}
     while fallen := [name for name, parent in parents.items() if parent in why and name not in why]:
         for name in fallen:
             why[name] = f"a layer below it is damaged: {parents[name][:12]}"
 
 
-def _used_by_containers(root_fd: int, driver: str, home: str) -> frozenset[str]:
+def _used_by_containers(root_fd: int, driver: str, records_path: str) -> frozenset[str]:
     """The layers below containers: without them, nobody reaches what the containers have written."""
     mounts = f"{paths.images(driver)}/layerdb/mounts"
     used: set[str] = set()
@@ -190,13 +190,13 @@ def _used_by_containers(root_fd: int, driver: str, home: str) -> frozenset[str]:
         name = _read_digest(root_fd, f"{mounts}/{container}/parent")
         while name and name not in used:
             used.add(name)
-            name = _read_digest(root_fd, f"{home}/{name}/parent")
+            name = _read_digest(root_fd, f"{records_path}/{name}/parent")
     return frozenset(used)
 
 
-def _layers_without_list(root_fd: int, driver: str, home: str, records: list[str]) -> int:
+def _layers_without_list(root_fd: int, driver: str, records_path: str, records: list[str]) -> int:
     mounts = f"{paths.images(driver)}/layerdb/mounts"
-    known = {_read_word(root_fd, f"{home}/{name}/cache-id") for name in records}
+    known = {_read_word(root_fd, f"{records_path}/{name}/cache-id") for name in records}
     for container in beneath.names(root_fd, mounts):
         known |= {_read_word(root_fd, f"{mounts}/{container}/{name}") for name in ("init-id", "mount-id")}
     layers = beneath.names(root_fd, paths.layers(driver))

@@ -1,4 +1,4 @@
-"""What a data-root's image store really holds, read from its files, without a daemon, for both of Docker's stores."""
+"""What an image store holds, read from its files without a daemon, for both of Docker's stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Store(Protocol):
     """An image store as it is on disk. Names are read once, so whoever changes them opens another. Raises nothing."""
 
     def has_chain(self, chain_id: str) -> bool:
-        """Whether there is a finished layer with this chain ID, and its data. Looks at the disk each time, but for
+        """Whether there is a finished layer with this chain ID, and its data. Looks at the disk each time, except for
         containerd's records, which are read once."""
         ...
 
@@ -31,7 +31,8 @@ class Store(Protocol):
         ...
 
     def keeps(self, record: Record) -> bool:
-        """Whether nothing of it is missing. A job may have given a name of it to another image."""
+        """Whether nothing of it has to be loaded again: its names are there, and it is complete, unless a job has given
+        all of them to other images."""
         ...
 
     def config_of(self, image_id: str) -> str | None:

@@ -35,5 +35,6 @@ def _chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
 
 
 def chain_id(diff_id: str, below: str) -> str:
-    """The chain ID of a layer on the one with the chain ID `below`, or on nothing; all with their algorithm."""
+    """The chain ID of a layer on top of the one with the chain ID `below` (empty: the lowest). All begin with
+    sha256:."""
     return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}" if below else diff_id

@@ -1,9 +1,9 @@
-"""A daemon that takes no lock of ours, and still has the data-root: docker:dind that still runs while people move to
-this image, or one that was started past the entrypoint.
+"""Whether a daemon without a lease uses the data-root: docker:dind that still runs while people move to this image, or
+one that was started past the entrypoint.
 
-bbolt holds an flock(2) on each database that it has open (bbolt, bolt_unix.go), from a daemon's first second to its
-last, and the kernel ends it with the process, however that goes. So whoever gets a shared lock on all of them for a
-moment knows that no engine is at work. A daemon that opens one in that very moment tries again by itself.
+bbolt holds an flock(2) on each database that it has open (bbolt, bolt_unix.go) as long as the daemon runs, and the
+kernel releases it with the process, however that ends. So whoever gets a shared lock on all databases for a moment
+knows that no engine is at work. A daemon that opens one in that very moment tries again by itself.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def _databases(root_fd: int) -> Iterator[str]:
 
 
 def wait(data_root: str, timeout_s: float, on_wait: Callable[[str], None]) -> str | None:
-    """Wait up to `timeout_s` seconds until no engine is at work in `data_root`; `on_wait` is told once which database
-    is locked. Returns one that still is then, None when all are free. Raises OSError."""
+    """Wait up to `timeout_s` seconds until no engine is at work in `data_root`; `on_wait` is called once, with the
+    database that is locked. Returns a database that is still locked at the end, None when all are free. Raises
+    OSError."""
     started = time.monotonic()
     told = False
     root_fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

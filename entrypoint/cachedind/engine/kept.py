@@ -1,7 +1,8 @@
-"""Good copies of small files that are dear: the words that the build cache hangs on, and the names of images.
+"""Good copies of small files that much depends on: the worker's name, without which the build cache is dropped, and the
+names of images.
 
-They are taken at each start, before the daemon, from data of which nothing is damaged, and put back where a later start
-finds the files gone or damaged. Needs the lease.
+They are made at each start, before the daemon, when no damage was found, and put back where a later start finds the
+files gone or damaged. Needs the lease.
 """
 
 from __future__ import annotations
@@ -18,35 +19,36 @@ if TYPE_CHECKING:
     from cachedind.base.model import StoragePlan
     from cachedind.engine.damage import Damage
 
-_HOME = ".cachedind/kept"
+_DIRECTORY = ".cachedind/kept"
 _MAX_BYTES = 4 << 20
 
 
 def _files(storage: StoragePlan) -> list[str]:
-    """Whole at any moment that no engine runs."""
+    """The files to copy, which are whole whenever no engine runs."""
     names = damage.names_file(storage)
     return [damage.identity_file(storage), *([names] if names else [])]
 
 
 def keep_copies(root_fd: int, storage: StoragePlan) -> None:
-    """Copy what a later start may have to put back. A disk that has no room for them costs the copies alone."""
+    """Copy what a later start may have to put back. Without room on the disk there are no copies, and the start goes
+    on."""
     with contextlib.suppress(OSError, ValueError):
         for path in _files(storage):
             raw = _read(root_fd, path)
-            copy = f"{_HOME}/{path}"
+            copy = f"{_DIRECTORY}/{path}"
             if raw is not None and raw != _read(root_fd, copy):
                 _write(root_fd, copy, raw)
 
 
 def find(root_fd: int, storage: StoragePlan) -> frozenset[str]:
-    """The files of which there is a copy. It was checked when it was made, and is checked again like any other."""
-    return frozenset(path for path in _files(storage) if _read(root_fd, f"{_HOME}/{path}"))
+    """The files of which there is a copy."""
+    return frozenset(path for path in _files(storage) if _read(root_fd, f"{_DIRECTORY}/{path}"))
 
 
-def find_lost_words(root_fd: int, storage: StoragePlan) -> list[Damage]:
-    """Small files that are gone, or say something else, although there is a copy and data that needs them."""
+def find_lost_name(root_fd: int, storage: StoragePlan) -> list[Damage]:
+    """The worker's name, where it is gone or differs from its copy although there is a build cache that needs it."""
     path = damage.identity_file(storage)
-    copy = _read(root_fd, f"{_HOME}/{path}")
+    copy = _read(root_fd, f"{_DIRECTORY}/{path}")
     if not copy or beneath.leads_away(root_fd, path):
         return []
     with contextlib.suppress(OSError):
@@ -55,12 +57,14 @@ def find_lost_words(root_fd: int, storage: StoragePlan) -> list[Damage]:
     now = _read(root_fd, path)
     if now == copy:
         return []
-    return [damage.Damage(path, "it is gone" if now is None else "it is another one than before", Loss.CACHE)]
+    return [
+        damage.Damage(path, "it is gone" if now is None else "it is not the one of the last good start", Loss.CACHE)
+    ]
 
 
 def put_back(root_fd: int, path: str) -> None:
-    """The copy in the place of the file, which lies aside by now."""
-    raw = _read(root_fd, f"{_HOME}/{path}")
+    """Write the copy in the place of the file, which was set aside before."""
+    raw = _read(root_fd, f"{_DIRECTORY}/{path}")
     if raw is not None:
         with contextlib.suppress(OSError):
             _write(root_fd, path, raw)

@@ -82,7 +82,7 @@ def mend(
     """
     root_fd, storage = subject.root_fd, subject.storage
     found = damage.find(root_fd, storage, thorough=doubt is not None, engines=subject.engines)
-    found += kept.find_lost_words(root_fd, storage)
+    found += kept.find_lost_name(root_fd, storage)
     if not found and doubt is None:
         return Mended(True)
     emptied = _find_emptied(subject) if doubt is not None and doubt.crashed else hollow.Found()

@@ -1,4 +1,4 @@
-"""libnetwork's database of networks in a data-root: read, copied for a private daemon, forgotten. Without a daemon.
+"""libnetwork's database of networks in a data-root: read, copied for a private daemon, removed. Without a daemon.
 
 An engine makes its default networks (bridge, host, none) anew at each start, and the database with them when there is
 none (moby, daemon/daemon_unix.go, configureNetworking).
@@ -34,8 +34,8 @@ def read_networks(database: bolt.Database) -> Iterator[tuple[str, str]]:
 
 
 def own_bridges(data_root: str) -> frozenset[str]:
-    """The user's own bridges that stand for the default network, by what the bridge driver noted down. A daemon in
-    whose network namespace they are missing cannot delete its record of that network."""
+    """The user's own bridges (--bridge) that the bridge driver has noted for the default network. A daemon cannot
+    delete the record of that network when its bridge is missing in the daemon's network namespace."""
     with contextlib.suppress(OSError, ValueError), _opened(data_root) as root_fd:
         fd, _ = beneath.open_file(root_fd, paths.NETWORK_DATABASE)
         try:
@@ -57,7 +57,7 @@ def _records(database: bolt.Database, prefix: bytes) -> Iterator[tuple[str, dict
 
 
 def read(data_root: str) -> bytes | None:
-    """The database's bytes; None where there is none, or nothing that an engine could have written."""
+    """The database's bytes; None where it is missing or cannot be read."""
     with contextlib.suppress(OSError, ValueError), _opened(data_root) as root_fd:
         return beneath.read(root_fd, paths.NETWORK_DATABASE, MAX_BYTES)
     return None

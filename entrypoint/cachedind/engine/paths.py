@@ -1,8 +1,8 @@
 """Where an engine keeps images, layers and content: paths relative to its data-root. Pure.
 
-Below image/ and in drivers' directories it is moby's doing (image/fs.go, layer/filestore.go, reference/store.go,
-daemon/graphdriver/), below containerd/daemon/ that of containerd's plugins (core/metadata/, plugins/content/local/,
-plugins/snapshots/).
+The layout below image/ and in drivers' directories is moby's (image/fs.go, layer/filestore.go, reference/store.go,
+daemon/graphdriver/), below containerd/daemon/ it is that of containerd's plugins (core/metadata/,
+plugins/content/local/, plugins/snapshots/).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NETWORK_DATABASE = f"{NETWORKS}/files/local-kv.db"
 OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
 """Drivers that have `diff` and, above another layer, `lower` in a layer's directory."""
 CACHE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-"""What names a layer's directory: 64 hexadecimal digits of the layer store, or a shorter word that BuildKit made up."""
+"""The name of a layer's directory: 64 hexadecimal digits of the layer store, or a shorter word of BuildKit's."""
 _LAYERS = {"btrfs": "btrfs/subvolumes", "vfs": "vfs/dir"}
 
 
 def images(driver: str) -> str:
-    """What is known of images and layers. Without it dockerd never ran with this driver."""
+    """Records of images and layers. Without it dockerd never ran with this driver."""
     return f"image/{driver}"
 
 
@@ -42,14 +42,14 @@ def layer_records(driver: str) -> str:
 
 
 def layers(driver: str) -> str:
-    """A directory for each layer, with its cache ID as its name; but ZFS has layers as datasets."""
+    """A directory for each layer, with its cache ID as its name. ZFS has datasets instead."""
     return _LAYERS.get(driver, driver)
 
 
 # ---- containerd ------------------------------------------------------------------------------------------------------
 
 CONTAINERD = "containerd/daemon"
-"""All of the containerd that dockerd runs itself."""
+"""All data of the containerd that dockerd runs."""
 META = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
 """The database with the records of images, content and snapshots."""
 UUID = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
@@ -57,7 +57,7 @@ UUID = f"{CONTAINERD}/io.containerd.grpc.v1.introspection/uuid"
 CONTENT = f"{CONTAINERD}/io.containerd.content.v1.content"
 BLOBS = f"{CONTENT}/blobs/sha256"
 SNAPSHOTTER_PREFIX = "io.containerd.snapshotter.v1."
-"""What a snapshotter's name has before it where it is a directory's."""
+"""What comes before a snapshotter's name in the name of its directory."""
 
 
 def snapshots(snapshotter: str) -> str:

@@ -92,14 +92,14 @@ def is_to_blame(subject: Subject, environ: Mapping[str, str]) -> bool:
     the data is wrong, and nothing must be moved for that. Raises OSError."""
     from cachedind.host import trees
 
-    with beneath.made_directory(subject.root_fd, aside.HOME) as home_fd:
-        trees.remove(home_fd, CONTROL)
-        os.mkdir(CONTROL, 0o710, dir_fd=home_fd)
+    with beneath.made_directory(subject.root_fd, aside.OWN_DIRECTORY) as own_fd:
+        trees.remove(own_fd, CONTROL)
+        os.mkdir(CONTROL, 0o710, dir_fd=own_fd)
         try:
             root = engine_root(subject.data_root, subject.storage.remap)
-            empty = subject._replace(data_root=f"{root}/{aside.HOME}/{CONTROL}")
+            empty = subject._replace(data_root=f"{root}/{aside.OWN_DIRECTORY}/{CONTROL}")
             if subject.storage.remap is not None:
-                os.fchmod(home_fd, 0o711)  # an engine looks whether its remapped root gets there
+                os.fchmod(own_fd, 0o711)  # an engine looks whether its remapped root gets there
             return prove(empty, environ).problem is None
         finally:
-            trees.remove(home_fd, CONTROL)
+            trees.remove(own_fd, CONTROL)

@@ -28,7 +28,7 @@ def engine_root(data_root: str, remap: Remap | None) -> str:
 
 
 def make(data_root: str, remap: Remap | None) -> str:
-    """The same, and it is there: a remapped one is made as the engine would, who gives it its owner. Raises OSError."""
+    """The same, made where it is missing, as the engine would make it, which sets its owner later. Raises OSError."""
     path = engine_root(data_root, remap)
     if remap is not None:
         os.makedirs(path, mode=0o710, exist_ok=True)
@@ -41,16 +41,17 @@ def open_root(data_root: str, remap: Remap | None) -> int:
 
 
 def open_in(data_fd: int, directory: str) -> int:
-    """The same for the data of a slot, and a directory as a slot's state has it (empty: no remap). Raises OSError."""
+    """A descriptor of the engine's root in a slot's data; `directory` is as a slot's state has it (empty: no remap).
+    Raises OSError."""
     return beneath.open_path(data_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY)
 
 
 def read_remap(setting: str | None) -> Remap | None:
-    """What a value of --userns-remap means on this machine; None for none.
+    """What a value of --userns-remap means on this machine; None without one.
 
-    dockerd takes the user alone to look for IDs, whatever group is named; "default" is the user dockremap (moby,
-    daemon/daemon_unix.go, parseRemappedRoot; moby/sys, user/idtools_unix.go). Root stands for itself. Raises
-    DaemonConfigError where dockerd would end as well.
+    dockerd looks up IDs by the user alone, whatever group is named; "default" is the user dockremap (moby,
+    daemon/daemon_unix.go, parseRemappedRoot; moby/sys, user/idtools_unix.go). Root is mapped to itself. Raises
+    DaemonConfigError where dockerd would end with an error as well.
     """
     if not setting:
         return None

@@ -1,8 +1,7 @@
-"""What both image stores have in common: the questions about an image that need several of its files, and reading
-those.
+"""What both image stores have in common: questions about an image that need several of its files, and reading these.
 
-The last job was root in there. No link is followed, nothing is waited for, no file read beyond a limit, and what cannot
-be read or understood counts as not there.
+The last job was root here. No link is followed, nothing is waited for, no file is read beyond a limit, and what cannot
+be read or understood counts as missing.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class StoreFiles(ABC):
             self._check_layers(record.top_chain)
 
     def _image(self, target: str, names: Iterable[str], digests: Iterable[str]) -> StoredImage | None:
-        """None without its configuration. Of names, with tag or with digest, those that are none are left out."""
+        """None without its configuration. Of `names` with tags and `digests`, what is not a valid name is left out."""
         config_digest = self.config_of(target)
         with contextlib.suppress(OSError, ValueError):
             if config_digest is not None:
@@ -103,7 +102,7 @@ class StoreFiles(ABC):
 
     @abstractmethod
     def _check_layers(self, top_chain: str) -> None:
-        """The layer and all below it. Of these, what was found once is not looked for again."""
+        """The layer and all below it. What was found once below it is not looked for again."""
 
 
 def _is_repo_digest(name: str) -> bool:
@@ -117,12 +116,12 @@ def _is_repo_digest(name: str) -> bool:
 def check_file(directory_fd: int, name: str) -> None:
     status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise ValueError(f"{name} is no file, or an empty one")
+        raise ValueError(f"{name} is empty, or not a file")
 
 
 def check_directory(directory_fd: int, name: str) -> None:
     if not stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
-        raise ValueError(f"{name} is no directory")
+        raise ValueError(f"{name} is not a directory")
 
 
 def check_depth(layers: int) -> None:
@@ -134,26 +133,26 @@ def check_depth(layers: int) -> None:
 
 
 def read(root_fd: int, path: str) -> bytes:
-    """Raises OSError, or ValueError for no regular file, an empty or a large one."""
+    """Raises OSError, or ValueError unless it is a regular file that is neither empty nor too large."""
     raw = beneath.read(root_fd, path, _MAX_BYTES)
     if not raw:
         raise ValueError(f"{path} is empty")
     return raw
 
 
-def read_verified(root_fd: int, home: str, digest: str) -> bytes:
-    """The bytes that have this digest. A crash, or a job, may have left others under their name."""
-    raw = read(root_fd, f"{home}/{digits(digest)}")
+def read_verified(root_fd: int, directory: str, digest: str) -> bytes:
+    """The bytes with this digest. A crash, or a job, may have left other bytes in that file: then ValueError."""
+    raw = read(root_fd, f"{directory}/{digits(digest)}")
     if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
         raise ValueError(f"other bytes than {digest}")
     return raw
 
 
 def digits(digest: str) -> str:
-    """What may be part of a path. Raises ValueError for all that is no digest."""
+    """The hexadecimal digits of a digest, which are safe in a path. Raises ValueError for all that is not a digest."""
     match = DIGEST.fullmatch(digest)
     if match is None:
-        raise ValueError(f"no digest: {digest[:80]!r}")
+        raise ValueError(f"not a digest: {digest[:80]!r}")
     return match[1]
 
 

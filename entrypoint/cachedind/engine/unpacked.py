@@ -47,13 +47,13 @@ class _NotLooked(Exception):
 def compare(root_fd: int, driver: str, blobs: Found, *, until: float) -> Found:
     """`blobs`, with the unpacked layers that have short files. Only layers of whole blobs are compared, until that time
     of the monotonic clock. Raises nothing for what is on disk."""
-    home = paths.snapshots(driver)
-    there = beneath.names(root_fd, home)
+    snapshots = paths.snapshots(driver)
+    there = beneath.names(root_fd, snapshots)
     layers = ContainerdStore(root_fd, driver).unpacked() if driver == DRIVER and there else {}
     short: list[Short] = []
     looked = 0
     for number, candidates in sorted(layers.items()):
-        path = f"{home}/{number}/fs"
+        path = f"{snapshots}/{number}/fs"
         blob = next((blob for blob in candidates if blob in blobs.whole), "")
         with contextlib.suppress(_NotLooked, OSError):
             found = _compare(root_fd, path, blob, until)

@@ -75,7 +75,9 @@ def mend(context: StartContext, prepared: Prepared, noted: DataRootState | None,
         result = mending.Mended(False, why=f"what is damaged cannot be moved: {error.strerror or error}")
         goes_on = not has_better
         if goes_on:
-            hint = f"free space on the volume, or take away what is in the way in {lease.data_root}/{aside.HOME}"
+            hint = (
+                f"free space on the volume, or take away what is in the way in {lease.data_root}/{aside.OWN_DIRECTORY}"
+            )
             log.degraded(Degradation("damage", result.why, "the daemon may not come up on it", hint))
     finally:
         os.close(root_fd)
