@@ -76,12 +76,12 @@ def healthcheck(timeout_s: int) -> None:
 
 @contextlib.contextmanager
 def _opened(path: str | None) -> Iterator[tuple[Pool, Config]]:
-    from cachedind.commands.inventory import open_home
+    from cachedind.commands.inventory import find_pool
     from cachedind.settings.config import load
     from cachedind.settings.environment import environment
 
     settings = load(environment())
-    pool = open_home(path, settings)
+    pool = find_pool(path, settings)
     try:
         yield pool, settings
     finally:
@@ -106,7 +106,7 @@ def ls(key: str | None, as_json: bool, no_sizes: bool, path: str | None) -> None
     """
     import time
 
-    from cachedind.commands import inventory, tables
+    from cachedind.commands import inventory, slot_table
     from cachedind.pool import directory
 
     with _opened(path) as (pool, _):
@@ -119,7 +119,7 @@ def ls(key: str | None, as_json: bool, no_sizes: bool, path: str | None) -> None
     if as_json:
         _echo_json({"pool": pool.path, "entries": [inventory.as_json(row) for row in rows]})
     else:
-        tables.print_rows(rows, time.time(), sizes=not no_sizes)
+        slot_table.print_rows(rows, time.time(), sizes=not no_sizes)
 
 
 def _measure(pool: Pool, rows: list[Row]) -> list[Row]:
@@ -148,13 +148,13 @@ def status(as_json: bool, path: str | None) -> None:
     import time
 
     from cachedind.base.errors import PoolMissingError
-    from cachedind.commands import inventory, tables
+    from cachedind.commands import pool_status, tables
     from cachedind.seeds import progress
 
     report: dict[str, object] = {"seeds": progress.read_status()}
     try:
         with _opened(path) as (pool, settings):
-            report = {**inventory.read_status(pool, settings, time.time()), **report}
+            report = {**pool_status.read_status(pool, settings, time.time()), **report}
     except PoolMissingError:
         if report["seeds"] is None:
             raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cachedind.api import listeners, tls
 from cachedind.base import state
 from cachedind.base.errors import CachedindError, PoolMissingError
-from cachedind.commands import inventory
+from cachedind.commands import forecast, inventory
 from cachedind.dataroot import contents, decision, facts, lease, storage, witness
 from cachedind.engine import aside
 from cachedind.engine.remapping import engine_root
@@ -163,19 +163,19 @@ def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
     pool_mode.check_lasting(path, settings)
     directory.check_filesystem(os.path.realpath(path), settings)
     try:
-        home = inventory.open_home(path, settings)
+        pool = inventory.find_pool(path, settings)
     except PoolMissingError:
         return {"a_start_would": _forecast_new_pool(path, settings)}
     try:
-        section: Report = {"backing": home.record.backing, "clone_method": str(home.method)}
-        rows = inventory.read_rows(home, directory.names_in(home.keys_fd), time.time())
+        section: Report = {"backing": pool.record.backing, "clone_method": str(pool.method)}
+        rows = inventory.read_rows(pool, directory.names_in(pool.keys_fd), time.time())
         own = next((row for row in rows if row.here), None)
         if own is not None:
             section["this_container_holds"] = f"slot {own.id} of key {own.key}"
-        order = pool_mode.make_slot_request(settings, daemon_json.read_settings(_parse(words)))
-        return section | {"a_start_would": inventory.forecast(home, order)}
+        slot_request = pool_mode.make_slot_request(settings, daemon_json.read_settings(_parse(words)))
+        return section | {"a_start_would": forecast.forecast(pool, slot_request)}
     finally:
-        home.close()
+        pool.close()
 
 
 def _why_pool(settings: Config, path: str | None, *, hidden: bool) -> str:

@@ -16,16 +16,14 @@ from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
 from cachedind.host import procfs, trees
-from cachedind.pool import directory, keys, loop_image, slots, upkeep
+from cachedind.pool import directory, keys, slots, upkeep
 from cachedind.pool.slots import Candidate, Kind
-from cachedind.settings import build_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.base.model import Holder
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import SlotRequest
     from cachedind.settings.config import Config
 
 Report = dict[str, object]
@@ -93,7 +91,7 @@ def label(key: str) -> str:
     return printable(key) if key != keys.BASE_KEY else "(seeds)"
 
 
-def open_home(path: str | None, settings: Config) -> Pool:
+def find_pool(path: str | None, settings: Config) -> Pool:
     """The pool that is mounted here, or that the start of this container has hidden from its jobs.
 
     May leave this process in another mount namespace. Raises PoolMissingError and what directory.open_existing does.
@@ -238,134 +236,3 @@ def as_json(row: Row) -> Report:
         "condition": str(row.condition),
         "holder": None if row.holder is None else row.holder._asdict(),
     }
-
-
-# ---- the pool itself -------------------------------------------------------------------------------------------------
-
-
-def read_status(pool: Pool, settings: Config, now: float) -> Report:
-    """Where the pool is, how full, what is in it, and this container's own slot. Raises OSError."""
-    rows = read_rows(pool, sorted(directory.names_in(pool.keys_fd)), now)
-    report: Report = {
-        "pool": {
-            "path": pool.path,
-            "backing": pool.record.backing,
-            "clone_method": str(pool.method),
-        },
-        "filesystem": _read_space(pool.path),
-        "image": {**_read_space(pool.tree), **_read_file(pool)} if pool.record.backing == "image" else None,
-    }
-    report["holds"] = {
-        "keys": len({row.directory for row in rows}),
-        "goldens": sum(row.condition in (Condition.GOLDEN, Condition.PREVIOUS, Condition.OTHER) for row in rows),
-        "slots": sum(row.name.startswith("slots/") for row in rows),
-        "held": sum(row.held for row in rows),
-        "unreadable": sum(row.condition is Condition.UNREADABLE for row in rows),
-        "stage": len(directory.names_in(pool.stage_fd)),
-        "trash": len(directory.names_in(pool.trash_fd)),
-    }
-    report["aside"] = read_aside(pool)
-    budget = upkeep.read_budget(pool, settings)
-    space = os.statvfs(pool.tree_fd)
-    cache_bytes = settings.cache_max_bytes or build_cache.default_max_bytes(space.f_blocks * space.f_frsize)
-    report["limits"] = {
-        "pool_max_size_bytes": budget.max_bytes,
-        "pool_min_free_bytes": budget.min_free_bytes,
-        "max_age_s": budget.max_age_s,
-        "cache_max_size_bytes": cache_bytes,
-    }
-    report["here"] = next((_describe_own(pool, row) for row in rows if row.here), None)
-    return report
-
-
-def _read_space(path: str) -> Report:
-    found = os.statvfs(path)
-    return {
-        "fstype": facts.read_mount(path).fstype,
-        "total_bytes": found.f_blocks * found.f_frsize,
-        "used_bytes": (found.f_blocks - found.f_bfree) * found.f_frsize,
-        "free_bytes": found.f_bavail * found.f_frsize,
-    }
-
-
-def _read_file(pool: Pool) -> Report:
-    """What the image's file is long, and what it takes."""
-    try:
-        found = os.stat(f"{pool.path}/{loop_image.NAME}", follow_symlinks=False)
-    except FileNotFoundError:
-        return {}
-    return {"file_size_bytes": found.st_size, "file_allocated_bytes": found.st_blocks * 512}
-
-
-def _describe_own(pool: Pool, row: Row) -> Report:
-    """Ready is what the witness has noted down; this start's note begins without."""
-    return {"key": row.key, "slot": row.id, "ready": row.ready_s is not None, "ready_s": row.ready_s}
-
-
-def read_aside(pool: Pool) -> list[Report]:
-    """What was set aside, and why, the oldest first."""
-    found: list[Report] = []
-    for name in directory.names_in(pool.aside_fd):
-        raw, why = _read_why(pool, name)
-        at, was = raw.get("at"), raw.get("was")
-        found.append(
-            {
-                "id": name,
-                "was": was if isinstance(was, str) else None,
-                "why": why,
-                "at": at if isinstance(at, (int, float)) and 0 <= at < 1e12 else None,
-            }
-        )
-    return sorted(found, key=lambda aside: (aside["at"] or 0, aside["id"]))
-
-
-def _read_why(pool: Pool, name: str) -> tuple[Report, str]:
-    fd = None
-    try:
-        fd = directory.open_directory(pool.aside_fd, name)
-        raw = None if fd is None else state.read_state(fd, "why.json")
-    except (ValueError, OSError) as error:
-        return {}, f"why.json is unreadable: {error}"
-    finally:
-        if fd is not None:
-            os.close(fd)
-    if raw is None:
-        return {}, "why.json is missing"
-    return raw, str(raw.get("why"))
-
-
-# ---- what a start would do -------------------------------------------------------------------------------------------
-
-
-def forecast(pool: Pool, slot_request: SlotRequest) -> str:
-    """What a start would begin with if it came now, in a few words. Raises OSError."""
-    words = _forecast_key(pool, slot_request.key, slot_request, lend=slot_request.read_only)
-    if words is not None:
-        return words
-    for key in slot_request.fallback_keys:
-        words = _forecast_key(pool, key, slot_request, lend=True)
-        if words is not None:
-            return words
-    return f"start cold: the pool has nothing that fits for key {slot_request.key}"
-
-
-def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
-    """`lend`: the start must leave this key's slots alone and wants a clone."""
-    key_fd = slots.open_key(pool, key, create=False)
-    if key_fd is None or (lend and not slots.has_clones(pool)):
-        return None
-    try:
-        candidates, _ = slots.read_candidates(key_fd)
-        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
-            if candidate.kind is Kind.GOLDEN:
-                return f"clone the {candidate.name} of key {label(key)}"
-            if slots.look(key_fd, candidate.name)[0]:
-                continue
-            if not lend:
-                return f"lease {candidate.name} of key {key}"
-            if slots.needs_promotion(candidate.state, goldens, slot_request.boot_id):
-                return f"make {candidate.name} of key {key} its golden, and clone that"
-    finally:
-        os.close(key_fd)
-    return None

@@ -88,19 +88,19 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
     # What is mounted from now on is seen by nobody else.
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    prepared, notes = directory.open_pool(where, context.settings, Trace(context.settings.kill_at))
+    pool, notes = directory.open_pool(where, context.settings, Trace(context.settings.kill_at))
     try:
         for note in notes:
             context.log.degraded(note)
-        there = [inventory.read_key(prepared, name) for name in sorted(directory.names_in(prepared.keys_fd))]
+        there = [inventory.read_key(pool, name) for name in sorted(directory.names_in(pool.keys_fd))]
         unknown = [key for key in wanted if key not in there]
         if unknown:
-            raise inventory.unknown_key(prepared, unknown[0])
-        names = [keys.BASE_KEY] if slots.has_clones(prepared) else []
+            raise inventory.unknown_key(pool, unknown[0])
+        names = [keys.BASE_KEY] if slots.has_clones(pool) else []
         names += wanted or [key for key in there if key != keys.BASE_KEY]
-        return [_fill_key(context, prepared, key) for key in dict.fromkeys(names)]
+        return [_fill_key(context, pool, key) for key in dict.fromkeys(names)]
     finally:
-        prepared.close()
+        pool.close()
 
 
 def _check_settings(context: StartContext) -> None:
@@ -112,11 +112,11 @@ def _where(context: StartContext, path: str | None) -> str | None:
     return path or directory.wanted_path(context.settings)
 
 
-def _fill_key(context: StartContext, prepared: Pool, key: str) -> Filled:
+def _fill_key(context: StartContext, pool: Pool, key: str) -> Filled:
     settings = context.settings._replace(key=key, read_only=False, seed_after=False)
     own = context._replace(settings=settings)
     slot_request = pool_mode.make_slot_request(settings, context.daemon)
-    taken = slot_lease.take(prepared, slot_request, context.log)
+    taken = slot_lease.take(pool, slot_request, context.log)
     data_root = os.path.realpath(context.daemon.data_root)
     lease = pool_mode.bind(taken, data_root, context.log)
     try:
@@ -161,22 +161,20 @@ def _find_missing(context: StartContext, path: str | None, found: seeding.Found)
     everything = frozenset(seed.identity for seed in found.seeds)
     where = _where(context, path)
     try:
-        prepared = None if where is None else inventory.open_home(where, context.settings)
+        pool = None if where is None else inventory.find_pool(where, context.settings)
     except PoolMissingError:
-        prepared = None
-    if prepared is None:
+        pool = None
+    if pool is None:
         return everything
     try:
         slot_request = pool_mode.make_slot_request(context.settings, context.daemon)
-        with pool_seeds.newest_golden(
-            prepared, keys.BASE_KEY, slot_request.requirements, procfs.read_boot_id()
-        ) as golden:
+        with pool_seeds.newest_golden(pool, keys.BASE_KEY, slot_request.requirements, procfs.read_boot_id()) as golden:
             if golden is None:
                 return everything
             plan = seeding.compare(found, golden.data_fd, golden.storage, context.log)
             return frozenset(seed.identity for seed in plan.missing)
     finally:
-        prepared.close()
+        pool.close()
 
 
 def _check_seed(seed: Seed, *, is_missing: bool) -> list[Checked]:

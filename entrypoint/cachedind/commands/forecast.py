@@ -1,0 +1,48 @@
+"""What a start would begin with if it came now: which slot it would lease, or which golden clone."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cachedind.commands.inventory import label
+from cachedind.pool import slots
+from cachedind.pool.slots import Kind
+
+if TYPE_CHECKING:
+    from cachedind.pool.directory import Pool
+    from cachedind.pool.slot_lease import SlotRequest
+
+
+def forecast(pool: Pool, slot_request: SlotRequest) -> str:
+    """What a start would begin with if it came now, in a few words. Raises OSError."""
+    words = _forecast_key(pool, slot_request.key, slot_request, lend=slot_request.read_only)
+    if words is not None:
+        return words
+    for key in slot_request.fallback_keys:
+        words = _forecast_key(pool, key, slot_request, lend=True)
+        if words is not None:
+            return words
+    return f"start cold: the pool has nothing that fits for key {slot_request.key}"
+
+
+def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
+    """`lend`: the start must leave this key's slots alone and wants a clone."""
+    key_fd = slots.open_key(pool, key, create=False)
+    if key_fd is None or (lend and not slots.has_clones(pool)):
+        return None
+    try:
+        candidates, _ = slots.read_candidates(key_fd)
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
+            if candidate.kind is Kind.GOLDEN:
+                return f"clone the {candidate.name} of key {label(key)}"
+            if slots.look(key_fd, candidate.name)[0]:
+                continue
+            if not lend:
+                return f"lease {candidate.name} of key {key}"
+            if slots.needs_promotion(candidate.state, goldens, slot_request.boot_id):
+                return f"make {candidate.name} of key {key} its golden, and clone that"
+    finally:
+        os.close(key_fd)
+    return None

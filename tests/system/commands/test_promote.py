@@ -1,0 +1,102 @@
+"""`cachedind promote`: which slot becomes the golden, beside starts that go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+import pytest
+
+from cachedind.base import state
+from cachedind.host import procfs
+from cachedind.pool import directory, golden, slots
+from cachedind.pool.directory import Pool
+from helpers import tenants
+from helpers.children import child
+from helpers.commands import Command, key_path
+from helpers.filesystems import Filesystems
+
+
+def test_promote_takes_the_newest_that_is_free_and_good(pool: Pool, cachedind: Command) -> None:
+    first = tenants.take(pool, tenants.slot_request())
+    second = tenants.take(pool, tenants.slot_request())
+    third = tenants.take(pool, tenants.slot_request())
+    for taken in (first, second, third):
+        tenants.begin(taken)
+        tenants.write(taken, taken.slot.id)
+    for taken in (first, second):
+        tenants.come_up(taken)
+    first.slot.close()
+    third.slot.close()  # the newest, but no daemon came up on it; the second is held
+
+    done = cachedind("promote", "k", "--pool", pool.path)
+    assert (done.status, done.stdout) == (0, f"key k: slot {first.slot.id}: its state is the golden of the key now\n")
+    assert os.listdir(f"{pool.tree}/keys/k/golden/data") == [first.slot.id]
+    done = cachedind("promote", "k", "--json", "--pool", pool.path)
+    assert done.status == 1
+    assert json.loads(done.stdout) == {
+        "key": "k",
+        "slot": None,
+        "why": "what is newer than the golden is held by running instances",
+    }
+    second.slot.close()
+    assert cachedind("promote", "k", "--pool", pool.path).status == 0
+    assert os.listdir(f"{pool.tree}/keys/k/golden/data") == [second.slot.id]
+    done = cachedind("promote", "k", "--pool", pool.path)
+    assert (done.status, done.stdout) == (1, "key k: the golden is as new as the newest slot\n")
+    done = cachedind("promote", "nope", "--pool", pool.path)
+    assert (done.status, done.stdout) == (1, "key nope: the pool has nothing of this key\n")
+
+
+def test_a_slot_that_somebody_had_since_is_not_promoted(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenants.job(pool, tenants.slot_request(), "good")
+    lease = slots.try_lease
+
+    def after_a_bad_start(key_fd: int, name: str) -> Any:
+        slot = lease(key_fd, name)
+        assert slot is not None
+        before = state.read_state(slot.directory_fd, slots.STATE_NAME)
+        state.write_state(slot.directory_fd, slots.STATE_NAME, {"ready_at": None}, before)
+        return slot
+
+    monkeypatch.setattr(slots, "try_lease", after_a_bad_start)
+    assert golden.promote_newest(pool, "k", procfs.read_boot_id())[0] is None
+    assert not (key_path(pool) / "golden").exists()
+
+
+def test_why_nothing_is_promoted(pool: Pool, filesystems: Filesystems, cachedind: Command) -> None:
+    tenants.take(pool, tenants.slot_request("fresh")).slot.close()
+    assert "no slot is in a state that can be trusted" in cachedind("promote", "fresh", "--pool", pool.path).stdout
+    with contextlib.closing(tenants.open_pool(filesystems.make("ext4"), POOL_BACKING="directory")) as plain:
+        tenants.job(plain, tenants.slot_request(), "one")
+        done = cachedind("promote", "k", "--pool", plain.path)
+        assert (done.status, done.stdout) == (1, "key k: a pool without clones has no goldens\n")
+
+
+def test_a_promoted_copy_is_on_the_disk(filesystems: Filesystems, cachedind: Command) -> None:
+    with contextlib.closing(tenants.open_pool(filesystems.make("xfs"))) as pool:
+        tenants.job(pool, tenants.slot_request(), "one")
+        assert cachedind("promote", "k", "--pool", pool.path).status == 0
+        fd = slots.open_below(pool.keys_fd, "k/golden")
+        assert (state.read_state(fd, slots.GOLDEN_NAME) or {})["durable"] is True
+        os.close(fd)
+
+
+def test_promotion_can_be_asked_for_while_starts_go_on(pool: Pool) -> None:
+    def promote_again_and_again() -> None:
+        own = directory.open_existing(pool.path, pool.trace)
+        while True:
+            golden.promote_newest(own, "k", procfs.read_boot_id())
+
+    with child(promote_again_and_again):
+        for number in range(60):
+            taken = tenants.take(pool, tenants.slot_request())
+            tenants.begin(taken)
+            tenants.write(taken, str(number))
+            tenants.come_up(taken)
+            taken.slot.close()
+    last = tenants.take(pool, tenants.slot_request())
+    assert str(59) in tenants.names(last)
+    last.slot.close()

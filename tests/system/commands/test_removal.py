@@ -1,0 +1,153 @@
+"""What `cachedind rm` and `cachedind gc` remove, whom they leave alone, and that the space is free afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cachedind.host import linux
+from cachedind.pool import directory, slots
+from cachedind.pool.directory import Pool
+from helpers import tenants
+from helpers.children import child
+from helpers.commands import MIB, Command, everything, fill, key_path
+
+
+def test_a_key_goes_with_all_it_has_and_the_others_stay(pool: Pool, cachedind: Command) -> None:
+    found = fill(pool, "group/project", "group", "project", "keys/group", "aside/x", "x" * 500)
+    for key in ("group/project", "aside/x", "x" * 500):
+        done = cachedind("rm", key, "--pool", pool.path)
+        assert (done.status, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[:2] == [
+            f"removed golden of key {key}",
+            f"removed slot {found[key]} of key {key}",
+        ]
+        assert not key_path(pool, key).exists()
+    assert os.listdir(f"{pool.tree}/trash") == []
+    left = cachedind("ls", "--json", "--pool", pool.path).entries
+    assert sorted({entry["key"] for entry in left}) == ["group", "keys/group", "project"]
+    assert len(left) == 6
+
+
+def test_a_held_slot_stays_and_everything_else_of_its_key_goes(pool: Pool, cachedind: Command) -> None:
+    fill(pool, "k")
+    held = tenants.take(pool, tenants.slot_request())
+    tenants.job(pool, tenants.slot_request(), "three")
+    for words in (("rm", "k"), ("rm", "--slot", held.slot.id), ("rm", "--all", "-f"), ("rm", "k")):
+        done = cachedind(*words, "--pool", pool.path)
+        assert done.status == 75
+        [line] = done.stderr.splitlines()
+        assert f"slot {held.slot.id} of key k is held by container c0ffee (host name pid-{os.getpid()}, since" in line
+        assert cachedind("ls", "--json", "--pool", pool.path).states[f"slots/{held.slot.id}"] == "held"
+    assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{held.slot.id}": "held"}
+    assert tenants.names(held) == ["one", "two"]
+    held.slot.close()
+    assert cachedind("rm", "--slot", held.slot.id, "--pool", pool.path).status == 0
+    assert cachedind("ls", "--json", "--pool", pool.path).entries == []
+    assert not key_path(pool).exists()
+
+
+def test_one_slot_of_many(pool: Pool, cachedind: Command) -> None:
+    found = fill(pool, "a", "b")
+    assert cachedind("rm", "--slot", found["a"], "--pool", pool.path).status == 0
+    left = {(entry["key"], entry["name"]) for entry in cachedind("ls", "--json", "--pool", pool.path).entries}
+    assert left == {("a", "golden"), ("b", "golden"), ("b", f"slots/{found['b']}")}
+
+
+def test_what_was_set_aside_is_dropped_by_the_name_that_the_log_gave_it(pool: Pool, cachedind: Command) -> None:
+    fill(pool, "k")
+    key_fd = slots.open_key(pool, "k", create=False)
+    assert key_fd is not None
+    where = directory.set_aside(pool, key_fd, "golden", "a test", time.time())
+    os.close(key_fd)
+    done = cachedind("rm", where, "--pool", pool.path)
+    assert (done.status, done.stdout.splitlines()[0]) == (0, f"removed {where}")
+    assert os.listdir(f"{pool.tree}/aside") == []
+    assert len(cachedind("ls", "--json", "--pool", pool.path).entries) == 1
+
+
+@pytest.mark.parametrize("words", [("nope",), ("--slot", "nope"), ("aside/nope",), ("--slot", "../../golden"), ("",)])
+def test_unless_all_that_is_named_is_there_nothing_goes(pool: Pool, cachedind: Command, words: tuple[str, ...]) -> None:
+    fill(pool, "k")
+    before = everything(Path(pool.path))
+    done = cachedind("rm", "k", *words, "--pool", pool.path)
+    assert (done.status, done.stdout) == (66, "")
+    assert everything(Path(pool.path)) == before
+
+
+def test_everything_goes_only_when_somebody_says_so(pool: Pool, cachedind: Command) -> None:
+    fill(pool, "a", "b")
+    before = everything(Path(pool.path))
+    for words in (("rm", "--all"), ("rm",), ("rm", "--all", "a")):
+        assert cachedind(*words, "--pool", pool.path).status == 2
+    assert "Say --force" in cachedind("rm", "--all", "--pool", pool.path, stdin="y\n").stderr
+    assert everything(Path(pool.path)) == before
+    done = cachedind("rm", "--all", "--force", "--pool", pool.path)
+    assert done.status == 0
+    assert cachedind("ls", "--pool", pool.path).stdout == "The pool is empty.\n"
+
+
+def test_space_is_free_when_the_command_ends(pool: Pool, cachedind: Command) -> None:
+    taken = tenants.take(pool, tenants.slot_request())
+    tenants.begin(taken)
+    tenants.write(taken, "layer", os.urandom(10 * MIB).hex())
+    taken.slot.close()
+    linux.syncfs(pool.tree_fd)
+    done = cachedind("rm", "k", "--pool", pool.path)
+    assert done.stdout.splitlines()[-1].startswith(("20.", "19.")), done.stdout
+    assert json.loads(cachedind("status", "--json", "--pool", pool.path).stdout)["filesystem"]["used_bytes"] < 8 * MIB
+
+
+def test_a_start_beside_a_removal_is_never_robbed(pool: Pool, cachedind: Command) -> None:
+    """Starts and removals side by side: who has a slot keeps it."""
+
+    def remove_again_and_again() -> None:
+        from cachedind.commands import removal
+        from cachedind.pool import upkeep
+
+        own = directory.open_existing(pool.path, pool.trace)
+        while True:
+            removal.remove_all(own)
+            upkeep.empty_trash(own)
+
+    with child(remove_again_and_again):
+        for _ in range(60):
+            taken = tenants.take(pool, tenants.slot_request())
+            tenants.begin(taken)
+            tenants.write(taken, "mine")
+            tenants.come_up(taken)
+            time.sleep(0.005)
+            assert "mine" in tenants.names(taken)
+            assert (key_path(pool) / "slots" / taken.slot.id / "data" / "mine").exists()
+            taken.slot.close()
+
+
+def test_gc_says_what_went_and_why(pool: Pool, cachedind: Command) -> None:
+    fill(pool, "k")
+    slot_id = tenants.take(pool, tenants.slot_request(read_only=True))
+    slot_id.slot.close()
+    os.mkdir("old", dir_fd=pool.trash_fd)
+    done = cachedind("gc", "--pool", pool.path)
+    assert done.status == 0
+    assert done.stdout.splitlines()[0] == f"removed slot {slot_id.slot.id} of key k: superseded by a newer golden"
+    assert done.stdout.splitlines()[-1].endswith(" freed")
+    assert os.listdir(f"{pool.tree}/trash") == []
+    assert len(cachedind("ls", "--json", "--pool", pool.path).entries) == 3, "what is of use stays"
+
+
+def test_gc_keeps_to_the_limits_of_its_own_environment_and_tells_what_it_lacks(pool: Pool, cachedind: Command) -> None:
+    fill(pool, "a", "b")
+    held = tenants.take(pool, tenants.slot_request("a"))
+    tenants.write(held, "own", "y" * MIB)
+    linux.syncfs(pool.tree_fd)
+    report = json.loads(cachedind("gc", "--json", "--pool", pool.path, POOL_MAX_SIZE="1kB").stdout)
+    assert {(entry["key"], entry["name"]) for entry in report["evicted"]} >= {("b", "golden")}
+    assert report["lacking_bytes"] > MIB // 2
+    assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{held.slot.id}": "held"}
+    text = cachedind("gc", "--pool", pool.path, POOL_MAX_SIZE="1kB")
+    assert "more should go by the limits, but the rest is in use" in text.stdout
+    held.slot.close()
