@@ -14,8 +14,6 @@ from cachedind.pool.keys import directory_name
 from helpers import tenants
 
 OLD = EngineVersion(26, 1, 5)
-
-
 MIB = 1 << 20
 
 

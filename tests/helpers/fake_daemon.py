@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cachedind.api import tls
+from cachedind.api import certificate_names, tls
 from cachedind.base.log import Log
 from helpers.host_images import FULL_RUN, INSPECT, LIST, TAR, get, inspection_of, listed
 
@@ -143,8 +143,8 @@ def reset(connection: socket.socket) -> None:
 
 def issue(directory: Path, name: str) -> Path:
     """client/ and server/ with a set each, as this project's own daemons have them."""
-    ca_key, certificate = tls._issue_clients(str(directory), NOW, Log())
-    tls._issue_server(str(directory), ca_key, certificate, tls.Names((name,)), NOW)
+    ca_key, certificate = tls.issue_clients(str(directory), NOW, Log())
+    tls.issue_server(str(directory), ca_key, certificate, certificate_names.Names((name,)), NOW)
     return directory
 
 

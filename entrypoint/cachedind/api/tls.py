@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from cachedind.base.errors import CachedindError, CertificateError
+from cachedind.base.errors import CertificateError
 from cachedind.host.flock import locked
 
 if TYPE_CHECKING:
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+    from cachedind.api.certificate_names import Names
     from cachedind.api.certificates import PrivateKey
     from cachedind.base.log import Log
 
 SERVER_FILES = ("ca.pem", "cert.pem", "key.pem")
-_ADDRESS = re.compile(r"\sinet6? ([0-9a-fA-F.:]+)")
 
 
 class Case(Enum):
@@ -65,7 +64,14 @@ def clients_are_ready(directory: str) -> bool:
         return True
     client = f"{directory}/client"
     whole = all(_size(f"{client}/{name}.pem") > 0 for name in ("ca", "cert", "key"))
-    return case is Case.RENEW and whole and _read_text(f"{client}/ca.pem") == _read_text(f"{directory}/ca/cert.pem")
+    return case is Case.RENEW and whole and _have_same_content(f"{client}/ca.pem", f"{directory}/ca/cert.pem")
+
+
+def _have_same_content(one: str, other: str) -> bool:
+    try:
+        return _read_bytes(one) == _read_bytes(other)
+    except OSError:
+        return False
 
 
 def _size(path: str) -> int:
@@ -73,95 +79,6 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-class Names(NamedTuple):
-    """What the server certificate is valid for, each as openssl writes it: "DNS:docker", "IP:127.0.0.1"."""
-
-    entries: tuple[str, ...]
-
-
-def plan_names(addresses: list[str], hostnames: list[str], extra: str) -> Names:
-    """The sorted, unique subject alternative names: addresses, host names, docker, localhost, and DOCKER_TLS_SAN.
-
-    DOCKER_TLS_SAN's entries carry their own prefixes and are separated by commas or white space.
-    Raises CertificateError for an entry without a known prefix.
-    """
-    entries = {f"IP:{address}" for address in addresses}
-    # A host name that is not ASCII has no place in a certificate, and is no reason to have none.
-    entries |= {f"DNS:{name}" for name in (*hostnames, "docker", "localhost") if name and name.isascii()}
-    for entry in re.split(r"[,\s]+", extra.strip()):
-        if entry:
-            check_name(entry)
-            entries.add(entry)
-    return Names(tuple(sorted(entries)))
-
-
-def check_name(entry: str) -> None:
-    """Raises CertificateError when an entry is not DNS:name, IP:address, URI:uri or email:address."""
-    import ipaddress
-
-    kind, _, value = entry.partition(":")
-    good = kind in ("DNS", "IP", "URI", "email") and bool(value) and value.isascii()
-    if good and kind == "email":
-        from email.utils import parseaddr  # 18 ms, for the one setting in a thousand that has such an entry
-
-        good = parseaddr(value) == ("", value)
-    if good and kind == "IP":
-        try:
-            ipaddress.ip_address(value)
-        except ValueError:
-            good = False
-    if not good:
-        raise CertificateError(
-            f"DOCKER_TLS_SAN has the entry {entry!r}", "write DNS:name or IP:address, with commas between"
-        )
-
-
-def parse_addresses(text: str) -> list[str]:
-    """The addresses in the output of `ip -oneline address`, of IPv4 and IPv6 and every scope."""
-    return sorted({match.group(1) for match in _ADDRESS.finditer(text)})
-
-
-def read_addresses() -> list[str]:
-    from cachedind.host.processes import run
-
-    return parse_addresses(run(["ip", "-oneline", "address"], timeout_s=5).stdout)
-
-
-def parse_canonical_name(hosts: str, hostname: str) -> str | None:
-    """The first name of the line of /etc/hosts that has `hostname`: what `hostname -f` answers without asking DNS."""
-    for line in hosts.splitlines():
-        names = line.partition("#")[0].split()[1:]
-        if hostname in names:
-            return names[0]
-    return None
-
-
-def read_hostnames() -> list[str]:
-    """/etc/hostname, the full name and the short name. DNS, which may be slow or absent, is asked for a second at
-    most.
-    """
-    from cachedind.host.processes import run
-    from cachedind.host.procfs import hostname
-
-    name = hostname()
-    found = [_read_text("/etc/hostname").strip(), name, name.partition(".")[0]]
-    full = parse_canonical_name(_read_text("/etc/hosts"), name)
-    if full is None:
-        try:
-            full = run(["hostname", "-f"], timeout_s=1).stdout.strip()
-        except CachedindError:
-            full = ""  # the short name is in; a full name that nobody can resolve helps no client
-    return [entry for entry in (*found, full) if entry]
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def prepare(directory: str, served: str, extra_names: str, clients_ready: Callable[[], None], log: Log) -> Case:
@@ -172,6 +89,8 @@ def prepare(directory: str, served: str, extra_names: str, clients_ready: Callab
     parts. Raises CertificateError. Imports cryptography (35 ms) here and not before; boot runs this in a child beside
     everything else.
     """
+    from cachedind.api import certificate_names
+
     case = plan_case(read_present(directory))
     if case is Case.NOTHING:
         raise CertificateError(
@@ -186,11 +105,11 @@ def prepare(directory: str, served: str, extra_names: str, clients_ready: Callab
             _serve(served, {name: _read_bytes(f"{directory}/server/{name}") for name in SERVER_FILES})
         else:
             now = _now()
-            ca_key, authority = _issue_clients(directory, now, log)
+            ca_key, authority = issue_clients(directory, now, log)
             # Clients wait for these alone; names, which ask programs and perhaps DNS, and the server's set come after.
             clients_ready()
-            names = plan_names(read_addresses(), read_hostnames(), extra_names)
-            _serve(served, _issue_server(directory, ca_key, authority, names, now))
+            names = certificate_names.find_names(extra_names)
+            _serve(served, issue_server(directory, ca_key, authority, names, now))
     except OSError as error:
         raise CertificateError(
             f"{error.filename or directory} cannot be written: {error.strerror}",
@@ -263,7 +182,7 @@ def _read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def _issue_clients(directory: str, now: datetime.datetime, log: Log) -> tuple[PrivateKey, x509.Certificate]:
+def issue_clients(directory: str, now: datetime.datetime, log: Log) -> tuple[PrivateKey, x509.Certificate]:
     """Write the authority and the clients' set; returns the authority's key and certificate."""
     from cachedind.api import certificates
 
@@ -285,7 +204,7 @@ def _issue_clients(directory: str, now: datetime.datetime, log: Log) -> tuple[Pr
     return ca_key, authority
 
 
-def _issue_server(
+def issue_server(
     directory: str, ca_key: PrivateKey, authority: x509.Certificate, names: Names, now: datetime.datetime
 ) -> dict[str, bytes]:
     """Write the server's set, where people look for it; returns it for the daemon of this container."""

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from cachedind.host.processes import Ahead, leave_out
+from cachedind.host.children import Ahead, leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,24 +42,24 @@ def _get_ready() -> None:
     import cachedind.api.certificates  # noqa: F401
 
 
-def _work(order: dict[str, object], descriptors: list[int]) -> None:
+def _work(wanted: dict[str, object], descriptors: list[int]) -> None:
     """Certificates in a directory, and the ports opened when the client's are there."""
     import socket
 
-    from cachedind.api import listeners, tls
+    from cachedind.api import listen_plan, listeners, tls
     from cachedind.base.log import Level, Log
 
     ports = [socket.socket(fileno=fd) for fd in descriptors]
-    log = Log(level=Level[str(order["log_level"])], as_json=bool(order["log_json"]))
-    if order["is_open"]:
+    log = Log(level=Level[str(wanted["log_level"])], as_json=bool(wanted["log_json"]))
+    if wanted["is_open"]:
         _change_niceness(-_HURRY)
 
     def clients_ready() -> None:
-        if not order["is_open"]:
+        if not wanted["is_open"]:
             for port in ports:
                 listeners.open_port(port)
 
-    tls.prepare(str(order["directory"]), listeners.SERVER_SET, str(order["names"]), clients_ready, log)
+    tls.prepare(str(wanted["directory"]), listen_plan.SERVER_SET, str(wanted["names"]), clients_ready, log)
 
 
 def _change_niceness(by: int) -> None:

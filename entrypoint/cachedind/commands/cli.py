@@ -59,7 +59,8 @@ def healthcheck(timeout_s: int) -> None:
     import docker
     from docker.errors import DockerException
 
-    from cachedind.api.listeners import plan_listen, read_way_in
+    from cachedind.api.listen_plan import plan_listen
+    from cachedind.api.listeners import read_way_in
     from cachedind.settings.config import load
     from cachedind.settings.environment import environment
 

@@ -8,7 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind.api import listeners, tls
+from cachedind.api import tls
 from cachedind.base import state
 from cachedind.base.errors import CachedindError, PoolMissingError
 from cachedind.commands import forecast, inventory
@@ -24,6 +24,7 @@ from cachedind.start import daemon_plan, pool_mode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cachedind.api.listen_plan import ListenPlan
     from cachedind.base.model import DataRootState, ExistingData, Remap
     from cachedind.settings.arguments import DaemonArguments
     from cachedind.settings.config import Config
@@ -114,9 +115,7 @@ def _parse(words: list[str]) -> DaemonArguments:
     return parse_daemon_arguments(words[1:] if words[:1] == ["dockerd"] else words)
 
 
-def _examine_listen(
-    report: Report, settings: Config, daemon: DaemonSettings, *, explicit: bool
-) -> listeners.ListenPlan:
+def _examine_listen(report: Report, settings: Config, daemon: DaemonSettings, *, explicit: bool) -> ListenPlan:
     plan = daemon_plan.plan_listen(settings, daemon, explicit=explicit)
     is_tls = plan.tls_dir is not None or daemon.has_tls
     report["listen"] = {"at": [*map(str, plan.bound), *plan.left], "tls": is_tls}

@@ -15,10 +15,11 @@ from cachedind.start.context import StartContext, make_log
 from cachedind.start.summary import Stopwatch
 
 if TYPE_CHECKING:
-    from cachedind.api.listeners import Api, ListenPlan
+    from cachedind.api.listen_plan import ListenPlan
+    from cachedind.api.listeners import Api
     from cachedind.base.log import Log
     from cachedind.dataroot.witness import Witness
-    from cachedind.host.processes import Ahead
+    from cachedind.host.children import Ahead
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
     from cachedind.start.context import Prepared

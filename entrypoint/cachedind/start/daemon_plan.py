@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.api import listeners
+from cachedind.api import listen_plan
 from cachedind.base.model import Degradation, ImageStore
 from cachedind.settings import build_cache
 from cachedind.settings.daemon_json import CONTAINERD_FEATURE
@@ -18,7 +18,7 @@ from cachedind.settings.daemon_json import CONTAINERD_FEATURE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cachedind.api.listeners import ListenPlan
+    from cachedind.api.listen_plan import ListenPlan
     from cachedind.base.model import EngineVersion, StoragePlan
     from cachedind.settings.arguments import Flag
     from cachedind.settings.build_cache import CacheLimit
@@ -33,9 +33,9 @@ def plan_listen(config: Config, settings: DaemonSettings, *, explicit: bool) -> 
     """
     group, hosts = settings.text("group"), [*settings.arguments.all("host"), *settings.file_hosts]
     if explicit:
-        return listeners.plan_explicit(hosts, group, has_tls=settings.has_tls)
+        return listen_plan.plan_explicit(hosts, group, has_tls=settings.has_tls)
     host, certdir = config.docker_host, config.tls_certdir
-    return listeners.plan_listen(host, certdir, group, config.listen, hosts, has_tls=settings.has_tls)
+    return listen_plan.plan_listen(host, certdir, group, config.listen, hosts, has_tls=settings.has_tls)
 
 
 class FilePlan(NamedTuple):
@@ -108,7 +108,7 @@ def _host_arguments(listen: ListenPlan) -> list[str]:
 def _tls_arguments(settings: DaemonSettings, listen: ListenPlan) -> list[str]:
     if listen.tls_dir is None:
         return []
-    server = listeners.SERVER_SET
+    server = listen_plan.SERVER_SET
     wanted = (
         ("tlsverify", ["--tlsverify"]),
         ("tlscacert", ["--tlscacert", f"{server}/ca.pem"]),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from cachedind.start import daemon_plan
 
 if TYPE_CHECKING:
-    from cachedind.api.listeners import Api, ListenPlan
+    from cachedind.api.listen_plan import ListenPlan
+    from cachedind.api.listeners import Api
     from cachedind.base.log import Log
-    from cachedind.host.processes import Ahead
+    from cachedind.host.children import Ahead
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cachedind.api.hosts import Host
-from cachedind.api.listeners import Api, ListenPlan, hand_over
+from cachedind.api.listen_plan import ListenPlan
+from cachedind.api.listeners import Api, hand_over
 from cachedind.base.errors import ListenError
 from cachedind.host import linux
 from helpers.children import CLONE_NEWNET, Child, child, in_namespaces

@@ -1,4 +1,4 @@
-"""Which addresses are bound, which of the user's they cover, and what stands in the way."""
+"""Sockets that are bound before dockerd is up: who may connect when, and what stands in the way."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from cachedind.api import listeners
-from cachedind.api.hosts import DEFAULT_SOCKET, Host
-from cachedind.api.listeners import OWN_SOCKET, Api, ListenPlan, open_port, plan_explicit, plan_listen
-from cachedind.base.errors import DaemonConfigError, ListenError
+from cachedind.api.hosts import Host
+from cachedind.api.listen_plan import ListenPlan
+from cachedind.api.listeners import Api, open_port
+from cachedind.base.errors import ListenError
 
 
 def bind(plan: ListenPlan) -> list[socket.socket]:
@@ -31,96 +32,6 @@ def port_of(plan: ListenPlan) -> int:
     return plan.tcp[0].port
 
 
-def at(path: str, *tcp: tuple[str, int], tls_dir: str | None = None, group: str = "docker") -> ListenPlan:
-    return ListenPlan((Host(path), *(Host(name=name, port=port) for name, port in tcp)), tls_dir, group)
-
-
-PLAIN, TLS = ("0.0.0.0", 2375), ("0.0.0.0", 2376)
-
-
-@pytest.mark.parametrize(
-    ("docker_host", "certdir", "group", "plan"),
-    [
-        ("", "", None, at(DEFAULT_SOCKET, PLAIN)),
-        ("", "/certs", None, at(DEFAULT_SOCKET, TLS, tls_dir="/certs")),
-        ("", "/certs/", "1000", at(DEFAULT_SOCKET, TLS, tls_dir="/certs", group="1000")),
-        ("unix:///shared/docker.sock", "", None, at("/shared/docker.sock", PLAIN)),
-        ("unix:///shared//x/../docker.sock", "", None, at("/shared/docker.sock", PLAIN)),
-        ("tcp://docker:2376", "/certs", None, at(DEFAULT_SOCKET, TLS, tls_dir="/certs")),
-        ("ssh://host", "", None, at(DEFAULT_SOCKET, PLAIN)),
-    ],
-    ids=["plain", "TLS", "trailing slash, group", "socket moved", "tidied up", "a client's tcp", "a client's ssh"],
-)
-def test_plan_listen(docker_host: str, certdir: str, group: str | None, plan: ListenPlan) -> None:
-    assert plan_listen(docker_host, certdir, group) == plan
-
-
-@pytest.mark.parametrize(
-    ("listen", "plan"),
-    [
-        ((), at(DEFAULT_SOCKET)),
-        ((("127.0.0.1", None),), at(DEFAULT_SOCKET, ("127.0.0.1", 2376), tls_dir="/certs")),
-        ((("10.0.0.5", 2400), ("::1", None)), at(DEFAULT_SOCKET, ("10.0.0.5", 2400), ("::1", 2376), tls_dir="/certs")),
-        ((("127.0.0.1", None), ("::", None)), at(DEFAULT_SOCKET, ("::", 2376), tls_dir="/certs")),
-    ],
-    ids=["none", "one", "two, a port", "a wildcard covers the other"],
-)
-def test_where_tcp_listens(listen: tuple[tuple[str, int | None], ...], plan: ListenPlan) -> None:
-    assert plan_listen("", "/certs", None, listen) == plan
-
-
-@pytest.mark.parametrize(
-    ("hosts", "has_tls", "bound", "left"),
-    [
-        ([], False, f"unix://{DEFAULT_SOCKET}", ()),
-        ([], True, f"unix://{OWN_SOCKET} tcp://localhost:2376", ()),
-        (["unix:///var/run/docker.sock"], False, f"unix://{DEFAULT_SOCKET}", ()),
-        (["0.0.0.0:2375", "unix://"], False, f"unix://{DEFAULT_SOCKET} tcp://0.0.0.0:2375", ()),
-        (["tcp://0.0.0.0:2376"], True, f"unix://{OWN_SOCKET} tcp://0.0.0.0:2376", ()),
-        (["fd://", "unix:///a.sock"], False, "unix:///a.sock", ()),
-        (["fd://"], False, "", ("fd://",)),
-        (["ssh://x", "unix://rel.sock"], False, "", ("ssh://x", "unix://rel.sock")),
-        (["ssh://x", ":1"], False, f"unix://{OWN_SOCKET} tcp://localhost:1", ("ssh://x",)),
-    ],
-)
-def test_the_explicit_form(hosts: list[str], has_tls: bool, bound: str, left: tuple[str, ...]) -> None:
-    plan = plan_explicit(hosts, "123", has_tls=has_tls)
-    assert (" ".join(map(str, plan.bound)), plan.left, plan.group, plan.tls_dir) == (bound, left, "123", None)
-
-
-@pytest.mark.parametrize("docker_host", ["unix://", "unix://docker.sock", "unix://./docker.sock"])
-def test_a_socket_path_must_be_absolute(docker_host: str) -> None:
-    with pytest.raises(DaemonConfigError, match="no absolute path"):
-        plan_listen(docker_host, "", None)
-
-
-@pytest.mark.parametrize(
-    ("host", "plain", "tls"),
-    [
-        ("", "", ""),
-        ("fd://", "", ""),
-        ("fd://3", "", ""),
-        ("unix://", "", ""),
-        ("unix:///var//run/docker.sock", "", ""),
-        ("unix:///other.sock", "unix:///other.sock", "unix:///other.sock"),
-        ("tcp://", "", "tcp://localhost:2375"),
-        ("tcp://:2375", "", "tcp://localhost:2375"),
-        ("tcp://0.0.0.0:2376", "tcp://0.0.0.0:2376", ""),
-        ("tcp://[::]:2376", "tcp://[::]:2376", ""),
-        ("tcp://0.0.0.0", "", "tcp://0.0.0.0:2375"),
-        ("tcp://0.0.0.0:2375/", "", "tcp://0.0.0.0:2375"),
-        ("tcp://127.0.0.1:2375", "", "tcp://127.0.0.1:2375"),
-        ("tcp://:0", "tcp://localhost:0", "tcp://localhost:0"),
-    ],
-)
-def test_which_hosts_of_the_users_are_bound_already(host: str, plain: str, tls: str) -> None:
-    for certdir, more in (("", plain), ("/certs", tls)):
-        own = plan_listen("", certdir, None)
-        found = plan_listen("", certdir, None, more=[host])
-        assert " ".join(str(one) for one in found.bound if one not in own.bound) == more
-        assert found.left == ()
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,7 +42,8 @@ def free_port() -> int:
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ListenPlan:
     # Giving the socket to root is what only root can do; tests/system does it.
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
-    return at(str(tmp_path / "run" / "docker.sock"), ("0.0.0.0", free_port()))
+    path = str(tmp_path / "run" / "docker.sock")
+    return ListenPlan((Host(path), Host(name="0.0.0.0", port=free_port())), None, "docker")
 
 
 @pytest.fixture
@@ -200,7 +112,7 @@ def test_a_directory_in_its_place_is_left_alone_and_told(plan: ListenPlan) -> No
 
 def test_a_path_that_is_too_long_for_a_socket_says_so(plan: ListenPlan, tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="too long"):
-        Api(at(str(tmp_path / ("x" * 120))))
+        Api(ListenPlan((Host(str(tmp_path / ("x" * 120))),), None, "docker"))
 
 
 def test_a_port_is_taken_but_refuses_until_it_is_opened(plan: ListenPlan) -> None:

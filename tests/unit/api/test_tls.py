@@ -13,17 +13,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cachedind.api import certificates, tls
-from cachedind.api.certificates import write_file
-from cachedind.api.tls import Case, Names, check_name, parse_addresses, parse_canonical_name, plan_case, plan_names
+from cachedind.api import certificate_names, tls
+from cachedind.api.certificate_names import Names
+from cachedind.api.tls import Case, plan_case
 from cachedind.base.errors import CertificateError
 from cachedind.base.log import Log
 from cachedind.host.processes import Result
 
 SERVER = frozenset({"server/ca.pem", "server/cert.pem", "server/key.pem"})
+
+
 CA_KEY, CA_CERT = frozenset({"ca/key.pem"}), frozenset({"ca/cert.pem"})
 
 
@@ -54,109 +54,6 @@ def test_an_empty_file_is_not_there(tmp_path: Path) -> None:
     assert tls.read_present(str(tmp_path)) == CA_CERT
 
 
-# ---- names ----
-
-
-def test_names_are_sorted_unique_and_have_the_usual_ones() -> None:
-    names = plan_names(["::1", "127.0.0.1", "127.0.0.1"], ["box", "", "box.example"], "DNS:x, IP:10.0.0.1\nDNS:x")
-    assert names.entries == (
-        "DNS:box",
-        "DNS:box.example",
-        "DNS:docker",
-        "DNS:localhost",
-        "DNS:x",
-        "IP:10.0.0.1",
-        "IP:127.0.0.1",
-        "IP:::1",
-    )
-
-
-def test_a_host_name_that_no_certificate_can_hold_is_left_out() -> None:
-    assert plan_names([], ["bücher", "box"], "").entries == ("DNS:box", "DNS:docker", "DNS:localhost")
-
-
-@pytest.mark.parametrize("entry", ["DNS:x", "DNS:*.x", "IP:1.2.3.4", "IP:fd00::1", "URI:spiffe://x", "email:a@b.c"])
-def test_good_names(entry: str) -> None:
-    check_name(entry)
-    certificates.general_name(entry)
-
-
-@pytest.mark.parametrize(
-    "entry", ["x", "DNS:", "dns:x", "IP:x", "IP:1.2.3.4/24", "DNS:bücher", "RID:1.2", ":x", "email:a<b", "email:<>"]
-)
-def test_bad_names_are_told_before_anything_is_issued(entry: str) -> None:
-    with pytest.raises(CertificateError, match="DOCKER_TLS_SAN has the entry") as caught:
-        plan_names([], [], f"DNS:good,{entry}")
-    assert caught.value.exit_code == 73
-
-
-@given(st.text(max_size=30))
-def test_any_setting_is_names_or_a_documented_error(extra: str) -> None:
-    try:
-        names = plan_names([], [], extra)
-    except CertificateError:
-        return
-    for entry in names.entries:
-        certificates.general_name(entry)
-
-
-# What `ip -oneline address` of iproute2 6.15 prints.
-ADDRESSES = r"""1: lo    inet 127.0.0.1/8 scope host lo\       valid_lft forever preferred_lft forever
-1: lo    inet6 ::1/128 scope host proto kernel_lo \       valid_lft forever preferred_lft forever
-4: eth0    inet 192.0.2.2/24 brd 192.0.2.255 scope global eth0\       valid_lft forever preferred_lft forever
-4: eth0    inet6 fd00::2/64 scope global nodad \       valid_lft forever preferred_lft forever
-4: eth0    inet6 fe80::fc:ff:fe00:1/64 scope link \       valid_lft forever preferred_lft forever
-9: tun0    inet 10.8.0.2 peer 10.8.0.1/32 scope global tun0\       valid_lft forever preferred_lft forever
-"""
-
-
-def test_parse_addresses() -> None:
-    assert parse_addresses(ADDRESSES) == ["10.8.0.2", "127.0.0.1", "192.0.2.2", "::1", "fd00::2", "fe80::fc:ff:fe00:1"]
-    assert parse_addresses("") == []
-
-
-HOSTS = """127.0.0.1\tlocalhost
-# 10.0.0.9 commented box
-10.0.0.2  box.example.org box  # the container
-10.0.0.2  later box
-"""
-
-
-@pytest.mark.parametrize(
-    ("hostname", "full"),
-    [
-        ("box", "box.example.org"),
-        ("box.example.org", "box.example.org"),
-        ("localhost", "localhost"),
-        ("commented", None),
-        ("bo", None),
-        ("", None),
-    ],
-)
-def test_parse_canonical_name(hostname: str, full: str | None) -> None:
-    assert parse_canonical_name(HOSTS, hostname) == full
-
-
-def test_dns_is_asked_only_when_hosts_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def run(argv: list[str], timeout_s: float) -> Result:
-        asked.append((argv, timeout_s))
-        return Result(0, "box.dns.example\n", "")
-
-    texts = {"/etc/hostname": "box\n", "/etc/hosts": HOSTS}
-    monkeypatch.setattr("cachedind.host.processes.run", run)
-    monkeypatch.setattr("cachedind.host.procfs.hostname", lambda: "box")
-    monkeypatch.setattr(tls, "_read_text", lambda path: texts[path])
-    assert "box.example.org" in tls.read_hostnames()
-    assert asked == []
-    texts["/etc/hosts"] = ""
-    assert "box.dns.example" in tls.read_hostnames()
-    assert asked == [(["hostname", "-f"], 1)]
-
-
-# ---- certificates ----
-
 NOW = datetime.datetime.now(datetime.UTC)
 
 
@@ -170,8 +67,8 @@ def prepare(directory: str, extra_names: str, ready: Callable[[], None] = lambda
 
 
 def issue_all(directory: Path, now: datetime.datetime) -> None:
-    ca_key, authority = tls._issue_clients(str(directory), now, Log())
-    tls._issue_server(str(directory), ca_key, authority, NAMES, now)
+    ca_key, authority = tls.issue_clients(str(directory), now, Log())
+    tls.issue_server(str(directory), ca_key, authority, NAMES, now)
 
 
 NAMES = Names(("DNS:docker", "DNS:localhost", "IP:127.0.0.1", "IP:::1", "URI:spiffe://x"))
@@ -179,8 +76,8 @@ NAMES = Names(("DNS:docker", "DNS:localhost", "IP:127.0.0.1", "IP:::1", "URI:spi
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tls, "read_addresses", lambda: ["127.0.0.1"])
-    monkeypatch.setattr(tls, "read_hostnames", lambda: ["box"])
+    monkeypatch.setattr(certificate_names, "read_addresses", lambda: ["127.0.0.1"])
+    monkeypatch.setattr(certificate_names, "read_hostnames", lambda: ["box"])
     return tmp_path / "certs"
 
 
@@ -464,57 +361,10 @@ def test_a_directory_that_cannot_be_written_is_named(directory: Path) -> None:
     assert str(directory) in caught.value.cause
 
 
-# ---- files ----
-
-
-def test_write_file_replaces_at_once_with_the_right_mode(tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
-    path.write_text("old")
-    path.chmod(0o666)
-    opened = path.open()
-    before = os.umask(0)
-    try:
-        write_file(str(path), b"new", 0o640)
-    finally:
-        os.umask(before)
-    assert path.read_text() == "new"
-    assert path.stat().st_mode & 0o777 == 0o640
-    with opened:
-        assert opened.read() == "old", "a reader of the old file sees a part of the new one"
-    assert os.listdir(tmp_path) == ["key.pem"]
-
-
-def test_write_file_is_never_readable_by_others_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
-    real = os.fchmod
-
-    def fchmod(fd: int, mode: int) -> None:
-        modes.append(os.fstat(fd).st_mode & 0o777)
-        real(fd, mode)
-
-    monkeypatch.setattr(os, "fchmod", fchmod)
-    before = os.umask(0)
-    try:
-        write_file(str(tmp_path / "key.pem"), b"secret", 0o600)
-    finally:
-        os.umask(before)
-    assert modes == [0o600]
-
-
-@pytest.mark.parametrize("name", ["key.pem"])
-def test_write_file_does_not_follow_links(tmp_path: Path, name: str) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    (tmp_path / name).symlink_to(victim)
-    write_file(str(tmp_path / "key.pem"), b"new", 0o600)
-    assert victim.read_text() == "precious"
-    assert not (tmp_path / "key.pem").is_symlink()
-
-
 def test_clients_are_ready_only_with_a_set_of_the_ca_that_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "read_addresses", list)
+    monkeypatch.setattr(certificate_names, "read_addresses", list)
     directory = str(tmp_path)
     assert not tls.clients_are_ready(directory), "nothing is there yet"
     prepare(directory, "")
@@ -542,7 +392,7 @@ def test_clients_are_told_ready_when_their_set_is_and_before_names_are_looked_up
         happened.append("addresses")
         return []
 
-    monkeypatch.setattr(tls, "read_addresses", read_addresses)
+    monkeypatch.setattr(certificate_names, "read_addresses", read_addresses)
 
     def ready() -> None:
         happened.append("ready")
@@ -557,8 +407,8 @@ def test_clients_are_told_ready_when_their_set_is_and_before_names_are_looked_up
 def test_a_user_managed_set_makes_clients_ready_when_it_was_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openssl: list[Result]
 ) -> None:
-    monkeypatch.setattr(tls, "read_addresses", list)
-    monkeypatch.setattr(tls, "read_hostnames", list)
+    monkeypatch.setattr(certificate_names, "read_addresses", list)
+    monkeypatch.setattr(certificate_names, "read_hostnames", list)
     prepare(str(tmp_path / "made"), "")
     (tmp_path / "made" / "server").rename(tmp_path / "server")
     calls: list[str] = []

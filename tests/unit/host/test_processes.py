@@ -1,18 +1,17 @@
-"""Programs run to their end, and work in a child process whose failure is heard."""
+"""Programs run to their end or beside this process, and which dockerd is the engine."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from cachedind.base.errors import CachedindError, CertificateError, ProgramMissingError
+from cachedind.base.errors import ProgramMissingError
 from cachedind.host import processes
-from cachedind.host.processes import Ahead, Background, Program, Result, run
+from cachedind.host.processes import Program, Result, run
 
 
 def test_a_program_tells_status_and_both_streams() -> None:
@@ -116,119 +115,6 @@ def test_what_fails_in_the_new_process_is_an_error_of_ours(tmp_path: Path) -> No
     with pytest.raises(ProgramMissingError, match="true cannot be run: Exception occurred in preexec_fn"):
         Program(["true"], env={}, log_path=str(tmp_path / "log"), in_child=lambda: os.chdir("/no/such"))
 
-
-def test_background_work_runs_beside_us_and_ends_quietly() -> None:
-    read_fd, write_fd = os.pipe()
-    background = Background(lambda: os.write(write_fd, str(os.getpid()).encode()))
-    assert int(os.read(read_fd, 16)) != os.getpid()
-    background.join()
-    os.close(read_fd)
-    os.close(write_fd)
-
-
-def test_an_error_of_background_work_arrives_with_its_kind_cause_and_hint() -> None:
-    def fail() -> None:
-        raise CertificateError("no room", "make room")
-
-    with pytest.raises(CertificateError) as caught:
-        Background(fail).join()
-    assert (caught.value.cause, caught.value.hint, caught.value.exit_code) == ("no room", "make room", 73)
-
-
-def test_background_work_that_breaks_shows_where_and_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    def break_() -> None:
-        raise ZeroDivisionError("broken")
-
-    with pytest.raises(CachedindError, match="a helper of the start died"):
-        Background(break_).join()
-    assert "ZeroDivisionError: broken" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "end",
-    [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(7), lambda: sys.exit(0)],
-    ids=["killed", "exited", "sys.exit"],
-)
-def test_background_work_that_dies_is_an_error(end: object, capfd: pytest.CaptureFixture[str]) -> None:
-    assert callable(end)
-    with pytest.raises(CachedindError, match="a helper of the start died"):
-        Background(end).join()
-    capfd.readouterr()
-
-
-@pytest.mark.parametrize("make", ["Background(lambda: time.sleep(0.2))", "Ahead(lambda: time.sleep(0.2), print)"])
-def test_background_work_whose_parent_was_killed_ends_quietly(make: str) -> None:
-    script = f"""
-import os, signal, time
-from cachedind.host.processes import Ahead, Background
-work = {make}
-os.kill(os.getpid(), signal.SIGTERM)
-"""
-    # Read to the end, and so until the child has ended too.
-    done = run([sys.executable, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)})
-    assert done == Result(-signal.SIGTERM, "", "")
-
-
-def test_joined_work_leaves_neither_process_nor_descriptor() -> None:
-    before = os.listdir("/proc/self/fd")
-    Background(lambda: None).join()
-    assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def test_a_child_that_was_made_ahead_gets_its_order_and_descriptors() -> None:
-    ready_fd, done_fd = os.pipe()
-    answer_fd, write_fd = os.pipe()
-    ahead = Ahead(
-        lambda: os.write(done_fd, b"r"),
-        lambda order, fds: os.write(fds[0], f"{order['word']} {os.getpid()}".encode()),
-    )
-    assert os.read(ready_fd, 1) == b"r", "it gets ready before it is told what to do"
-    ahead.begin({"word": "hello"}, [write_fd])
-    ahead.join()
-    word, pid = os.read(answer_fd, 64).split()
-    assert word == b"hello"
-    assert int(pid) != os.getpid()
-    for fd in (ready_fd, done_fd, answer_fd, write_fd):
-        os.close(fd)
-
-
-def test_a_child_that_was_made_ahead_for_nothing_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
-    before = os.listdir("/proc/self/fd")
-    Ahead(lambda: None, lambda *order: pytest.fail("no order was given")).join()
-    assert os.listdir("/proc/self/fd") == before
-    assert capfd.readouterr().err == ""
-
-
-def test_a_child_that_was_made_ahead_ends_while_another_one_lives() -> None:
-    """The witness is forked in between, and inherits what the two talk over."""
-    ahead = Ahead(lambda: None, lambda *order: pytest.fail("no order was given"))
-    read_fd, write_fd = os.pipe()
-    other = os.fork()
-    if other == 0:
-        os.close(write_fd)
-        os.read(read_fd, 1)
-        os._exit(0)
-    try:
-        ahead.join()
-    finally:
-        os.close(write_fd)
-        os.close(read_fd)
-        os.waitpid(other, 0)
-
-
-def test_an_error_of_a_child_that_was_made_ahead_arrives() -> None:
-    def fail(*order: object) -> None:
-        raise CertificateError("no room", "make room")
-
-    ahead = Ahead(lambda: None, fail)
-    ahead.begin({}, [])
-    with pytest.raises(CertificateError, match="no room"):
-        ahead.join()
-
-
-# ---- which dockerd ----
 
 ENTRANCE = "#!/bin/sh\n# cachedind: enters boot, whatever\n"
 

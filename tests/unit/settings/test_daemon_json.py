@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.api import listeners
-from cachedind.api.listeners import ListenPlan
+from cachedind.api import listen_plan
+from cachedind.api.listen_plan import ListenPlan
 from cachedind.base.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
 from cachedind.settings.arguments import parse_daemon_arguments
@@ -25,12 +25,12 @@ from cachedind.settings.daemon_json import (
 )
 from cachedind.start.daemon_plan import DaemonPlan, describe, plan_daemon
 
-PLAIN = listeners.plan_listen("", "", None)
-TLS = listeners.plan_listen("", "/certs", None)
+PLAIN = listen_plan.plan_listen("", "", None)
+TLS = listen_plan.plan_listen("", "/certs", None)
 OVERLAY2 = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 OVERLAYFS = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
 ENGINE = EngineVersion(28, 5, 2)
-SERVER = listeners.SERVER_SET
+SERVER = listen_plan.SERVER_SET
 MERGED = "/run/cachedind/daemon.json"
 TLS_FLAGS = (
     "--tlsverify --tlscacert /run/cachedind/tls/ca.pem --tlscert /run/cachedind/tls/cert.pem "
