@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from cachedind.seeds.model import Layer, SeedImage
-from cachedind.seeds.pipeline import Job, choose, settle_names
+from cachedind.seeds.pending import PendingImage, choose_next, settle_names
 
 
 class Nothing(NamedTuple):
@@ -27,8 +27,8 @@ def image(layers: str, *names: str, config: str = "") -> SeedImage:
     return SeedImage(tuple(f"docker.io/library/{name}:1" for name in names), b"", f"sha256:{config or layers}", parts)
 
 
-def job(layers: str, *names: str, seed: str = "a.tar", config: str = "") -> Job:
-    return Job(seed, seed, image(layers, *names, config=config))
+def pending(layers: str, *names: str, seed: str = "a.tar", config: str = "") -> PendingImage:
+    return PendingImage(seed, seed, image(layers, *names, config=config))
 
 
 def has(*chains: str) -> object:
@@ -52,18 +52,18 @@ def has(*chains: str) -> object:
     ],
 )
 def test_what_comes_next(store: tuple[str, ...], coming: tuple[str, ...], number: int | None, send: set[int]) -> None:
-    waiting = [job("bx"), job("by"), job("z")]
-    parts = frozenset(part for chain in coming for part in job(chain).parts[-1:])
-    chosen = choose(waiting, has(*store), parts)  # type: ignore[arg-type]
+    waiting = [pending("bx"), pending("by"), pending("z")]
+    parts = frozenset(part for chain in coming for part in pending(chain).parts[-1:])
+    chosen = choose_next(waiting, has(*store), parts)  # type: ignore[arg-type]
     assert chosen == (None if number is None else (waiting[number], frozenset(send)))
 
 
 def test_what_others_wait_for_comes_quickly_and_of_the_rest_the_largest_first() -> None:
-    waiting = [job("z"), job("bX"), job("by"), job("bcD"), job("bce"), job("Z")]
+    waiting = [pending("z"), pending("bX"), pending("by"), pending("bcD"), pending("bce"), pending("Z")]
     order = []
     store: set[str] = set()
     while waiting:
-        chosen = choose(waiting, has(*store), frozenset())  # type: ignore[arg-type]
+        chosen = choose_next(waiting, has(*store), frozenset())  # type: ignore[arg-type]
         assert chosen is not None
         waiting.remove(chosen[0])
         layers = "".join(layer.diff_id[7:] for layer in chosen[0].image.layers)
@@ -77,10 +77,10 @@ def test_what_others_wait_for_comes_quickly_and_of_the_rest_the_largest_first() 
 def test_every_layer_is_sent_once_and_never_before_those_below_it(seed: int) -> None:
     """A run of random images with random ends and failures, as many at a time as there are workers."""
     chance = random.Random(seed)
-    waiting = [job("".join(chance.choices("abc", k=chance.randint(0, 5))), f"n{number}") for number in range(12)]
+    waiting = [pending("".join(chance.choices("abc", k=chance.randint(0, 5))), f"n{number}") for number in range(12)]
     store: set[str] = set()
     sent: list[str] = []
-    running: list[tuple[Job, frozenset[int]]] = []
+    running: list[tuple[PendingImage, frozenset[int]]] = []
     loaded = failed = 0
 
     def there(image: SeedImage, number: int) -> bool:
@@ -89,7 +89,7 @@ def test_every_layer_is_sent_once_and_never_before_those_below_it(seed: int) -> 
     while waiting or running:
         while len(running) < 3:
             coming = frozenset(one.parts[number] for one, send in running for number in send)
-            chosen = choose(waiting, there, coming)
+            chosen = choose_next(waiting, there, coming)
             if chosen is None:
                 break
             waiting.remove(chosen[0])
@@ -112,22 +112,22 @@ def test_every_layer_is_sent_once_and_never_before_those_below_it(seed: int) -> 
 
 
 def test_the_last_seed_that_claims_a_name_gets_it() -> None:
-    first, second = job("a", "app", "old", seed="1.tar"), job("b", "app", seed="2.tar")
+    first, second = pending("a", "app", "old", seed="1.tar"), pending("b", "app", seed="2.tar")
     settled, notes = settle_names([first, second])
     assert [one.image.names for one in settled] == [("docker.io/library/old:1",), ("docker.io/library/app:1",)]
     assert notes == ["app:1 is in 1.tar and in 2.tar: the latter counts"]
 
 
 def test_an_image_that_loses_all_its_names_is_not_loaded() -> None:
-    settled, _ = settle_names([job("a", "app", seed="1.tar"), job("b", "app", seed="2.tar")])
+    settled, _ = settle_names([pending("a", "app", seed="1.tar"), pending("b", "app", seed="2.tar")])
     assert [one.seed_name for one in settled] == ["2.tar"]
 
 
 def test_the_same_image_twice_is_loaded_once_and_nothing_is_said() -> None:
-    settled, notes = settle_names([job("a", "app", seed="1.tar"), job("a", "app", seed="2.tar")])
+    settled, notes = settle_names([pending("a", "app", seed="1.tar"), pending("a", "app", seed="2.tar")])
     assert len(settled) == 1
     assert notes == []
 
 
 def test_images_without_names_stay() -> None:
-    assert len(settle_names([job("a"), job("b")])[0]) == 2
+    assert len(settle_names([pending("a"), pending("b")])[0]) == 2
