@@ -12,7 +12,7 @@ from cachedind.api import tls
 from cachedind.base import state
 from cachedind.base.errors import CachedindError, PoolMissingError
 from cachedind.commands import forecast, inventory
-from cachedind.dataroot import contents, decision, facts, lease, storage, witness
+from cachedind.dataroot import contents, decision, facts, lease, storage, storage_facts, witness
 from cachedind.engine import aside
 from cachedind.engine.remapping import engine_root
 from cachedind.host import cgroups, iptables, procfs
@@ -85,7 +85,9 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
         _examine_aside(report, root)
     verdicts = decision.try_drivers(data_root, existing, request, every=True)
     report["trials"] = {name: {"works": verdict.works, "why": verdict.why} for name, verdict in verdicts.items()}
-    plan = storage.plan_storage(storage.StorageFacts(data_root, mount.fstype, engine, existing, verdicts), request)
+    plan = storage.plan_storage(
+        storage_facts.StorageFacts(data_root, mount.fstype, engine, existing, verdicts), request
+    )
     report["plan"] = {
         "image_store": str(plan.store),
         "driver": plan.driver,

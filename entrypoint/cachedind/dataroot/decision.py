@@ -1,4 +1,5 @@
-"""From settings and a leased data-root to a storage plan: collects demands, tries drivers, asks `storage` to decide."""
+"""From settings and a leased data-root to a storage plan: collects demands, has drivers tried, and lets storage.py
+decide."""
 
 from __future__ import annotations
 
@@ -6,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from cachedind.base.errors import DriverConflictError
 from cachedind.dataroot import facts
-from cachedind.dataroot.storage import (
+from cachedind.dataroot.storage import name_asked, plan_storage
+from cachedind.dataroot.storage_facts import (
     VOLUME_DRIVERS,
     Demand,
     StorageFacts,
     StorageRequest,
-    name_asked,
     needs_fuse_verdict,
-    plan_storage,
     unite_demands,
 )
 from cachedind.engine.remapping import read_remap

@@ -6,19 +6,16 @@ import errno
 import json
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cachedind.base.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.base.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
 from cachedind.base.sizes import format_bytes
 from cachedind.dataroot import trials
-from cachedind.dataroot.storage import PRIVILEGED_RUN
+from cachedind.dataroot.storage_facts import PRIVILEGED_RUN
 from cachedind.host import procfs
 from cachedind.host.linux import CAP_SYS_ADMIN
 from cachedind.host.processes import engine_program
-
-if TYPE_CHECKING:
-    pass
 
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.base.model import Holder
-    from cachedind.dataroot.storage import StorageRequest
+    from cachedind.dataroot.storage_facts import StorageRequest
     from cachedind.pool.directory import Pool
 
 STATE_NAME = "slot.json"
@@ -66,7 +66,7 @@ class SlotState(NamedTuple):
     id: str = ""
     """A golden's, which its clones have as `parent`."""
     asked: str = ""
-    """Which wish alone has led to its store and driver: "driver", "store", or none (storage.name_asked)."""
+    """Which request alone has led to its store and driver: "driver", "store", or "" for none (storage.name_asked)."""
 
     @property
     def never_ready(self) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import cachedind
 from cachedind.base.errors import DataRootUnwritableError
 from cachedind.base.model import Verdict
-from cachedind.dataroot import facts, trials
+from cachedind.dataroot import facts, overlay_trial, trials
 from cachedind.dataroot.trials import probe_fuse_overlayfs, probe_overlay, sweep_stale_probes
 from cachedind.host import linux, procfs
 from helpers.children import child, children_of, in_child, in_namespaces, wait_for_no_children
@@ -154,7 +154,7 @@ def test_without_dev_fuse(directory: Path) -> None:
 
 @pytest.mark.parametrize("directory", ["tmpfs"], indirect=True)
 def test_without_the_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "_PROGRAM_PATH", "/no-such-directory")
+    monkeypatch.setattr(overlay_trial, "_PROGRAM_PATH", "/no-such-directory")
     verdict = observed(probe_fuse_overlayfs, directory)
     assert verdict.why == "the program fuse-overlayfs is not installed"
 
@@ -228,9 +228,9 @@ def test_fuse_overlayfs_does_not_outlive_a_trial_that_ends_while_it_is_mounted(
         assert os.path.ismount(f"{work}/merged")
         if end == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise trials.Unfit("it is unfit")
+        raise overlay_trial.Unfit("it is unfit")
 
-    monkeypatch.setattr(trials, "_use_as_root_filesystem", use)
+    monkeypatch.setattr(overlay_trial, "_use_as_root_filesystem", use)
     verdict = observed(probe_fuse_overlayfs, directory)
     assert verdict.why == {"killed": "the trial was killed", "unfit": "it is unfit"}[end]
 

@@ -8,7 +8,7 @@ from cachedind.base.errors import DriverConflictError
 from cachedind.base.model import EngineVersion, ExistingData, ImageStore, Remap, Verdict
 from cachedind.dataroot import facts
 from cachedind.dataroot.decision import build_request, decide, try_drivers
-from cachedind.dataroot.storage import Demand, StorageRequest
+from cachedind.dataroot.storage_facts import Demand, StorageRequest
 from cachedind.settings import config
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.settings.daemon_json import DaemonSettings

@@ -11,16 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.dataroot.trials import (
-    PROBE_PREFIX,
-    Unfit,
-    _read_outcome,
-    check_entry_types,
-    explain,
-    overlay_options,
-    sweep_stale_probes,
-)
-from cachedind.host import linux
+from cachedind.dataroot.trials import PROBE_PREFIX, _read_outcome, explain, sweep_stale_probes
 
 
 def test_a_trial_that_went_well() -> None:
@@ -55,30 +46,6 @@ def test_no_failure_is_a_success(number: int, what: str) -> None:
     verdict = explain("overlay2", (number, what))
     assert not verdict.works
     assert verdict.privilege is (number in (errno.EPERM, errno.EACCES))
-
-
-@pytest.mark.parametrize("types", [{}, {"a": 8, "b": linux.DT_UNKNOWN}], ids=["nothing", "one unknown"])
-def test_entries_without_their_type_are_unfit(types: dict[str, int]) -> None:
-    with pytest.raises(Unfit, match=r"d_type .*ftype=1"):
-        check_entry_types(types)
-
-
-def test_entries_with_their_type_are_fit() -> None:
-    check_entry_types({"a": 8, "b": linux.DT_CHR})
-
-
-@pytest.mark.parametrize(
-    ("full", "index", "more"),
-    [
-        (True, True, ",index=off"),
-        (True, False, ""),
-        (False, False, ",userxattr"),
-        (False, True, ",index=off,userxattr"),
-    ],
-)
-def test_overlay_options_are_dockerds(full: bool, index: bool, more: str) -> None:
-    options = overlay_options("/w", full_user_namespace=full, has_index=index)
-    assert options == f"lowerdir=/w/lower1:/w/lower2,upperdir=/w/upper,workdir=/w/work{more}"
 
 
 def outcome_of(script: object) -> tuple[int, str] | None:
