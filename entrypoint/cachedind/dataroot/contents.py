@@ -2,8 +2,8 @@
 
 dockerd must never be left to choose: no engine takes vfs for a prior driver, 29 prefers any stray graph driver
 directory to containerd data, 24 to 28 never look (moby, daemon/image_store_choice.go, daemon/graphdriver/driver.go).
-Only marks of content count; an engine that merely started leaves empty directories, and nothing is lost by passing
-over those.
+Only marks of content count: an engine that merely started leaves empty directories, and nothing is lost by ignoring
+them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _has_graph_data(data_root: str, driver: str) -> bool:
     if any(_has_entries(f"{data_root}/{path}") for path in records):
         return True
     if not os.path.isdir(f"{data_root}/{paths.images(driver)}"):
-        # Without image/<driver> dockerd never ran with it: what lies in <driver> is somebody else's.
+        # Without image/<driver> dockerd never ran with this driver: what is in <driver> is not its data.
         return False
     # Build cache without any image: layers that only BuildKit's snapshots.db refers to.
     return _has_entries(f"{data_root}/{paths.layers(driver)}")
@@ -57,7 +57,7 @@ def _has_graph_data(data_root: str, driver: str) -> bool:
 
 def _snapshotters_with_data(data_root: str) -> list[str]:
     # containerd makes the directories of all its snapshotters, used or not; dockerd makes buildkit/containerd-NAME
-    # for the one that it uses. Both together prove use.
+    # for the one that it uses. Only both together show that a snapshotter was used.
     names = _names(f"{data_root}/{paths.CONTAINERD}")
     snapshotters = [name.removeprefix(SNAPSHOTTER_PREFIX) for name in names if name.startswith(SNAPSHOTTER_PREFIX)]
     return sorted(
@@ -92,8 +92,8 @@ def read_data_root_state(directory_fd: int, name: str) -> DataRootState | None:
 
 
 def had_a_start(directory_fd: int, name: str, previous: Holder | None) -> bool:
-    """Whether a start of ours was here before this one, though it has left no state file. `previous` is who wrote
-    itself into the lock before."""
+    """Whether cachedind started here before, though there is no state file. `previous` is the holder that the lock file
+    named."""
     names = set(os.listdir(directory_fd))
     return name not in names and (previous is not None or not names.isdisjoint(("kept", f"{name}.unreadable")))
 
@@ -123,7 +123,7 @@ def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
 
 
 def _parse_ended(value: object) -> Ended | None:
-    """Anything but what the supervisor writes is no evidence of a clean end."""
+    """How the daemon ended. Only what the supervisor writes is evidence of a clean end."""
     if not isinstance(value, dict):
         return None
     status = value.get("status")
@@ -140,7 +140,7 @@ def _count(raw: dict[str, object], key: str) -> int:
 def _remap(raw: dict[str, object]) -> str:
     value = raw.get("remap", "")
     if not isinstance(value, str) or not re.fullmatch(r"(\d{1,10}\.\d{1,10})?", value, re.ASCII):
-        raise ValueError("remap is no pair of IDs")
+        raise ValueError("remap is not a pair of IDs")
     return value
 
 
@@ -170,9 +170,9 @@ def next_state(
     now: float,
     doubt: str = "",
 ) -> DataRootState:
-    """What to note down for this start, before its daemon touches anything: `ready_at` is the witness's to fill in.
+    """What to note down for this start, before its daemon touches anything; the witness adds `ready_at`.
 
-    `doubt` stays until somebody has proven the data: with the new boot_id, the evidence for it is gone.
+    `doubt` is noted until the data is proven, as the new boot_id replaces the evidence for it.
     """
     seeding = 0 if before is None or before.ready_at is not None else before.seeding
     remap = plan.remap.directory if plan.remap else ""
@@ -184,8 +184,8 @@ def next_state(
 def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
     """Note a start down. Raises OSError, for example when the disk is full.
 
-    Synced only when something else than the times is new (two to five milliseconds on a disk): what a crash of the host
-    leaves of the rest is older, or cannot be read, and both are told from a clean end.
+    Synced (two to five milliseconds on a disk) only when more than times has changed: otherwise a crash of the host
+    leaves an older note, or one that cannot be read, and neither passes for a clean end.
     """
     before = None
     with contextlib.suppress(ValueError):  # it was reported and set aside when it was read
@@ -208,14 +208,14 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
         "ended": None,
         **more,
     }
-    # A clean end that is taken back has to be off the disk before the daemon writes.
+    # The note of the last clean end has to be gone from the disk before the daemon writes.
     is_new = before is None or any(before.get(key, "") != value for key, value in lasting.items())
     durable = is_new or (before is not None and before.get("ended") is not None)
     write_state(directory_fd, name, values, before, durable=durable)
 
 
 def note_doubt(directory_fd: int, name: str, doubt: str) -> None:
-    """Write down what is left of the doubt about a data-root, or that it was proven. Raises OSError, ValueError."""
+    """Note down why the data-root is still doubted, or, with "", that it was proven. Raises OSError, ValueError."""
     before = read_state(directory_fd, name)
     if before is not None and before.get("doubt", "") != doubt:
         write_state(directory_fd, name, {"doubt": doubt}, before)

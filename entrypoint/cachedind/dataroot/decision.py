@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = False) -> StorageRequest:
-    """Everything that was said about storage, wherever it was said. Raises DriverConflictError, DaemonConfigError."""
+    """Everything that the user asked of storage, in any place. Raises DriverConflictError, DaemonConfigError."""
     drivers, stores = [], []
     if daemon.requested_driver:
         drivers.append(Demand(*daemon.requested_driver))
@@ -49,7 +49,7 @@ def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = F
 
 
 def check_driver_in_pool(plan: StoragePlan) -> None:
-    """Raises DriverConflictError for drivers that keep layers where a snapshot of the data-root does not reach."""
+    """Raises DriverConflictError for drivers whose layers a clone of the data-root would leave out."""
     if plan.driver in VOLUME_DRIVERS:
         raise DriverConflictError(
             f"the storage driver {plan.driver} keeps each layer as a {plan.driver} volume of its own, which a clone of "
@@ -61,8 +61,8 @@ def check_driver_in_pool(plan: StoragePlan) -> None:
 def decide(
     data_root: str, fstype: str, engine: EngineVersion, existing: ExistingData, request: StorageRequest
 ) -> tuple[StoragePlan, str]:
-    """Try what has to be tried, and decide; also returns what `name_asked` says. Needs CAP_SYS_ADMIN and the lease.
-    Raises what plan_storage raises."""
+    """Try the drivers that have to be tried, and decide; also returns what `name_asked` says. Needs CAP_SYS_ADMIN and
+    the lease. Raises what plan_storage raises."""
     verdicts = try_drivers(data_root, existing, request)
     found = StorageFacts(data_root, fstype, engine, existing, verdicts)
     plan = plan_storage(found, request)._replace(remap=request.userns_remap)
@@ -72,7 +72,7 @@ def decide(
 def try_drivers(
     data_root: str, existing: ExistingData, request: StorageRequest, *, every: bool = False
 ) -> dict[str, Verdict]:
-    """The verdict on overlay2, and on fuse-overlayfs where it may be needed, or where `every` one is wanted."""
+    """The verdict on overlay2, and on fuse-overlayfs where it may be needed or `every` verdict is wanted."""
     has_data = bool(existing.pairs)
     verdicts = {"overlay2": facts.probe_driver(data_root, "overlay2", has_data=has_data)}
     if every or needs_fuse_verdict(existing, request, verdicts["overlay2"]):

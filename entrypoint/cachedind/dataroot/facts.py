@@ -1,4 +1,4 @@
-"""What is the case, found out once per start: the place of the data-root, the engine, the container."""
+"""Facts, found out once per start: where the data-root is, which engine runs, what the container may do."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from cachedind.host.processes import engine_program
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 1000
-"""Below these a fresh data-root does not come up: its databases alone need some hundred KiB, a first layer
-megabytes.
-"""
+"""With less than these, no daemon comes up on a fresh data-root: its databases alone need some hundred KiB, a first
+layer needs megabytes."""
 
 _NETWORK_FILESYSTEMS = frozenset(
     {
@@ -90,10 +89,10 @@ def read_place(data_root: str) -> Place:
 
 
 def unsafe_lock_reason(fstype: str) -> str | None:
-    """Why a lock on this filesystem may not exclude everybody, or None where the kernel's word is enough.
+    """Why a lock on this filesystem may not exclude everybody; None where it does.
 
-    flock(2) on nfs and cifs is emulated or local by mount option, on ceph lost with the client's session, on 9p and
-    virtiofs local to the guest, on fuse up to the program behind it.
+    flock(2) is emulated or local by mount option on nfs and cifs, lost with the client's session on ceph, local to the
+    guest on 9p and virtiofs, and up to the program behind it on fuse.
     """
     if fstype in _NETWORK_FILESYSTEMS or fstype == "fuse" or fstype.startswith("fuse."):
         return f"locks on {fstype} may be invisible to other machines, so a second daemon could destroy the data"
@@ -101,16 +100,18 @@ def unsafe_lock_reason(fstype: str) -> str | None:
 
 
 def check_lock_filesystem(mount: Mount, data_root: str, *, allowed: bool) -> Degradation | None:
-    """Raises UnsafeLockError unless `allowed`; then what it costs is returned as a degradation."""
+    """Raises UnsafeLockError on an unsafe filesystem unless `allowed`; then returns the degradation."""
     reason = unsafe_lock_reason(mount.fstype)
     if reason is None:
         return None
     mend = "use a local disk or a block volume (Kubernetes: ReadWriteOncePod)"
     if not allowed:
         raise UnsafeLockError(
-            f"{data_root} is on {mount.fstype}: {reason}", f"{mend}; CACHEDIND_ALLOW_NETWORK_FS=1 uses it all the same"
+            f"{data_root} is on {mount.fstype}: {reason}", f"{mend}; CACHEDIND_ALLOW_NETWORK_FS=1 uses it anyway"
         )
-    return Degradation("exclusive use is not certain", reason, "see to it yourself that only one daemon uses it", mend)
+    return Degradation(
+        "exclusive use is not certain", reason, "you have to make sure that only one daemon uses it", mend
+    )
 
 
 def is_cramped(path: str) -> bool:
@@ -134,7 +135,9 @@ def check_room(place: Place, *, fresh: bool) -> Degradation | None:
         return None
     what = f"the filesystem of {place.path} ({place.fstype}) is full: {' and '.join(lacks)}"
     if fresh:
-        raise DataRootUnwritableError(what, f"free space on the volume; {format_bytes(MIN_FREE_BYTES)} are the least")
+        raise DataRootUnwritableError(
+            what, f"free space on the volume: a daemon needs at least {format_bytes(MIN_FREE_BYTES)}"
+        )
     return Degradation(
         what, "no room to write", "builds and pulls will fail", "docker system prune, or a larger volume"
     )
@@ -155,27 +158,27 @@ def persistence(place: Place) -> Degradation | None:
 
 
 def is_anonymous_volume(mount: Mount) -> bool:
-    """Whether a mount is a volume without a name of its own, which the engine made for this container alone."""
+    """Whether a mount is an anonymous volume, which the engine made for this container alone."""
     return _ANONYMOUS_VOLUME.search(mount.root) is not None
 
 
 def probe_directory(data_root: str, driver: str) -> str:
-    """Where to try a driver: in the driver's own directory only when that is a mount of its own, as anything left in it
-    by a kill would pass for a prior driver (moby, daemon/graphdriver/driver.go, scanPriorDrivers)."""
+    """Where to try a driver: in its own directory only if that is a mount, as what a kill leaves in it would pass for
+    data of that driver (moby, daemon/graphdriver/driver.go, scanPriorDrivers)."""
     candidate = f"{data_root}/{driver}"
     return candidate if os.path.ismount(candidate) else data_root
 
 
 def probe_directories(data_root: str) -> list[str]:
-    """Everywhere where a driver may have been tried."""
+    """All directories in which a driver may have been tried."""
     return sorted({data_root, *(probe_directory(data_root, driver) for driver in ("overlay2", "fuse-overlayfs"))})
 
 
 def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
     """Try overlay2 or fuse-overlayfs where its layers would be. Leaves nothing behind.
 
-    On a full disk nothing can be tried; data that a driver wrote there before speaks for it.
-    Raises DataRootUnwritableError when nothing can be written otherwise.
+    On a full disk nothing can be tried; then a driver whose data is there counts as working. Raises
+    DataRootUnwritableError when nothing can be written in other cases.
     """
     directory = probe_directory(data_root, driver)
     trial = trials.probe_overlay if driver == "overlay2" else trials.probe_fuse_overlayfs
@@ -192,7 +195,7 @@ def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
 def read_engine_version(path: str) -> EngineVersion:
     """The version of the dockerd that would be run. Raises ProgramMissingError.
 
-    dockerd --version takes 30 ms; the image has noted the answer for the very file it was asked of.
+    dockerd --version takes 30 ms; the image has its answer in a file, which counts only for that very program.
     """
     program = engine_program(path)
     noted = _noted_version(os.path.realpath(program))
@@ -222,6 +225,6 @@ def _noted_version(program: str) -> EngineVersion | None:
 
 
 def read_holder_of_now(now: float) -> Holder:
-    """How this container introduces itself to others that wait for it."""
+    """What this container writes about itself for others that wait for it."""
     container = procfs.parse_container_id(procfs.read_mounts()) or ""
     return Holder(container[:12], procfs.hostname(), now)

@@ -28,9 +28,9 @@ LOCK_NAME = "lock"
 STATE_NAME = "state.json"
 POLL_S = 0.02
 _HIGH_FD = 20
-"""Lock descriptors are kept above those that socket activation uses."""
+"""Locks get descriptors from here on: socket activation uses those below."""
 _END_OF_TIME_S = 253402300800.0
-"""The year 10000: what claims to be later (or NaN) was not written by a clock, and no calendar can show it."""
+"""The year 10000. A later time (or NaN) did not come from a clock, and cannot be shown as a date."""
 
 
 class Lease(NamedTuple):
@@ -46,13 +46,13 @@ class Lease(NamedTuple):
 
 
 def state_name(remap: Remap | None) -> str:
-    """The state file of a data-root without a pool: each remap's engine has data of its own there. Pure."""
+    """The name of the state file in direct mode: with userns-remap, each mapping has its own data and state. Pure."""
     return STATE_NAME if remap is None else f"state-{remap.directory}.json"
 
 
 def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[[Holder | None], None]) -> Lease:
-    """Lease `data_root`, waiting up to `timeout_s` seconds for another holder; `on_wait` is told once whom it waits
-    for.
+    """Lease `data_root`, waiting up to `timeout_s` seconds for another holder; `on_wait` is called once, with that
+    holder.
 
     Nothing in the data-root but the lock file is read before the lock is held.
     Raises DataRootBusyError, DataRootInvalidError, DataRootUnwritableError. Needs write access, no capability.
@@ -84,7 +84,7 @@ def acquire(data_root: str, holder: Holder, timeout_s: float, on_wait: Callable[
 
 
 def _take_over(fd: int, own: Holder) -> int | None:
-    """The held lock, where all that holds it is what a killed daemon of this very container has left running."""
+    """A descriptor of the held lock, where only leftovers of a killed daemon of this container hold it; else None."""
     holder = read_holder(fd)
     if holder is None or not own.container or holder.container != own.container:
         return None
@@ -95,9 +95,9 @@ def _take_over(fd: int, own: Holder) -> int | None:
 
 
 def look(data_root: str) -> tuple[bool, Holder | None]:
-    """Whether somebody holds the lease, and who holds it or held it last. For people: it may change at once.
+    """Whether somebody holds the lease, and who holds it or held it last. It may change at once: for display only.
 
-    Writes nothing; the lock is taken for a moment where it is free.
+    Writes nothing; a free lock is taken for a moment.
     """
     try:
         fd = os.open(f"{data_root}/{DIRECTORY}/{LOCK_NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -118,7 +118,7 @@ def _open_directory(data_root: str) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DIRECTORY, 0o700, dir_fd=root_fd)
-        # A previous job was root here: what it left is looked at, not followed.
+        # A previous job was root here: no link is followed.
         return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         raise _unwritable(data_root, error) from error
@@ -134,7 +134,7 @@ def _open_lock(data_root: str, directory_fd: int) -> int:
         raise _unwritable(data_root, error) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _unwritable(data_root, OSError(errno.ENXIO, "its lock is no regular file"))
+            raise _unwritable(data_root, OSError(errno.ENXIO, "its lock is not a regular file"))
     except BaseException:
         os.close(fd)
         raise
@@ -142,7 +142,7 @@ def _open_lock(data_root: str, directory_fd: int) -> int:
 
 
 def lift(fd: int) -> int:
-    """The same open file at a descriptor that socket activation leaves alone; `fd` is closed."""
+    """The same open file at a descriptor that socket activation does not use; `fd` is closed."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
     finally:
@@ -150,9 +150,7 @@ def lift(fd: int) -> int:
 
 
 def _is_current(fd: int, directory_fd: int, data_root: str) -> bool:
-    """Whether the locked file and its directory are still the ones with those names: a lock on a replaced file excludes
-    nobody.
-    """
+    """Whether the locked file and its directory still have their names: a lock on a replaced file excludes nobody."""
     try:
         named = os.stat(LOCK_NAME, dir_fd=directory_fd, follow_symlinks=False)
         directory = os.stat(f"{data_root}/{DIRECTORY}", follow_symlinks=False)
@@ -162,12 +160,12 @@ def _is_current(fd: int, directory_fd: int, data_root: str) -> bool:
 
 
 def write_holder(fd: int, holder: Holder, data_root: str) -> None:
-    """Introduce the holder to those who wait. Raises DataRootUnwritableError; a full disk is none of it."""
+    """Write who holds the lease, for those who wait. A full disk is no error. Raises DataRootUnwritableError."""
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder._asdict()).encode() + b"\n", 0)
     except OSError as error:
-        # A full disk costs the name in a message, not the lease.
+        # On a full disk a message lacks the holder's name, and the lease is held all the same.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise _unwritable(data_root, error) from error
 
@@ -185,7 +183,7 @@ def read_holder(fd: int) -> Holder | None:
 
 
 def describe_holder(holder: Holder | None) -> str:
-    """Who that is, for a person."""
+    """The holder in words, for messages."""
     if holder is None:
         return "another daemon"
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))

@@ -1,8 +1,8 @@
-"""What a killed daemon of this container has left running holds its lock: the next daemon here takes it over.
+"""Survivors of a killed daemon of this container still hold its lock: the next daemon here takes it over.
 
-A SIGKILL of dockerd leaves the shims of its containers, which have inherited the descriptor of the lock (lease.py).
-docker:dind's next daemon in the same container finds and ends them, by containerd's state in /run; with a lock that
-waits for them it would never come up.
+A SIGKILL of dockerd leaves the shims of its containers, which have inherited the descriptor of the lock (lease.py). The
+next daemon in the same container finds them by containerd's state in /run and ends them, as with docker:dind; if it
+waited for their lock first, it would never come up.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _SHIM = "containerd-shim"
 
 
 def take_lock(fd: int) -> int | None:
-    """A descriptor of the held lock whose file is open as `fd`, where shims alone hold it, and no engine; else None.
+    """A descriptor of the held lock whose file is open as `fd`, if only shims hold it, and no engine; else None.
 
-    Needs CAP_SYS_PTRACE and Linux 5.6 (pidfd_getfd(2)); without them None. Only where no daemon runs in this
-    container, and the holder was this container: another one's shims are seen in a shared PID namespace.
+    Needs CAP_SYS_PTRACE and Linux 5.6 (pidfd_getfd(2)); without them None. Call it only when no daemon runs in this
+    container, and the holder was this container: in a shared PID namespace the shims of others are visible too.
     """
     from cachedind.host import linux
 
     wanted = os.fstat(fd)
-    # Whoever else has the file open, a start beside this one, say, may have taken the lock over just now.
+    # Another process that has the file open, such as a start beside this one, may just have taken the lock over.
     having = [one for one in _who_has_open(wanted) if one[0] != os.getpid()]
     if not all(program.startswith(_SHIM) for _, _, program in having):
         return None
@@ -43,7 +43,7 @@ def take_lock(fd: int) -> int | None:
 
 
 def _who_has_open(wanted: os.stat_result) -> Iterator[tuple[int, int, str]]:
-    """PID, descriptor and program of each process that has a file open; those that have gone meanwhile left out."""
+    """PID, descriptor and program of each process that has a file open, without those that have just ended."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))

@@ -35,7 +35,7 @@ _STALE_PREFIXES = (
 """What moby's and containers/storage's own trials leave behind when they are killed."""
 
 _PROVEN = "works"
-"""What a trial's child reports. A child that says nothing was killed, and has proven nothing."""
+"""What a trial's child reports when all went well. A child that reports nothing was killed."""
 
 
 def probe_overlay(directory: str) -> Verdict:

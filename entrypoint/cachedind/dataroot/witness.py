@@ -1,8 +1,8 @@
 """The witness: a child forked before dockerd is executed, which sees the daemon come up.
 
-It notes `ready_at` in the state file, does what may come late, and ends. It is killed when the daemon goes
-(PR_SET_PDEATHSIG), gives up its part of the lease as soon as the note is written, and keeps a mount namespace of its
-own, in which the pool stays mounted when it is gone from the daemon's.
+It notes `ready_at` in the state file, does the work that may come late, and ends. It is killed when the daemon ends
+(PR_SET_PDEATHSIG), closes its descriptor of the lease as soon as the note is written, and has a mount namespace of its
+own, in which the pool stays mounted after it is unmounted in the daemon's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from cachedind.dataroot.lease import Lease
 
 NAMESPACE = "/run/cachedind/pool.mnt"
-"""Where the witness's mount namespace is kept: `cachedind ls` in this container finds the pool in it."""
+"""The witness's mount namespace as a file: `cachedind ls` in this container finds the pool through it."""
 
 GIVE_UP_S = 3600.0
 _RETRY_S = 0.05
 
 
 class Witness(NamedTuple):
-    """A running witness; `ready_fd` tells when its mount namespace is its own."""
+    """A running witness; `ready_fd` gets a byte when it has its own mount namespace."""
 
     pid: int
     ready_fd: int
@@ -49,8 +49,8 @@ def fork(
     """Fork the witness of the process that becomes dockerd. `started` is that start's time.monotonic().
 
     `addresses` are unix sockets where the daemon will answer ("unix:///var/run/docker.sock"), `close` descriptors that
-    are none of its business, `late` what to do when the daemon is up (`step_back` before what nobody waits for). Fork
-    it while this process has a single thread.
+    the witness must not keep, `late` what to do when the daemon is up (which calls `step_back` before work that nobody
+    waits for). Fork it while this process has a single thread.
     """
     read_fd, write_fd = os.pipe()
     parent = os.getpid()
@@ -78,11 +78,11 @@ def fork(
 
 
 def _enter_own_namespace() -> None:
-    """A mount namespace of its own, made private, and younger than the parent's.
+    """Enter a mount namespace of its own, made private, whose number is above the parent's.
 
-    The kernel lets a namespace be kept as a mount only in an older one, and tells their ages by their numbers; Linux
-    6.18 draws these from a counter for each CPU (fs/namespace.c, mnt_ns_loop; include/linux/cookie.h), so that the
-    younger one may have the smaller number. On the CPU where the parent's was drawn it cannot.
+    The kernel allows a namespace to be bind-mounted only in an older one, and compares their numbers for that; Linux
+    6.18 takes these from a counter for each CPU (fs/namespace.c, mnt_ns_loop; include/linux/cookie.h), so that the
+    younger one may have the smaller number. On the CPU where the parent's was made it cannot.
     """
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
@@ -111,7 +111,9 @@ def _watch(lease: Lease, addresses: list[str], started: float, late: Callable[[]
     try:
         note_ready(lease, ready_s)
     except OSError as error:
-        log.warn(f"that the daemon came up cannot be noted down: {error.strerror}; the next start will look twice")
+        log.warn(
+            f"cannot note down that the daemon came up: {error.strerror}; the next start will check the data closely"
+        )
     os.close(lease.fd)
     log.debug(f"the daemon answers, {ready_s:.2f} s after the start", ready_s=round(ready_s, 3))
     try:
@@ -123,7 +125,7 @@ def _watch(lease: Lease, addresses: list[str], started: float, late: Callable[[]
 
 
 def step_back() -> None:
-    """Let everybody else go first from here on."""
+    """Run with the lowest CPU and I/O priority from here on."""
     os.nice(19)
     with contextlib.suppress(OSError):
         linux.set_idle_io()
@@ -138,13 +140,13 @@ def note_ready(lease: Lease, ready_s: float) -> None:
     values: dict[str, object] = {"ready_at": round(time.time(), 3), "ready_s": round(ready_s, 3)}
     if raw is not None and "pure" in raw:
         values["pure"] = False
-    if raw is not None and "begun" in raw:  # a pool's: from here on the slot has more than what it was leased with
+    if raw is not None and "begun" in raw:  # a pool's slot: from here on it has more than when it was leased
         values["sequence"] = raw["begun"]
     state.write_state(lease.directory_fd, lease.state_name, values, raw, durable=False)
 
 
 def _wait_for_answer(addresses: list[str]) -> bool:
-    """Wait until one of the addresses answers HTTP; a socket that is bound already just lets the request wait."""
+    """Wait until one of the addresses answers HTTP; on a socket that is bound already the request just waits."""
     deadline = time.monotonic() + GIVE_UP_S
     while time.monotonic() < deadline:
         for address in addresses:
@@ -156,7 +158,7 @@ def _wait_for_answer(addresses: list[str]) -> bool:
 
 
 def _answers(address: str) -> bool:
-    """Whether the daemon speaks at a unix socket."""
+    """Whether the daemon answers at a unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address.removeprefix("unix://"))
         client.sendall(b"GET /_ping HTTP/1.0\r\nHost: cachedind\r\n\r\n")
@@ -167,7 +169,7 @@ def _answers(address: str) -> bool:
 
 
 def hide(witness: Witness, mount_points: list[str]) -> None:
-    """Unmount the pool here; it stays mounted in the witness's namespace, which stays reachable at NAMESPACE.
+    """Unmount the pool here; it stays mounted in the witness's namespace, which NAMESPACE leads to.
 
     Raises OSError. Needs CAP_SYS_ADMIN.
     """
