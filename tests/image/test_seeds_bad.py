@@ -127,14 +127,14 @@ class Spoiled:
             "foreign.tar": "is for linux/s390x, and this machine is linux/amd64",
             "foreign.oci": "is for linux/s390x, and this machine is linux/amd64",
             "escaping.tar": r"etc/passwd",
-            "rootfs.tar": "root filesystem and no image",
+            "rootfs.tar": "root filesystem, not an image",
             "lost.oci": "layer sha256:.* is not in it",
             "summed.tar": "checksum|sha256|SHA-256",
             "packed.tar.gz": "checksum|sha256|SHA-256",
             "half.tar": r"\(lost:1\).*which is not in it",
             "directory.tar": "directory",
             "dangling.tar": "cannot be looked at",
-            "fifo.tar": "no regular file",
+            "fifo.tar": "not a regular file",
         }
 
     def add_refused(self) -> None:

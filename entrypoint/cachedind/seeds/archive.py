@@ -57,8 +57,8 @@ def open_seed(seed: Seed, *, spool_directory: str, room_bytes: int, on_read: Cal
     """Open an archive or a layout. A compressed archive is decompressed into `spool_directory`, to at most
     `room_bytes`.
 
-    `on_read` hears of bytes of the file as they are read for that, or for the checksum. Raises SeedError when nothing
-    of it can be used.
+    `on_read` is told the number of bytes as they are read for that, or for the checksum. Raises SeedError when nothing
+    in it can be used.
     """
     if seed.kind is SeedKind.LAYOUT:
         return _open_layout(seed, on_read)
@@ -98,7 +98,7 @@ def _open_layout(seed: Seed, on_read: Callable[[int], None]) -> OpenSeed:
         on_error.callback(members.close)
         index = members.find("index.json")
         if index is None:
-            raise SeedError("it has no index.json: it is no OCI layout")
+            raise SeedError("it has no index.json, so it is not an OCI layout")
         if seed.checksum is not None:
             raw = read_small(index, "index.json")
             on_read(len(raw))
@@ -136,7 +136,7 @@ def _read_entries(members: Members) -> list[ListedImage]:
 
 def _what_it_is(names: frozenset[str]) -> str:
     if "repositories" in names:
-        return "it was saved by a Docker before 1.10, which nobody reads any longer: save it again with a newer one"
+        return "it was saved by a Docker before 1.10, in a format that is not supported: save it again with a newer one"
     if {"bin", "etc"} <= names:
-        return "it is a root filesystem and no image, as `docker export` writes them: use `docker save`"
-    return "it has neither manifest.json nor index.json: it is no image archive"
+        return "it is a root filesystem, not an image, as `docker export` writes them: use `docker save`"
+    return "it has neither manifest.json nor index.json, so it is not an image archive"

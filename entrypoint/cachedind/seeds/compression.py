@@ -113,7 +113,7 @@ def _unpack_stream(unpacker: _Unpacker, data: bytes, source: Input, target: Outp
                 raise SeedError("it is cut short")
         chunk = unpacker.decompress(data, seed_file.CHUNK_BYTES)
         if not chunk and not data and not unpacker.needs_input and not unpacker.eof:
-            raise SeedError("it cannot be decompressed: its data leads nowhere")
+            raise SeedError("it cannot be decompressed: its data has no end")
         data = b""
         if chunk:
             target.write(chunk)

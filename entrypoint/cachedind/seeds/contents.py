@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class File:
-    """A descriptor with an end: what is read after that fails, and never comes from another file of that number."""
+    """A descriptor that can be closed: reading fails after that, and never reads another file with the same number."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -65,7 +65,7 @@ class Verified(NamedTuple):
             digest.update(chunk)
             held = chunk
         if f"sha256:{digest.hexdigest()}" != self.digest:
-            raise SeedError(f"{self.what} is not what its digest says")
+            raise SeedError(f"{self.what} does not match its digest")
         if held:
             yield held
 

@@ -31,7 +31,7 @@ _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 def list_images(members: Members, manifest: object, known: Mapping[str, SeedImage]) -> Iterator[ListedImage]:
     """The images of a manifest.json. One in `known`, by its configuration's digest, is not read again."""
     if not isinstance(manifest, list):
-        raise SeedError("its manifest.json is no list of images")
+        raise SeedError("its manifest.json is not a list of images")
     if len(manifest) > MAX_IMAGES:
         raise SeedError(f"it has more than {MAX_IMAGES} images")
     for number, value in enumerate(manifest, 1):
@@ -58,7 +58,7 @@ def _docker_image(members: Members, entry: Mapping[str, object], known: Mapping[
     # "HEX.json" of `docker save`, "blobs/sha256/HEX" of newer ones, "sha256:HEX" of go-containerregistry.
     stated = path.rpartition("/")[2].removesuffix(".json").removeprefix("sha256:")
     if DIGEST.fullmatch(f"sha256:{stated}") and f"sha256:{stated}" != digest:
-        raise SeedError("its configuration is not what its digest says")
+        raise SeedError("its configuration does not match its digest")
     if digest in known:
         return known[digest]
     paths = strings(entry.get("Layers"), "Layers")
@@ -81,7 +81,7 @@ def _sniff_layer(content: Blob, path: str) -> str:
     head = content.head(6)
     packing = sniff(head)
     if head.startswith(_OTHER_PACKINGS):
-        raise SeedError(f"layer {shown(path)} is compressed in a way that is not known here")
+        raise SeedError(f"layer {shown(path)} is compressed in a way that is not supported")
     return _PLAIN_LAYER_TYPE if packing is None else f"{_PLAIN_LAYER_TYPE}+{packing}"
 
 

@@ -34,7 +34,7 @@ def parse(raw: bytes, what: str) -> object:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise SeedError(f"{what} is no JSON") from None
+        raise SeedError(f"{what} is not JSON") from None
 
 
 def mapping(value: object) -> Mapping[str, object]:
@@ -46,7 +46,7 @@ def descriptors_in(value: object, key: str, where: str) -> list[Mapping[str, obj
     if found is None:
         return []
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise SeedError(f"{where} has no proper list of {key}")
+        raise SeedError(f"{where} has a malformed list of {key}")
     return found
 
 
@@ -54,14 +54,14 @@ def strings(value: object, what: str) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise SeedError(f"its {what} are no list of texts")
+        raise SeedError(f"its {what} are not a list of strings")
     return value
 
 
 def digest_of(descriptor: Mapping[str, object]) -> str:
     digest = descriptor.get("digest")
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-        raise SeedError(f"a digest is none that is known here: {shown(digest)}")
+        raise SeedError(f"a digest in it is not a sha256 digest: {shown(digest)}")
     return digest
 
 

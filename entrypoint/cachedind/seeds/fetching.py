@@ -50,9 +50,9 @@ def fetch_each(
     on_read: Callable[[int], None],
     certs: str = "",
 ) -> tuple[list[Fetched], dict[str, SeedError]]:
-    """All of them in one archive, so that layers that they share come once, or where that fails, in one for each.
+    """All of them in one archive, so that shared layers come once; where that fails, one archive for each.
 
-    Also returns what was wrong with a seed, by its identity. Raises nothing of its own; all else is as with `fetch`.
+    Also returns what is wrong with a seed, by its identity. Raises no SeedError; otherwise as `fetch`.
     """
     try:
         return [_fetch_seeds(host, seeds, spool_directory_fd, room_bytes, on_read, certs)], {}
@@ -69,7 +69,7 @@ def fetch_each(
         found += more
         bad |= worse
         if not all(isinstance(error, PartError) for error in worse.values()):
-            # The daemon is gone: the others need not wait for it, too.
+            # The daemon is gone: do not wait for it with each of the others.
             bad |= {later.identity: worse[seed.identity] for later in seeds[seeds.index(seed) + 1 :]}
             break
     return found, bad
@@ -98,8 +98,8 @@ def fetch(
     """Ask the other daemon for images in one archive, and return a descriptor of it: an unlinked file in the spool
     directory, at its start. The caller closes it.
 
-    `on_read` hears of the bytes as they come. Raises SeedError when the archive takes more than `room_bytes`, does not
-    begin within BEGIN_S, stops for STALL_S, or is not whole: PartError where fewer names could do better.
+    `on_read` is told the number of bytes as they come. Raises SeedError when the archive takes more than `room_bytes`,
+    does not begin within BEGIN_S, stops for STALL_S, or is not complete: PartError where fewer names may do better.
     """
     from http.client import HTTPException
 
@@ -113,7 +113,8 @@ def fetch(
                     connection.settimeout(STALL_S)
                     _receive(response, fd, room_bytes, on_read)
         except HTTPException as error:
-            raise passing(f"its answer is none ({host_daemon.one_line(error) or type(error).__name__})") from None
+            what = host_daemon.one_line(error) or type(error).__name__
+            raise passing(f"its answer is not valid HTTP ({what})") from None
         except OSError as error:
             raise passing(host_daemon.reason(error, host, certs)) from None
         _check_end(fd)
@@ -149,7 +150,7 @@ def _receive(response: HTTPResponse, fd: int, room_bytes: int, on_read: Callable
     while count := _read(response, buffer):
         total += count
         if total > room_bytes:
-            raise PartError(f"would take more than the {room_bytes / 1e9:.1f} GB that are free", lasting=False)
+            raise PartError(f"it would take more than the {room_bytes / 1e9:.1f} GB that are free", lasting=False)
         _write(fd, buffer[:count])
         on_read(count)
     # http.client says nothing about a body that is shorter than announced when it is read into a buffer.
@@ -173,16 +174,16 @@ def _write(fd: int, chunk: memoryview) -> None:
         while chunk:
             chunk = chunk[os.write(fd, chunk) :]
     except OSError as error:
-        raise passing(f"it cannot be written down ({error.strerror})") from None
+        raise passing(f"it cannot be written to disk ({error.strerror})") from None
 
 
 def _check_end(fd: int) -> None:
-    """Whether the archive has a tar's end. An engine that fails amid it appends the error, and ends it well for HTTP
-    (moby, api/server/router/image/image_routes.go, getImagesGet)."""
+    """Check that the archive has a tar's end. An engine that fails midway appends the error, and ends the response
+    regularly (moby, api/server/router/image/image_routes.go, getImagesGet)."""
     size = os.fstat(fd).st_size
     tail = os.pread(fd, host_daemon.MAX_ERROR_BYTES, max(0, size - host_daemon.MAX_ERROR_BYTES))
     match = _ENGINE_ERROR.search(tail)
     if match is not None:
-        raise PartError(f"it cannot give it: {host_daemon.error_message(match[0])}", lasting=False)
+        raise PartError(f"it cannot send the image: {host_daemon.error_message(match[0])}", lasting=False)
     if size % 512 or len(tail) < 1024 or any(tail[-1024:]):
         raise PartError("its archive ends early", lasting=False)

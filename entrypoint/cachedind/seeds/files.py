@@ -1,7 +1,6 @@
 """Seeds that are files: which ones the settings' paths and globs mean, and what tells that one has changed.
 
-Nothing is opened here but checksums, and what makes a directory an OCI layout: a start on which nothing is missing
-pays for one look at each file.
+Only checksum files are opened here: a start on which nothing is missing pays for one stat of each seed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from cachedind.settings.config import Config
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".oci")
-"""What counts in a directory of seeds. A file that is named itself may have any name."""
+"""Files with these endings count in a directory of seeds. A file that is named directly may have any name."""
 
 _INDEX = "index.json"
 _CHECKSUM_SUFFIX = ".sha256"
@@ -61,7 +60,7 @@ def _expand(pattern: str) -> list[str] | None:
 
 
 def _matched(path: str) -> list[str]:
-    """A glob's match: a checksum belongs to the file beside it, and is none of the seeds."""
+    """What a glob's match stands for: a checksum belongs to the file beside it, and is not a seed."""
     return [] if path.endswith(_CHECKSUM_SUFFIX) else [*_in_place(path)]
 
 
@@ -72,7 +71,7 @@ def _in_place(path: str) -> Iterator[str]:
     try:
         names = sorted(os.listdir(path))
     except OSError:
-        yield path  # whoever looks at it closer is told what is wrong
+        yield path  # _look reports what is wrong with it
         return
     for name in names:
         inside = f"{path.rstrip('/')}/{name}"
@@ -97,7 +96,7 @@ def _look(path: str) -> Seed:
     except OSError as error:
         raise SeedError(f"it cannot be looked at ({error.strerror})", lasting=False) from None
     if not stat.S_ISREG(status.st_mode):
-        raise SeedError("it is no regular file")
+        raise SeedError("it is not a regular file")
     checksum = _read_checksum(path)
     times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
     identity = f"file:{status.st_ino}:{status.st_size}:{times}{f':{checksum}' if checksum else ''}"
@@ -106,7 +105,7 @@ def _look(path: str) -> Seed:
 
 
 def _read_checksum(path: str) -> str | None:
-    """What the file beside it demands, in lower case; None without such a file. Raises SeedError."""
+    """The checksum in the file beside it, in lower case; None without such a file. Raises SeedError."""
     beside = f"{path.rstrip('/')}{_CHECKSUM_SUFFIX}"
     try:
         fd = os.open(beside, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

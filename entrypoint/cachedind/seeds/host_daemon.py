@@ -1,4 +1,4 @@
-"""Another docker daemon: connections to its address, what it answers, and what it means that it does not.
+"""Another docker daemon: connections to its address, its answers, and what its failures mean.
 
 Whoever can reach that daemon's socket is root on its host, and so is every job in a container that has it mounted.
 
@@ -36,7 +36,7 @@ _WANTS_TLS = "it wants TLS: set CACHEDIND_SEED_HOST_CERT_PATH to a directory wit
 
 
 class PartError(SeedError):
-    """What may be the fault of one of several images that were asked for at once."""
+    """An error that may be due to just one of several images that were asked for at once."""
 
 
 # ---- a request -------------------------------------------------------------------------------------------------------
@@ -73,9 +73,9 @@ def _left_s(deadline: float) -> float:
 def _body(raw: bytes) -> bytes:
     match = _STATUS.match(raw)
     if match is None:
-        # A TLS alert (RFC 8446, 5.1), which is all that some servers say to whom does not speak it.
+        # A TLS alert (RFC 8446, 5.1), which is all that some servers answer to a client without TLS.
         tls = raw[:2] == b"\x15\x03"
-        raise passing(_WANTS_TLS if tls else "its answer is none: is it a docker daemon?")
+        raise passing(_WANTS_TLS if tls else "its answer is not HTTP: is it a docker daemon?")
     head, separator, body = raw.partition(b"\r\n\r\n")
     if match[1] != b"200":
         raise refusal(int(match[1]), body[:MAX_ERROR_BYTES])
@@ -90,7 +90,7 @@ def parse_json(raw: bytes) -> object:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise passing("its answer makes no sense: is it a docker daemon?") from None
+        raise passing("its answer is not JSON: is it a docker daemon?") from None
 
 
 # ---- a connection ----------------------------------------------------------------------------------------------------
@@ -102,16 +102,16 @@ def connect(host: str, certs: str, own_sockets: Sequence[str]) -> socket.socket:
     if scheme == "unix":
         return _connect_unix(rest, own_sockets)
     if scheme != "tcp":
-        raise passing("it is no docker host such as unix:///host/docker.sock or tcp://host:2376")
+        raise passing("it is not a docker host such as unix:///host/docker.sock or tcp://host:2376")
     name, _, port = rest.rstrip("/").rpartition(":")
     if not name or not port.isdecimal() or int(port) > 65535:
-        raise passing("it has no name with a port from 1 to 65535")
+        raise passing("it needs a name and a port from 1 to 65535")
     name = name.strip("[]")
     context = _tls_context(certs) if certs else None
     try:
         plain = socket.create_connection((name, int(port)), timeout=CONNECT_S)
     except UnicodeError:  # from IDNA: a label is empty, too long, or of characters that it has no place for
-        raise passing("its name is none that could be resolved") from None
+        raise passing("its name is not a valid host name") from None
     if context is None:
         return plain
     try:
@@ -144,8 +144,8 @@ def _connect_unix(path: str, own_sockets: Sequence[str]) -> socket.socket:
 
 
 def _tls_context(certs: str) -> ssl.SSLContext:
-    """Raises SeedError. Certificates are checked as Docker's own client does: RFC 5280 to the letter, which newer
-    Pythons ask for, would refuse those that many a daemon has."""
+    """Raises SeedError. Certificates are checked as by Docker's own client: RFC 5280 to the letter, which newer Pythons
+    demand, would refuse those of many daemons."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -173,24 +173,24 @@ def reason(error: OSError, host: str, certs: str) -> str:
         import ssl
 
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"its certificate is not good for {certs}/ca.pem ({one_line(error.verify_message)})"
+            return f"its certificate is not valid with {certs}/ca.pem ({one_line(error.verify_message)})"
         if isinstance(error, ssl.SSLError):
-            return f"no TLS with it ({one_line(error.reason or error)}): are {certs} and the port right?"
+            return f"TLS with it fails ({one_line(error.reason or error)}): are {certs} and the port right?"
     if isinstance(error, TimeoutError):
-        return "it does not answer in time: is that daemon running, and is it another one than ours?"
+        return "it does not answer in time: is that daemon running, and is it not our own?"
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved ({one_line(error.strerror)})"
     if isinstance(error, FileNotFoundError):
         return "there is no such socket: mount the other daemon's there"
     if isinstance(error, PermissionError):
-        return "the socket may not be used by this user"
+        return "this user may not use the socket"
     if isinstance(error, ConnectionRefusedError):
         if host.startswith("unix:"):
             return (
-                "nobody listens there: start that daemon; a socket that was mounted before its restart is a dead one, "
-                "so restart this container too, or mount the socket's directory"
+                "nobody listens there: start that daemon; a socket that was mounted before its daemon's restart is "
+                "dead, so restart this container too, or mount the socket's directory"
             )
-        return "nobody listens there: start that daemon, or mend the port"
+        return "nobody listens there: start that daemon, or correct the port"
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return (
             "it hangs up" if certs or host.startswith("unix:") else "it hangs up: does it want TLS, with certificates?"
@@ -202,7 +202,7 @@ def reason(error: OSError, host: str, certs: str) -> str:
 
 def refusal(status: int, body: bytes) -> SeedError:
     """What it means that an answer has another status than 200, with the beginning of its body."""
-    # What Go's server says to whom speaks plainly (net/http, server.go).
+    # What Go's server answers to a client without TLS (net/http, server.go).
     if status == 400 and b"HTTPS server" in body:
         return passing(_WANTS_TLS)
     return PartError(f"it refuses ({status}): {error_message(body)}", lasting=False)
@@ -219,7 +219,7 @@ def error_message(body: bytes) -> str:
 
 
 def passing(why: str) -> SeedError:
-    """The next start may have better luck: a daemon is not bytes that stay as they are."""
+    """An error that the next start may not meet: unlike a file, a daemon may answer differently."""
     return SeedError(why, lasting=False)
 
 

@@ -1,4 +1,4 @@
-"""Images of another daemon as seeds: which it has, which of them are meant, and which a store has, too."""
+"""Images of another daemon as seeds: which it has, which of them are wanted, and which of those a store has already."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def parse_images(raw: bytes) -> list[HostImage]:
     found: list[HostImage] = []
     value = parse_json(raw)
     if not isinstance(value, list):
-        raise passing("its list of images is none: is it a docker daemon?")
+        raise passing("its answer is not a list of images: is it a docker daemon?")
     for item in value:
         if not isinstance(item, dict):
             continue
@@ -94,7 +94,8 @@ def choose(images: Iterable[HostImage], patterns: Iterable[str], host: str) -> t
     bad: list[BadSeed] = []
     for pattern in patterns:
         if "@" in pattern:
-            bad.append(BadSeed(pattern, "an image is seeded by its tag, for a digest is lost on the way: name it so"))
+            why = "images are seeded by tag, because a digest is lost on the way: name one of its tags"
+            bad.append(BadSeed(pattern, why))
             continue
         matching = [(tag, image) for tag, image in tags if matches(tag, pattern)]
         for tag, image in matching:
@@ -122,9 +123,9 @@ def matches(tag: str, pattern: str) -> bool:
 def find_held(host: str, seeds: Iterable[Seed], local: Iterable[LocalImage], certs: str = "") -> dict[str, Record]:
     """Those of `seeds` that a store has although its ledger does not know them, by identity: it pulled or built them.
 
-    Held is only what has the seed's name there. Asks about each image that is not known by its ID, so it is not for the
-    way on which nothing is missing; an image that the other daemon does not tell about is not held. Raises nothing of
-    its own: what `local` raises is passed on.
+    Only an image with the seed's name counts. Asks the other daemon about each image that is not known by its ID, so it
+    is only called when something is missing; an image about which that daemon does not answer does not count. Raises
+    only what `local` raises.
     """
     wanted = {canonical(seed.name): seed for seed in seeds}
     found: dict[str, Record] = {}

@@ -48,7 +48,7 @@ class LayoutMembers:
         try:
             self._directory = File(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except NotADirectoryError:
-            raise SeedError("it is no directory") from None
+            raise SeedError("it is not a directory") from None
         except OSError as error:
             raise unreadable(error) from None
 
@@ -89,9 +89,11 @@ def _open_below(directory_fd: int, path: str) -> int | None:
             if error.errno == errno.ENAMETOOLONG:
                 return None
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise SeedError(f"{shown(path)} is behind a symbolic link or a file, which is not followed") from None
+                raise SeedError(
+                    f"{shown(path)} lies behind a symbolic link, which is not followed, or a file"
+                ) from None
             raise unreadable(error) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise SeedError(f"{shown(path)} is no regular file")
+        raise SeedError(f"{shown(path)} is not a regular file")
     return fd

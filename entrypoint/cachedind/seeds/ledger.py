@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 DIRECTORY = ".cachedind"
 NAME = "seeds.json"
 MAX_ENTRIES = 500
-"""The newest so many are kept: a source that is gone leaves its entry behind."""
+"""Only the newest ones are kept: a source that is gone leaves its entry behind."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def read(root_fd: int) -> tuple[dict[str, Entry], str | None]:
-    """What the data-root's ledger has, by identity, and what is wrong with it when that is why it counts as empty."""
+    """The entries of the data-root's ledger, by identity. With the reason if it counts as empty because it is bad."""
     try:
         directory_fd = _open_directory(root_fd)
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def _parse_entry(value: object) -> Entry:
         case {"name": str(name), "at": int() | float() as at, "images": list(images), "bad": list(bad)}:
             records = tuple(map(_parse_record, images))
             return Entry(name, float(at), records, tuple(map(_parse_bad, bad)))
-    raise ValueError("an entry that makes no sense")
+    raise ValueError("a malformed entry")
 
 
 def _parse_record(value: object) -> Record:
@@ -69,14 +69,14 @@ def _parse_record(value: object) -> Record:
             digests = [config, chain] if chain else [config]
             if all(isinstance(name, str) for name in names) and all(map(_DIGEST.fullmatch, digests)):
                 return Record(tuple(names), config, chain)
-    raise ValueError("an image that makes no sense")
+    raise ValueError("a malformed image")
 
 
 def _parse_bad(value: object) -> tuple[str, str]:
     match value:
         case [str(name), str(why)]:
             return name, why
-    raise ValueError("a fault that makes no sense")
+    raise ValueError("a malformed fault")
 
 
 def write(root_fd: int, entries: Mapping[str, Entry]) -> None:

@@ -16,7 +16,7 @@ MAX_IMAGES = 1000
 
 
 class ListedImage(NamedTuple):
-    """An image as an archive lists it, with names as they stand there: `tags` are names without a repository.
+    """An image as an archive lists it, with its names as written there: `tags` are names without a repository.
 
     `image` is None where something is wrong with it: `why`. `listed` tells that manifest.json has it.
     """
@@ -53,7 +53,7 @@ def settle(entries: list[ListedImage], fallback_name: str) -> tuple[tuple[SeedIm
 
 
 def _is_made_up_for(bad: ListedImage, entries: list[ListedImage], complete: bool) -> bool:
-    """Whether an image that cannot be used as one format has it is there as the other one has it."""
+    """Whether an image that is bad in one format is there in the other one."""
     if not bad.names:
         return complete and not bad.listed
     others = [entry for entry in entries if entry.image is not None and entry.listed != bad.listed]
@@ -70,13 +70,13 @@ def _names(entries: list[ListedImage], fallback_name: str, taken: set[str]) -> t
         if not any(map(is_name, made)):
             return (
                 (),
-                f"it has no name, and its file's does not make one: {shown(f'{fallback_name}:{next(iter(tags))}')}",
+                f"it has no name, and its file's name cannot be one: {shown(f'{fallback_name}:{next(iter(tags))}')}",
             )
         # Only one of several images without a name can have the file's.
         return tuple(name for name in made if is_name(name) and name not in taken), ""
     good = tuple(dict.fromkeys(name for name in map(canonical, given) if is_name(name)))
     if given and not good:
-        return (), f"none of its names is one: {', '.join(map(shown, given))}"
+        return (), f"none of its names is valid: {', '.join(map(shown, given))}"
     return good, ""
 
 

@@ -1,8 +1,8 @@
 """Loading: images go into a daemon through its API, each as an archive of just what the store lacks.
 
-The engine's own loaders ask for no more (tried on 26.1 and 28.5, both stores): with graph drivers a layer whose chain
-is there already is never looked for in the archive (moby, image/tarexport/load.go), and containerd takes from an OCI
-archive what it has not and finds the rest among its content.
+The engine's own loaders need no more (tried on 26.1 and 28.5, both stores): with graph drivers a layer whose chain ID
+the store has is never looked for in the archive (moby, image/tarexport/load.go); containerd takes what it lacks from an
+OCI archive, and finds the rest in its content store.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PASSING = re.compile(
     "no space left|quota exceeded|cannot allocate memory|too many open files|input/output error|context canceled"
     "|NotFound"
 )
-"""What may be different the next time, in an engine's words."""
+"""Errors of an engine that may not occur the next time."""
 
 
 class HalfLoadedError(SeedError):
@@ -61,8 +61,8 @@ def archive(
 ) -> Iterator[bytes]:
     """A tar that has an image's names and configuration, and of its layers those whose numbers are in `send`.
 
-    `on_bytes` hears of the layers' bytes as they go. Raises SeedError, while it is read, when a layer is not there any
-    longer.
+    `on_bytes` is told the number of bytes of layers as they are sent. Raises SeedError, while it is read, when a layer
+    is not there any longer.
     """
     entries = _oci_entries(image, send) if store is ImageStore.CONTAINERD else _docker_entries(image, send)
     for name, content, counts in entries:
@@ -164,8 +164,8 @@ def _hex(digest: str) -> str:
 def load(api: docker.APIClient, chunks: Iterator[bytes]) -> None:
     """Send an archive to a daemon and wait until it has it all.
 
-    Raises SeedError when it refuses, also when it just says so while it reports success, which is what an engine with
-    the containerd store does about a layer that cannot be unpacked.
+    Raises SeedError when it refuses. An engine with the containerd store reports success for a layer that it could not
+    unpack, and mentions that in its output: this is an error, too.
     """
     from docker.errors import DockerException
     from requests import RequestException
@@ -175,7 +175,7 @@ def load(api: docker.APIClient, chunks: Iterator[bytes]) -> None:
             _check(event)
     except (DockerException, RequestException) as error:
         _raise_cause(error)
-        why = f"the daemon does not take it: {_one_line(getattr(error, 'explanation', None) or error)}"
+        why = f"the daemon refuses it: {_one_line(getattr(error, 'explanation', None) or error)}"
         raise SeedError(why, lasting=False) from None
 
 
@@ -193,7 +193,7 @@ def read_targets(api: docker.APIClient, names: Iterable[str]) -> dict[str, str |
 
 
 def restore_targets(api: docker.APIClient, targets: dict[str, str | None]) -> None:
-    """Give names back what they stood for before an image took them that could not be unpacked."""
+    """Point names at what they stood for before an image that could not be unpacked took them."""
     from docker.errors import DockerException
     from requests import RequestException
 
@@ -229,7 +229,7 @@ def _check(event: object) -> None:
         return
     if "error" in event:
         why = _one_line(event["error"])
-        raise SeedError(f"the daemon does not take it: {why}", lasting=not _PASSING.search(why))
+        raise SeedError(f"the daemon refuses it: {why}", lasting=not _PASSING.search(why))
     text = event.get("stream")
     if isinstance(text, str) and _UNPACK_FAILED in text:
         why = _one_line(text.partition(_UNPACK_FAILED)[2])

@@ -41,7 +41,7 @@ class Seed(NamedTuple):
 class SeedError(Exception):
     """A seed that cannot be used. The message is the reason: one line, without the seed's name.
 
-    `lasting` tells that the same bytes will be as bad the next time; a full disk, or a file that vanished, is not.
+    `lasting` tells that the same bytes will be just as bad the next time. A full disk or a vanished file does not last.
     """
 
     def __init__(self, why: str, *, lasting: bool = True) -> None:
@@ -105,7 +105,7 @@ class SeedImage(NamedTuple):
 class Entry(NamedTuple):
     """What the ledger remembers of one seed: `name` is where it was found last, `at` when it was read.
 
-    `bad` is what was wrong with it and will be as long as it is the same: (name, why).
+    `bad` is what is wrong with it, as long as it does not change: (name, why).
     """
 
     name: str

@@ -106,7 +106,7 @@ def _oci_image(members: Members, descriptor: Mapping[str, object]) -> SeedImage:
     manifest = mapping(parse(raw, "its manifest"))
     config = mapping(manifest.get("config"))
     if str(config.get("mediaType")) not in _CONFIG_TYPES:
-        raise SeedError(f"it is no image but {shown(config.get('mediaType') or 'something unknown')}")
+        raise SeedError(f"it is not an image but {shown(config.get('mediaType') or 'something unknown')}")
     config_raw = _read_blob(members, config, "configuration")
     descriptors = descriptors_in(manifest, "layers", "its manifest")
     diff_ids = read_diff_ids(config_raw, len(descriptors))
@@ -121,11 +121,11 @@ def _descend(members: Members, descriptor: Mapping[str, object]) -> Mapping[str,
         if media_type in _MANIFEST_TYPES:
             return descriptor
         if media_type not in _INDEX_TYPES:
-            raise SeedError(f"it is of an unknown kind: {shown(media_type)}")
+            raise SeedError(f"its media type is unknown: {shown(media_type)}")
         index = parse(_read_blob(members, descriptor, "index"), "its index")
         children = [each for each in descriptors_in(index, "manifests", "its index") if not _is_attestation(each)]
         descriptor = choose_fitting(children)[0]
-    raise SeedError(f"its indexes lie in more than {_MAX_DEPTH} others")
+    raise SeedError(f"its indexes are nested more than {_MAX_DEPTH} deep")
 
 
 def _oci_layer(members: Members, descriptor: Mapping[str, object], diff_id: str) -> Layer:
@@ -137,11 +137,11 @@ def _oci_layer(members: Members, descriptor: Mapping[str, object], diff_id: str)
         raise SeedError(
             f"{what} is encrypted"
             if "encrypted" in media_type
-            else f"{what} is of an unknown kind: {shown(media_type)}"
+            else f"{what} has an unknown media type: {shown(media_type)}"
         )
     content = _find_blob(members, digest)
     if content is None and (match[1] or match[2]):
-        raise SeedError(f"{what} is elsewhere: it may not be distributed")
+        raise SeedError(f"{what} is not in it, because it may not be distributed")
     if content is None:
         raise SeedError(f"{what} is not in it")
     _check_size(content, descriptor, what)
@@ -151,7 +151,7 @@ def _oci_layer(members: Members, descriptor: Mapping[str, object], diff_id: str)
 def _check_size(content: Content, descriptor: Mapping[str, object], what: str) -> None:
     size_bytes = descriptor.get("size")
     if not isinstance(size_bytes, int):
-        raise SeedError(f"nothing says how long {what} is")
+        raise SeedError(f"no size is given for {what}")
     if content.size_bytes < size_bytes:
         raise SeedError(f"{what} is cut short: {content.size_bytes} of {size_bytes} bytes are there")
     if content.size_bytes > size_bytes:

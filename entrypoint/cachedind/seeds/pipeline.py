@@ -229,7 +229,7 @@ class Runner:
         wanted = size_bytes * 2
         room = self._room_bytes()
         if wanted > room:
-            why = f"needs {format_bytes(wanted)} to be loaded, and {format_bytes(room)} are free"
+            why = f"loading it takes {format_bytes(wanted)}, and {format_bytes(room)} are free"
             raise SeedError(why, lasting=False)
 
     def _fail(self, identity: str, bad: BadSeed, *, lasting: bool) -> None:

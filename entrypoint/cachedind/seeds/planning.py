@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Plan(NamedTuple):
     """What a data-root lacks.
 
-    `missing` have to be read. `superseded` are images of what a missing seed has taken the place of; they can go when
-    nothing has their name any longer. `bad` is known to be so, and is not read again. `entries` is the part of the
-    ledger that stays true.
+    `missing` have to be read. `superseded` are images of seeds that a missing seed has replaced; they can be removed
+    when they have no name any longer. `bad` is known to be bad, and is not read again. `entries` is the part of the
+    ledger that stays valid.
     """
 
     missing: tuple[Seed, ...]
@@ -37,7 +37,7 @@ def plan_seeding(seeds: Sequence[Seed], entries: Mapping[str, Entry], keeps: Cal
             missing.append(seed)
         else:
             bad += [BadSeed(name, why) for name, why in entry.bad]
-    # The same place with another content: the newer seed is in it now, and the older one nowhere.
+    # The same path with other content: the newer seed has replaced the older one.
     there = {seed.identity for seed in seeds}
     replaced = {seed.name for seed in missing}
     gone = {identity for identity, entry in entries.items() if identity not in there and entry.name in replaced}

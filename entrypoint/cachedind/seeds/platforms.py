@@ -88,8 +88,8 @@ def read_diff_ids(raw: bytes, layers: int) -> list[str]:
         raise other_platform([platform], here)
     diff_ids = strings(mapping(config.get("rootfs")).get("diff_ids"), "diff_ids")
     if len(diff_ids) != layers:
-        raise SeedError(f"it has {layers} layers, and its configuration has {len(diff_ids)}")
+        raise SeedError(f"it has {layers} layers, and its configuration names {len(diff_ids)}")
     for diff_id in diff_ids:
         if not DIGEST.fullmatch(diff_id):
-            raise SeedError(f"its configuration has a digest that is none: {shown(diff_id)}")
+            raise SeedError(f"a diff ID in its configuration is not a sha256 digest: {shown(diff_id)}")
     return diff_ids

@@ -2,7 +2,7 @@
 
 A start that finds nothing of its key clones that; where seeds are missing in it, the start puts them into its own new
 slot, which becomes the base's golden before a job sees it. A start on a key's own state puts in what is missing there,
-and what it then has becomes the key's golden. Whoever needs the same at the same time waits and clones.
+and the result becomes the key's golden. Starts that need the same at the same time wait and clone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ LOCK_NAME = "seeds.lock"
 TURN_TIMEOUT_S = 1800.0
 
 
-def home_key(taken: TakenSlot) -> str:
+def golden_key(taken: TakenSlot) -> str:
     """Whose golden gets the seeds: the base's while no job's data is in the slot, else the key's."""
     return BASE_KEY if taken.is_pure else taken.key
 
 
 @contextlib.contextmanager
 def turn(pool: Pool, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Be the only one who puts seeds into a key for the length of a block; the value tells whether that meant waiting.
+    """For the length of a block nobody else puts seeds into this key. The value tells whether that took waiting.
 
     Raises PoolUnusableError after TURN_TIMEOUT_S seconds, OSError.
     """
@@ -67,7 +67,7 @@ class OpenGolden(NamedTuple):
 
 @contextlib.contextmanager
 def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str) -> Iterator[OpenGolden | None]:
-    """The golden that a start with this wish would clone; None where there is none."""
+    """The golden that a start with these requirements would clone, or None."""
     found = None
     with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is not None:
@@ -87,8 +87,8 @@ def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str
 
 
 def promote(taken: TakenSlot, key: str) -> TakenSlot:
-    """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot under the
-    number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
+    """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot with the
+    sequence number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
     pool, slot = taken.pool, taken.slot
     with slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
@@ -110,8 +110,8 @@ def promote(taken: TakenSlot, key: str) -> TakenSlot:
 
 
 def give_back(taken: TakenSlot) -> None:
-    """End a lease before a daemon has used the slot: one that no job has used goes, another is as it was. Raises
-    OSError."""
+    """End a lease before a daemon has used the slot: a slot that no job has used is removed, another one is left as it
+    was. Raises OSError."""
     pool, slot = taken.pool, taken.slot
     if taken.warmth is Warmth.LEASED and not taken.is_pure:
         raw = state.read_state(slot.directory_fd, STATE_NAME)

@@ -94,12 +94,12 @@ class Reporter:
             self._write_now_and_then()
 
     def failed(self, bad: BadSeed) -> None:
-        """A seed or an image was not loaded. The line for the log is somebody else's business."""
+        """A seed or an image was not loaded. The caller logs that."""
         with self._lock:
             self._failed.append(str(bad))
 
     def note(self, text: str) -> None:
-        """Something that whoever put the seeds there should know."""
+        """Tell the person who provides the seeds something."""
         with self._lock:
             self._say(text)
 
@@ -158,7 +158,7 @@ def _make_bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    # By itself it would draw in a thread of its own, amid which the private daemon would be forked.
+    # With auto_refresh it would draw in a thread of its own, and the private daemon is forked meanwhile.
     bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -173,7 +173,7 @@ def _make_bars() -> Progress:
 
 
 def read_status(path: str = STATUS_PATH) -> dict[str, object] | None:
-    """How far the last run in this container is; None where there was none, or nothing that makes sense."""
+    """The progress of the last run in this container; None where there was none, or its file is malformed."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             value = json.loads(file.read(1 << 20))

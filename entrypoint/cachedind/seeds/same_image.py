@@ -34,10 +34,10 @@ def shares_digest(
 
 def is_same_image(inspected: Mapping[str, object], configuration: Mapping[str, object]) -> bool:
     """Whether an answer to GET /images/…/json and an image's configuration (OCI image specification, config.md) are of
-    the same image, whatever stores the two are in. Pure; two images that differ in what a container sees never are.
+    the same image, whatever stores the two are in. Images that differ in what a container sees never count. Pure.
 
-    Engines show the same configuration differently: 28 and later leave empty fields out, older ones have them as null,
-    "" or [], and those that containers have but images have not as well.
+    Engines show the same configuration differently: 28 and later leave empty fields out, older ones show them as null,
+    "" or [], together with fields that only containers have.
     """
     try:
         theirs, ours = _of_inspection(inspected), _of_configuration(configuration)
@@ -88,7 +88,7 @@ def _moment(value: object) -> object:
 
 
 def parse_configuration(raw: bytes) -> Mapping[str, object]:
-    """An image's configuration. What makes no sense is an empty one."""
+    """An image's configuration, empty if it is malformed."""
     try:
         return _mapping(json.loads(raw))
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def parse_configuration(raw: bytes) -> Mapping[str, object]:
 
 
 def diff_ids_of(configuration: Mapping[str, object]) -> tuple[str, ...]:
-    """The layers that a configuration names, the lowest first; none when it makes no sense."""
+    """The layers that a configuration names, the lowest first; none if it is malformed."""
     layers = _mapping(configuration.get("rootfs")).get("diff_ids")
     return tuple(item for item in layers if isinstance(item, str)) if isinstance(layers, list) else ()
 

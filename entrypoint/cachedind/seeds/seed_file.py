@@ -27,7 +27,7 @@ def open_file(path: str) -> int:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise SeedError("it is a directory" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
+            raise SeedError("it is a directory" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
         if status.st_size == 0:
             raise SeedError("it is empty")
     except BaseException:
@@ -37,7 +37,7 @@ def open_file(path: str) -> int:
 
 
 def unreadable(error: OSError) -> SeedError:
-    """What it means that a seed cannot be read. It may go better the next time."""
+    """The error for a seed that cannot be read. The next time it may be readable."""
     if error.errno == errno.ENOENT:
         return SeedError("it is not there any longer", lasting=False)
     return SeedError(f"it cannot be read ({error.strerror})", lasting=False)
@@ -90,7 +90,7 @@ def compare(found: str, wanted: str, name: str) -> None:
     """Compare two SHA-256, in hex, of the seed with that path. Raises SeedError."""
     if found != wanted.lower():
         beside = f"{os.path.basename(name.rstrip('/'))}.sha256"
-        raise SeedError(f"its SHA-256 is {found[:16]}…, and {wanted.lower()[:16]}… in {beside}")
+        raise SeedError(f"its SHA-256 is {found[:16]}…, but {beside} says {wanted.lower()[:16]}…")
 
 
 def verify(fd: int, checksum: str, name: str, on_read: Callable[[int], None]) -> None:

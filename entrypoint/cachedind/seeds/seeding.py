@@ -11,12 +11,12 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.base import sizes, state
+from cachedind.base import sizes
 from cachedind.base.model import Degradation, ImageStore
 from cachedind.dataroot import facts
 from cachedind.engine import image_stores, remapping
 from cachedind.engine.images import Record, chain_ids
-from cachedind.seeds import files, host_images, ledger, planning
+from cachedind.seeds import attempts, files, host_images, ledger, planning
 from cachedind.seeds.model import BadSeed, Entry, SeedKind
 
 if TYPE_CHECKING:
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from cachedind.seeds.planning import Plan
     from cachedind.settings.config import Config
 
-MAX_ATTEMPTS = 3
-"""After that many starts in a row that did not come to the end of it, one goes without."""
 STALL_S = 600
 """How long the daemon may be silent about a load."""
 
 
 class Found(NamedTuple):
-    """What the settings name: seeds, and what cannot be one; `host` is the other daemon, `certs` its certificates."""
+    """The seeds that the settings name, and bad ones. `host` is the other daemon, `certs` the directory for its TLS."""
 
     seeds: tuple[Seed, ...] = ()
     bad: tuple[BadSeed, ...] = ()
@@ -51,7 +49,7 @@ class Found(NamedTuple):
 
 
 class PutIn(NamedTuple):
-    """What a run came to. `clean` tells that the store has nothing that only half came in."""
+    """The result of a run. `clean` tells that the store has no image of which only a part was loaded."""
 
     images: int
     bad: tuple[BadSeed, ...]
@@ -71,7 +69,7 @@ def find(settings: Config) -> Found:
 
 
 def compare(found: Found, root_fd: int, storage: StoragePlan, log: Log) -> Plan:
-    """What of it the data-root that `root_fd` is open on lacks. Nothing may run there."""
+    """Which of them the data-root that `root_fd` is open on lacks. No engine may run there."""
     entries, problem = ledger.read(root_fd)
     if problem is not None:
         log.debug(f"the ledger of seeds counts as empty: {problem}")
@@ -82,7 +80,7 @@ def compare(found: Found, root_fd: int, storage: StoragePlan, log: Log) -> Plan:
 def report_bad(bad: tuple[BadSeed, ...], log: Log) -> None:
     """A line for each. Raises StrictError with CACHEDIND_STRICT."""
     for seed in bad:
-        cost = "its images are not there, everything else is"
+        cost = "its images are missing, everything else is there"
         log.degraded(Degradation(f"the seed {seed.name} is not loaded", seed.why, cost, "replace or remove it"))
 
 
@@ -102,15 +100,15 @@ def put_in(
 ) -> PutIn:
     """Load what is missing with a private daemon, check that the store has it, and note it down.
 
-    Raises CleaningError when no daemon comes up on the data-root. If this process is killed, the next start goes on
-    with what is missing then. Needs --privileged, and a single thread.
+    Raises CleaningError when no daemon comes up on the data-root. If this process is killed, the next start puts in
+    what is still missing. Needs --privileged, and a single thread.
     """
     from cachedind.engine.private_daemon import private_daemon
 
     size_bytes = sum(seed.size_bytes for seed in plan.missing)
     seeds = "1 seed" if len(plan.missing) == 1 else f"{len(plan.missing)} seeds"
     log.info(f"putting in {seeds} ({sizes.format_bytes(size_bytes)}); clients wait until that is done")
-    _mark(target, _attempts(target) + 1)
+    attempts.mark(target.lease, attempts.count(target.lease) + 1)
     root_fd = remapping.open_root(target.data_root, target.storage.remap)
     try:
         with contextlib.ExitStack() as stack:
@@ -132,14 +130,14 @@ def put_in(
         trace.reach("seed.recorded")
     finally:
         os.close(root_fd)
-    _mark(target, 0)
+    attempts.mark(target.lease, 0)
     return result
 
 
 def put_in_running(plan: Plan, found: Found, target: Target, addresses: list[str], log: Log) -> PutIn:
     """Load what is missing into the job's own daemon, which answers at one of `addresses` and holds the lease itself.
 
-    Where containerd keeps the images each is sent as a whole: what its store has can be asked of that daemon alone.
+    With the containerd store each image is sent whole: only that daemon could tell what its store has.
     """
     import docker
 
@@ -169,7 +167,7 @@ def _run(
     from cachedind.seeds.progress import Reporter
 
     store = image_stores.open_store(root_fd, target.storage)
-    # containerd's database cannot be read while that writes to it.
+    # containerd's database cannot be read while containerd writes to it.
     knows_layers = not (running and target.storage.store is ImageStore.CONTAINERD)
     held = _find_held(plan, found, store) if knows_layers else {}
     connected: list[docker.APIClient] = []
@@ -217,7 +215,7 @@ def _has_layer(store: Store, kind: ImageStore, image: SeedImage, number: int) ->
 
 
 def _check(outcome: Outcome, store: Store) -> Outcome:
-    """What the engine says it has loaded has to be there: it reports success too early."""
+    """Check that what the engine reports as loaded is in its store: it reports success too early."""
     images = {identity: list(records) for identity, records in outcome.images.items()}
     bad = {identity: list(faults) for identity, faults in outcome.bad.items()}
     failed = list(outcome.failed)
@@ -226,20 +224,20 @@ def _check(outcome: Outcome, store: Store) -> Outcome:
             records.remove(record)
             failed.append(record)
             name = record.names[0] if record.names else record.config_digest
-            why = "the daemon says it has loaded it, and its store does not have it"
+            why = "the daemon reports it as loaded, but its store does not have it"
             bad.setdefault(identity, []).append(BadSeed(name, why))
     return outcome._replace(images=images, bad=bad, failed=tuple(failed))
 
 
 def _has_halves(outcome: Outcome, store: Store) -> bool:
-    """Whether an image that could not be loaded has a name in the store all the same, and not all of its layers."""
+    """Whether an image that could not be loaded has a name in the store nevertheless, but not all of its layers."""
     failed = {record.config_digest: record._replace(names=()) for record in outcome.failed}
     named = {image.config_digest for image in store.images() if image.names} if failed else set()
     return any(digest in named and not store.has_image(record) for digest, record in failed.items())
 
 
 def _note(plan: Plan, outcome: Outcome, root_fd: int, *, clean: bool) -> PutIn:
-    """Write the ledger: what is complete, and what will be as bad the next time."""
+    """Write the ledger: the seeds that are complete, and those that will be just as bad the next time."""
     now = round(time.time(), 3)
     entries = dict(plan.entries)
     for seed in plan.missing:
@@ -251,40 +249,3 @@ def _note(plan: Plan, outcome: Outcome, root_fd: int, *, clean: bool) -> PutIn:
         ledger.write(root_fd, entries)
     all_bad = tuple(one for found in outcome.bad.values() for one in found)
     return PutIn(sum(map(len, outcome.images.values())), all_bad, clean)
-
-
-def _attempts(target: Target) -> int:
-    raw = state.read_state(target.lease.directory_fd, target.lease.state_name) or {}
-    count = raw.get("seeding", 0)
-    return count if isinstance(count, int) else 0
-
-
-def was_interrupted(target: Target) -> bool:
-    """Whether the last start ended while seeds were put in: perhaps after the last of them, and before others could
-    have them."""
-    try:
-        return _attempts(target) > 0
-    except (ValueError, OSError):
-        return False
-
-
-def settle_interrupted(target: Target) -> None:
-    """What an interrupted start was to do is done."""
-    _mark(target, 0)
-
-
-def is_hopeless(target: Target) -> bool:
-    """Whether the last starts all ended while seeds were put in."""
-    try:
-        return _attempts(target) >= MAX_ATTEMPTS
-    except (ValueError, OSError):
-        return False
-
-
-def _mark(target: Target, attempts: int) -> None:
-    """Note in the state file that seeds are being put in, or with 0 that they are. What cannot be noted costs a slot
-    its good name at most."""
-    lease = target.lease
-    with contextlib.suppress(ValueError, OSError):
-        raw = state.read_state(lease.directory_fd, lease.state_name)
-        state.write_state(lease.directory_fd, lease.state_name, {"seeding": attempts}, raw, durable=False)

@@ -25,7 +25,7 @@ def open_spool(directory: str) -> int:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         os.unlink(path)
     except OSError as error:
-        raise SeedError(f"there is no place to write it down ({error.strerror})", lasting=False) from None
+        raise SeedError(f"no temporary file can be made for it ({error.strerror})", lasting=False) from None
     return fd
 
 

@@ -67,10 +67,10 @@ class TarMembers:
         if size_bytes == 0:
             raise SeedError("there is nothing in it")
         if not any(pread(self._file.fd, _BLOCK, 0)):
-            raise SeedError("it is no tar archive: it begins with zeros")
+            raise SeedError("it is not a tar archive: it begins with zeros")
         for count, member in enumerate(_headers(self._file, size_bytes), 1):
             if count > MAX_MEMBERS:
-                raise SeedError(f"it has more than {MAX_MEMBERS} files: it is no image archive")
+                raise SeedError(f"it has more than {MAX_MEMBERS} files, so it is not an image archive")
             self._add(member)
 
     def _add(self, member: tarfile.TarInfo) -> None:
@@ -109,9 +109,9 @@ def _headers(file: File, size_bytes: int) -> Iterator[tarfile.TarInfo]:
             yield member
     except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError, TypeError):
         is_tar = offset > 0 or pread(file.fd, 5, 257) == b"ustar"
-        raise SeedError(f"it is damaged at byte {offset}" if is_tar else "it is no tar archive") from None
+        raise SeedError(f"it is damaged at byte {offset}" if is_tar else "it is not a tar archive") from None
     if offset + _BLOCK > size_bytes:
-        raise SeedError("it is cut short: a tar archive has an end")
+        raise SeedError("it is cut short: the end of the tar archive is missing")
     if any(pread(file.fd, _BLOCK, offset)):
         raise SeedError(f"it is damaged at byte {offset}")
 

@@ -243,7 +243,7 @@ def seed(
     )
     if slot_request.read_only or not slots.has_clones(pool):
         return put_in()
-    key = pool_seeds.home_key(taken)
+    key = pool_seeds.golden_key(taken)
     with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance, which puts the same seeds in")):
         with pool_seeds.newest_golden(pool, key, slot_request.requirements, slot_request.boot_id) as golden:
             if golden is not None and may_move:
@@ -261,8 +261,8 @@ def promote_interrupted(taken: TakenSlot, slot_request: SlotRequest, log: Log) -
     from cachedind.seeds import pool_seeds
 
     if not slot_request.read_only and slots.has_clones(taken.pool):
-        with pool_seeds.turn(taken.pool, pool_seeds.home_key(taken), lambda: None):
-            _promote_seeded(taken, pool_seeds.home_key(taken), log)
+        with pool_seeds.turn(taken.pool, pool_seeds.golden_key(taken), lambda: None):
+            _promote_seeded(taken, pool_seeds.golden_key(taken), log)
 
 
 def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:

@@ -9,7 +9,7 @@ from cachedind.base.errors import CleaningError, PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.base.trace import Trace
 from cachedind.engine import remapping
-from cachedind.seeds import seeding
+from cachedind.seeds import attempts, seeding
 from cachedind.start import furnish, pool_mode
 from cachedind.start.context import Past
 
@@ -67,12 +67,11 @@ def _look(prepared: Prepared, found: Found, log: Log) -> Seeds:
 
 def _finish_interrupted(context: StartContext, prepared: Prepared) -> None:
     """The last start may have been killed between the last image and its promotion."""
-    target = _target(prepared)
-    if seeding.was_interrupted(target):
+    if attempts.was_interrupted(prepared.lease):
         if prepared.taken is not None:
             slot_request = pool_mode.make_slot_request(context.settings, context.daemon)
             pool_mode.promote_interrupted(prepared.taken, slot_request, context.log)
-        seeding.settle_interrupted(target)
+        attempts.mark(prepared.lease, 0)
 
 
 def _target(prepared: Prepared) -> Target:
@@ -81,8 +80,8 @@ def _target(prepared: Prepared) -> Target:
 
 def _put_in(context: StartContext, prepared: Prepared, seeds: Seeds, *, may_move: bool) -> PutIn | None:
     target = _target(prepared)
-    if seeding.is_hopeless(target):
-        why = f"the last {seeding.MAX_ATTEMPTS} starts ended amid that"
+    if attempts.is_hopeless(prepared.lease):
+        why = f"the last {attempts.MAX_ATTEMPTS} starts ended amid that"
         raise CleaningError(why, "see the logs of those starts; one without seeds makes the next one try again")
     bars = os.isatty(2) and not context.settings.log_json
     if prepared.taken is None:

@@ -52,7 +52,7 @@ def test_compressed_archives_by_what_they_are_and_not_by_name(tmp_path: Path, pa
     assert sum(told) == len(packed)
     with pytest.raises(SeedError, match="SHA-256"):
         open_bytes(tmp_path, packed, checksum="0" * 64)
-    with pytest.raises(SeedError, match="no tar archive"):
+    with pytest.raises(SeedError, match="not a tar archive"):
         open_bytes(tmp_path, pack(b"text " * 500))
     with pytest.raises(SeedError, match="nothing in it"):
         open_bytes(tmp_path, pack(b""))
@@ -65,7 +65,7 @@ def test_a_plain_archive_is_read_whole_for_its_checksum_alone(tmp_path: Path) ->
     assert told == []
     open_bytes(tmp_path, raw, checksum=hashlib.sha256(raw).hexdigest(), on_read=told.append).close()
     assert sum(told) == len(raw)
-    with pytest.raises(SeedError, match=r"in my-app\.tar\.sha256") as caught:
+    with pytest.raises(SeedError, match=r"but my-app\.tar\.sha256 says") as caught:
         open_bytes(tmp_path, raw, checksum="1" * 64)
     assert caught.value.lasting
 
@@ -84,20 +84,20 @@ def test_the_same_bytes_are_the_same_twice(tmp_path: Path) -> None:
     ("raw", "why"),
     [
         (b"", "it is empty"),
-        (bytes(10240), "it is no tar archive: it begins with zeros"),
-        (b"<html>" * 500, "it is no tar archive"),
-        (b"short", "it is no tar archive"),
-        (tar({"a": b"x"})[:1024], "it is cut short: a tar archive has an end"),
+        (bytes(10240), "it is not a tar archive: it begins with zeros"),
+        (b"<html>" * 500, "it is not a tar archive"),
+        (b"short", "it is not a tar archive"),
+        (tar({"a": b"x"})[:1024], "it is cut short: the end of the tar archive is missing"),
         (tar({"a": b"x" * 5000})[:4000], "it ends early: 4000 of 5512 bytes are there"),
         (tar({"a": b"x"})[:1024] + b"garbage" * 100 + bytes(1024), "it is damaged at byte 1024"),
-        (tar({"readme": b"x"}), "it has neither manifest.json nor index.json: it is no image archive"),
+        (tar({"readme": b"x"}), "it has neither manifest.json nor index.json, so it is not an image archive"),
         (tar({"repositories": b"{}", "x/layer.tar": b""}), "it was saved by a Docker before 1.10"),
-        (tar({"bin": link("usr/bin"), "etc/passwd": b""}), "it is a root filesystem and no image, as `docker export`"),
+        (tar({"bin": link("usr/bin"), "etc/passwd": b""}), "it is a root filesystem, not an image, as `docker export`"),
         (tar({"manifest.json": b"[]"}), "there is no image in it"),
         (tar({"index.json": b"{}"}), "there is no image in it"),
-        (tar({"manifest.json": b"{}"}), "its manifest.json is no list of images"),
-        (tar({"manifest.json": b"{"}), "its manifest.json is no JSON"),
-        (tar({"index.json": b'{"manifests": [1]}'}), "index.json has no proper list of manifests"),
+        (tar({"manifest.json": b"{}"}), "its manifest.json is not a list of images"),
+        (tar({"manifest.json": b"{"}), "its manifest.json is not JSON"),
+        (tar({"index.json": b'{"manifests": [1]}'}), "index.json has a malformed list of manifests"),
         (tar({"index.json": b" " * (documents.MAX_JSON_BYTES + 1)}), "index.json has 8388609 bytes"),
         (tar({"manifest.json": dump([{}] * 1001)}), "it has more than 1000 images"),
     ],

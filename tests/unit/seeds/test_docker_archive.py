@@ -83,7 +83,7 @@ def test_layers_of_a_docker_archive_are_what_they_begin_with(tmp_path: Path) -> 
         (sha(packed[1]), f"{OCI}layer.v1.tar+zstd"),
     ]
     files["a.tar.gz"] = lzma.compress(LAYERS[0])
-    assert the_fault(tmp_path, files) == "layer ./a.tar.gz is compressed in a way that is not known here"
+    assert the_fault(tmp_path, files) == "layer ./a.tar.gz is compressed in a way that is not supported"
 
 
 def test_several_images_that_share_a_layer(tmp_path: Path) -> None:
@@ -121,17 +121,17 @@ def test_paths_that_lead_out(tmp_path: Path, path: str, key: str) -> None:
 def test_configurations_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     files = docker_archive()
     path = json.loads(files["manifest.json"])[0]["Config"]
-    assert the_fault(tmp_path, {**files, path: CONFIG + b" "}) == "its configuration is not what its digest says"
+    assert the_fault(tmp_path, {**files, path: CONFIG + b" "}) == "its configuration does not match its digest"
     for config, why in (
-        (b"{", "its configuration is no JSON"),
-        (b"[" * 100_000, "its configuration is no JSON"),
-        (b"[]", "it has 2 layers, and its configuration has 0"),
-        (config_of(LAYERS[:1]), "it has 2 layers, and its configuration has 1"),
+        (b"{", "its configuration is not JSON"),
+        (b"[" * 100_000, "its configuration is not JSON"),
+        (b"[]", "it has 2 layers, and its configuration names 0"),
+        (config_of(LAYERS[:1]), "it has 2 layers, and its configuration names 1"),
         (
             dump({"rootfs": {"diff_ids": ["sha256:x", "md5:y"]}}),
-            "its configuration has a digest that is none: sha256:x",
+            "a diff ID in its configuration is not a sha256 digest: sha256:x",
         ),
-        (dump({"rootfs": {"diff_ids": "sha256:x"}}), "its diff_ids are no list of texts"),
+        (dump({"rootfs": {"diff_ids": "sha256:x"}}), "its diff_ids are not a list of strings"),
     ):
         entry = {**json.loads(files["manifest.json"])[0], "Config": "c.json"}
         assert the_fault(tmp_path, {**files, "c.json": config, "manifest.json": dump([entry])}) == why

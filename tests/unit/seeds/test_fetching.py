@@ -57,7 +57,7 @@ def test_exactly_what_fits_is_taken(daemon: Daemon, spool: Spool) -> None:
     spool.room_bytes = len(TAR)
     assert spool.fetch(daemon.host, "redis:7") == TAR
     spool.room_bytes -= 1
-    with pytest.raises(PartError, match=r"would take more than the 0\.0 GB that are free"):
+    with pytest.raises(PartError, match=r"it would take more than the 0\.0 GB that are free"):
         spool.fetch(daemon.host, "redis:7")
 
 
@@ -84,13 +84,13 @@ MISSING = {"message": "reference does not exist"}
 PARTS: dict[str, tuple[bytes, str]] = {
     "an error amid it": (
         chunked(TAR[:700_001] + moby_error("open /x:\nno such file")),
-        "it cannot give it: open /x: no such file",
+        "it cannot send the image: open /x: no such file",
     ),
-    "an error after a whole block": (chunked(HALF + moby_error("x" * 480)), "it cannot give it: xxx"),
-    "nothing but an error": (chunked(moby_error("unexpected EOF")), "it cannot give it: unexpected EOF"),
-    "an error after a good archive": (chunked(TAR + moby_error("too late")), "it cannot give it: too late"),
-    "an old error": (chunked(HALF + b'{"error": "old"}'), "it cannot give it: old"),
-    "an error with no words": (chunked(HALF + b'{"error": ""}'), "it cannot give it: no reason is given"),
+    "an error after a whole block": (chunked(HALF + moby_error("x" * 480)), "it cannot send the image: xxx"),
+    "nothing but an error": (chunked(moby_error("unexpected EOF")), "it cannot send the image: unexpected EOF"),
+    "an error after a good archive": (chunked(TAR + moby_error("too late")), "it cannot send the image: too late"),
+    "an old error": (chunked(HALF + b'{"error": "old"}'), "it cannot send the image: old"),
+    "an error with no words": (chunked(HALF + b'{"error": ""}'), "it cannot send the image: no reason is given"),
     "an error that is cut": (chunked(HALF + moby_error("x")[:-9]), "its archive ends early"),
     "an error that is too long": (chunked(HALF + moby_error("x" * 5000)), "its archive ends early"),
     "a block missing": (chunked(HALF), "its archive ends early"),
@@ -126,10 +126,10 @@ WHOLES: dict[str, tuple[Answer, str]] = {
     "a chunk that is cut": (chunked(TAR)[:-1000], EARLY),
     "a chunk of no length": (chunked(TAR).replace(b"\r\n0\r\n\r\n", b"\r\nxyz\r\n"), EARLY),
     "an error that is cut": (http({"message": "x"}, "500 x", length=5), "it refuses (500): "),
-    "no HTTP": (b"SSH-2.0-OpenSSH\r\n", "its answer is none (SSH-2.0-OpenSSH"),
-    "a TLS alert": (b"\x15\x03\x01\x00\x02\x02\x46\r\n", "its answer is none ("),
-    "a head without an end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "its answer is none ("),
-    "hung up": (b"", "its answer is none (Remote end closed connection without response)"),
+    "no HTTP": (b"SSH-2.0-OpenSSH\r\n", "its answer is not valid HTTP (SSH-2.0-OpenSSH"),
+    "a TLS alert": (b"\x15\x03\x01\x00\x02\x02\x46\r\n", "its answer is not valid HTTP ("),
+    "a head without an end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "its answer is not valid HTTP ("),
+    "hung up": (b"", "its answer is not valid HTTP (Remote end closed connection without response)"),
     "killed": (reset, "it hangs up: does it want TLS, with certificates?"),
     "Go with TLS": (GOES_ON, WANTS_TLS),
 }
@@ -214,7 +214,7 @@ def test_a_disk_that_takes_no_more(daemon: Daemon, spool: Spool) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, limits[1]))
     try:
-        with pytest.raises(SeedError, match=r"it cannot be written down \(File too large\)") as caught:
+        with pytest.raises(SeedError, match=r"it cannot be written to disk \(File too large\)") as caught:
             spool.fetch(daemon.host, "redis:7")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -226,7 +226,7 @@ def test_no_place_to_write_it_down(daemon: Daemon, tmp_path: Path) -> None:
     fd = os.open(tmp_path / "gone", os.O_RDONLY | os.O_DIRECTORY)
     (tmp_path / "gone").rmdir()
     try:
-        with pytest.raises(SeedError, match=r"there is no place to write it down \(No such file or directory\)"):
+        with pytest.raises(SeedError, match=r"no temporary file can be made for it \(No such file or directory\)"):
             fetch(daemon.host, ["redis:7"], fd, 1 << 30, lambda _: None)
     finally:
         os.close(fd)
@@ -324,7 +324,9 @@ def test_a_daemon_that_is_gone_is_asked_once(daemon: Daemon, spool: Spool) -> No
     lay_out(daemon, b"")
     archives, bad = spool.fetch_each(daemon.host, *SEEDS)
     assert archives == []
-    assert reasons(bad) == dict.fromkeys(NAMES, "its answer is none (Remote end closed connection without response)")
+    assert reasons(bad) == dict.fromkeys(
+        NAMES, "its answer is not valid HTTP (Remote end closed connection without response)"
+    )
     assert daemon.paths == [ALL]
 
 

@@ -89,7 +89,7 @@ def test_a_slash_at_the_end_of_an_address_does_not_matter(tcp_daemon: Daemon) ->
     assert len(list_host(f"{tcp_daemon.host}/", ["redis:7"])[0]) == 1
 
 
-NONE = "its answer is none: is it a docker daemon"
+NONE = "its answer is not HTTP: is it a docker daemon"
 
 
 BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
@@ -98,7 +98,7 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
     "its length in other letters": (http([]).replace(b"Content-Length: 2", b"content-LENGTH:7"), EARLY),
     "cut in its head": (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n", EARLY),
     "cut before its length": (b"HTTP/1.0 200 OK\r\nServer: x\r\nContent-Le", EARLY),
-    "cut without a length": (b'HTTP/1.0 200 OK\r\n\r\n[{"Id": "', "its answer makes no sense"),
+    "cut without a length": (b'HTTP/1.0 200 OK\r\n\r\n[{"Id": "', "its answer is not JSON"),
     "refused": (http({"message": "page\nnot \x1bfound"}, "404 Not Found"), "it refuses (404): page not found"),
     "failed": (http({"message": "no space left"}, "500 Internal"), "it refuses (500): no space left"),
     "failed without a reason": (http(b"", "500 Internal"), "it refuses (500): no reason is given"),
@@ -112,8 +112,8 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
     "a TLS alert": (b"\x15\x03\x01\x00\x02\x02\x46", WANTS_TLS),
     "Go with TLS": (GOES_ON, WANTS_TLS),
     "another 400": (http({"message": "client is too old"}, "400 Bad Request"), "it refuses (400): client is too old"),
-    "no JSON": (http(b"<html>"), "its answer makes no sense"),
-    "no list": (http({"Id": ID}), "its list of images is none"),
+    "no JSON": (http(b"<html>"), "its answer is not JSON"),
+    "no list": (http({"Id": ID}), "its answer is not a list of images"),
 }
 
 
@@ -212,7 +212,10 @@ def test_our_own_socket_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("none", "there is no such socket"),
-        ("dead", "nobody listens there: start that daemon; a socket that was mounted before its restart is a dead one"),
+        (
+            "dead",
+            "nobody listens there: start that daemon; a socket that was mounted before its daemon's restart is dead",
+        ),
         ("file", "nobody listens there"),
         (".", "nobody listens there"),
         ("loop", "it cannot be reached (Too many levels of symbolic links)"),
@@ -232,23 +235,23 @@ def test_places_where_no_socket_answers(tmp_path: Path, name: str, said: str) ->
 def test_a_port_where_nobody_listens() -> None:
     listener, host = listen_tcp()
     listener.close()
-    assert the_fault(host) == "nobody listens there: start that daemon, or mend the port"
+    assert the_fault(host) == "nobody listens there: start that daemon, or correct the port"
 
 
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        ("ssh://host", "it is no docker host such as unix:///host/docker.sock"),
-        ("npipe:////./pipe/docker_engine", "it is no docker host"),
-        ("/var/run/d.sock", "it is no docker host"),
-        ("", "it is no docker host"),
-        ("tcp://host", "it has no name with a port"),
-        ("tcp://:2375", "it has no name with a port"),
-        ("tcp://host:", "it has no name with a port"),
-        ("tcp://host:x", "it has no name with a port"),
-        ("tcp://host:-1", "it has no name with a port"),
-        ("tcp://host:65536", "it has no name with a port"),
-        ("tcp://host:2375/x", "it has no name with a port"),
+        ("ssh://host", "it is not a docker host such as unix:///host/docker.sock"),
+        ("npipe:////./pipe/docker_engine", "it is not a docker host"),
+        ("/var/run/d.sock", "it is not a docker host"),
+        ("", "it is not a docker host"),
+        ("tcp://host", "it needs a name and a port"),
+        ("tcp://:2375", "it needs a name and a port"),
+        ("tcp://host:", "it needs a name and a port"),
+        ("tcp://host:x", "it needs a name and a port"),
+        ("tcp://host:-1", "it needs a name and a port"),
+        ("tcp://host:65536", "it needs a name and a port"),
+        ("tcp://host:2375/x", "it needs a name and a port"),
     ],
 )
 def test_an_address_that_is_none(host: str, said: str) -> None:
@@ -257,7 +260,7 @@ def test_an_address_that_is_none(host: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["a..b", ".", "x" * 64, f"{'x' * 64}.example", "b\xfc..cher", "h\udcffst"], ids=ascii)
 def test_a_name_that_cannot_be_resolved_by_anybody(name: str) -> None:
-    assert the_fault(f"tcp://{name}:2375") == "its name is none that could be resolved"
+    assert the_fault(f"tcp://{name}:2375") == "its name is not a valid host name"
 
 
 @pytest.mark.usefixtures("no_resolver")
@@ -271,7 +274,7 @@ def test_a_name_that_is_not_known_and_its_password() -> None:
 def test_a_socket_that_this_user_may_not_use() -> None:
     # Root, who may run these tests, may use every one.
     said = host_daemon.reason(PermissionError(13, "Permission denied"), "unix:///d", "")
-    assert said == "the socket may not be used by this user"
+    assert said == "this user may not use the socket"
 
 
 # ---- with TLS --------------------------------------------------------------------------------------------------------
@@ -300,13 +303,13 @@ def test_a_daemon_with_tls(authority: Path, spool: Spool) -> None:
 def test_an_authority_that_did_not_issue_its_certificate(authority: Path, stranger: Path) -> None:
     with serve_tls(authority, stranger) as daemon:
         certs = f"{stranger}/client"
-        assert f"its certificate is not good for {certs}/ca.pem (" in the_fault(daemon.host, certs)
+        assert f"its certificate is not valid with {certs}/ca.pem (" in the_fault(daemon.host, certs)
         assert daemon.lines == []
 
 
 def test_a_certificate_for_another_name(authority: Path, stranger: Path) -> None:
     with serve_tls(stranger, stranger) as daemon:
-        assert "not good for" in (said := the_fault(daemon.host, f"{stranger}/client"))
+        assert "not valid with" in (said := the_fault(daemon.host, f"{stranger}/client"))
         assert "IP address mismatch" in said
         assert daemon.lines == []
 
@@ -315,7 +318,7 @@ def test_a_client_that_it_does_not_let_in(authority: Path, stranger: Path, tmp_p
     shutil.copytree(stranger / "client", tmp_path / "mixed")
     shutil.copy(authority / "client/ca.pem", tmp_path / "mixed")
     with serve_tls(authority, authority) as daemon:
-        assert "no TLS with it (" in the_fault(daemon.host, f"{tmp_path}/mixed")
+        assert "TLS with it fails (" in the_fault(daemon.host, f"{tmp_path}/mixed")
         assert daemon.lines == []
 
 
@@ -326,7 +329,7 @@ def test_a_daemon_without_tls(authority: Path) -> None:
 
     listener, host = listen_tcp()
     with serve_once(listener, refuse):
-        assert "no TLS with it (" in the_fault(host, f"{authority}/client")
+        assert "TLS with it fails (" in the_fault(host, f"{authority}/client")
 
 
 def test_a_client_without_tls(authority: Path) -> None:

@@ -53,17 +53,17 @@ def test_the_checksum_of_a_layout_is_that_of_its_index(tmp_path: Path) -> None:
     told: list[int] = []
     open_layout(seed._replace(checksum=hashlib.sha256(files["index.json"]).hexdigest()), told).close()
     assert sum(told) == len(files["index.json"])
-    with pytest.raises(SeedError, match=r"SHA-256 is .* in my-app\.sha256"):
+    with pytest.raises(SeedError, match=r"SHA-256 is .* but my-app\.sha256 says"):
         open_layout(seed._replace(checksum="0" * 64))
 
 
 def test_layouts_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(SeedError, match=r"it has no index\.json: it is no OCI layout"):
+    with pytest.raises(SeedError, match=r"it has no index\.json, so it is not an OCI layout"):
         open_layout(lay_out(tmp_path / "a", {"x": b""}))
     with pytest.raises(SeedError, match="not there any longer") as caught:
         open_layout(Seed(SeedKind.LAYOUT, str(tmp_path / "gone"), "", 0))
     assert not caught.value.lasting
-    with pytest.raises(SeedError, match="it is no directory"):
+    with pytest.raises(SeedError, match="it is not a directory"):
         open_layout(Seed(SeedKind.LAYOUT, str(tmp_path / "a" / "x"), "", 0))
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_file_in_a_layout(tmp_path: Path) -> None:
     (path / blob(LAYERS[0])).unlink()
     os.mkfifo(path / blob(LAYERS[0]))
     with open_layout(seed) as opened:
-        assert opened.bad[0][1].endswith("is no regular file")
+        assert opened.bad[0][1].endswith("is not a regular file")
 
 
 def test_a_layout_that_changes_while_it_is_read(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_names_from_a_file(tmp_path: Path, name: str) -> None:
 def test_a_files_name_that_is_none_for_an_image(tmp_path: Path) -> None:
     images, [(label, why)] = read_files(tmp_path, oci_archive(), "Über.tar")
     assert (images, label) == ([], "image 1")
-    assert why == "it has no name, and its file's does not make one: über:latest"
+    assert why == "it has no name, and its file's name cannot be one: über:latest"
 
 
 def test_only_one_image_gets_the_files_name(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_an_archive_of_another_daemon_has_no_file_to_be_named_for(tmp_path: Path
 def test_names_that_are_none(tmp_path: Path) -> None:
     images, bad = read_files(tmp_path, docker_archive(tags=["UPPER/case:1"]))
     assert images == []
-    assert bad == [("UPPER/case:1", "none of its names is one: UPPER/case:1")]
+    assert bad == [("UPPER/case:1", "none of its names is valid: UPPER/case:1")]
     assert the_image(tmp_path, docker_archive(tags=["UPPER/case:1", "app:2"])).names == ("docker.io/library/app:2",)
 
 

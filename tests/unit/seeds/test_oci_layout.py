@@ -56,7 +56,7 @@ def test_indexes_in_indexes_in_indexes(tmp_path: Path) -> None:
         files |= {blob(inner): inner, "index.json": index_of(describe(inner, f"{OCI}index.v1+json"))}
         if depth <= 3:
             assert the_image(tmp_path, files)
-    assert the_fault(tmp_path, files) == "its indexes lie in more than 3 others"
+    assert the_fault(tmp_path, files) == "its indexes are nested more than 3 deep"
 
 
 def test_blobs_of_an_index_that_are_not_what_they_should_be(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_blobs_of_an_index_that_are_not_what_they_should_be(tmp_path: Path) -> N
     ):
         path = f"blobs/sha256/{name[7:]}"
         changed = files[path].replace(b"a", b"b", 1)
-        assert the_fault(tmp_path, {**files, path: changed}) == f"its {what} is not what its digest says"
+        assert the_fault(tmp_path, {**files, path: changed}) == f"its {what} does not match its digest"
         assert the_fault(tmp_path, {**files, path: b""}).startswith(f"its {what} is cut short: 0 of")
         assert the_fault(tmp_path, {**files, path: files[path] + b" "}).startswith(f"its {what} has ")
 
@@ -88,8 +88,8 @@ def test_layers_of_an_index_that_are_not_what_they_should_be(tmp_path: Path) -> 
     ("layer_type", "why"),
     [
         (f"{OCI}layer.v1.tar+gzip+encrypted", "is encrypted"),
-        (f"{OCI}layer.v1.tar+lz4", "is of an unknown kind: application/vnd.oci.image.layer.v1.tar+lz4"),
-        ("application/vnd.in-toto+json", "is of an unknown kind: application/vnd.in-toto+json"),
+        (f"{OCI}layer.v1.tar+lz4", "has an unknown media type: application/vnd.oci.image.layer.v1.tar+lz4"),
+        ("application/vnd.in-toto+json", "has an unknown media type: application/vnd.in-toto+json"),
     ],
 )
 def test_kinds_of_layers_that_nobody_can_unpack(tmp_path: Path, layer_type: str, why: str) -> None:
@@ -104,7 +104,7 @@ def test_layers_that_may_not_be_distributed(tmp_path: Path, layer_type: str) -> 
     files = oci_archive(layer_type=layer_type)
     assert the_image(tmp_path, files).layers[0].media_type == layer_type
     del files[blob(LAYERS[0])]
-    assert the_fault(tmp_path, files).endswith("is elsewhere: it may not be distributed")
+    assert the_fault(tmp_path, files).endswith("is not in it, because it may not be distributed")
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     manifest = dump({"config": describe(config, "application/vnd.cncf.helm.config.v1+json"), "layers": []})
     kind = f"{OCI}manifest.v1+json"
     files = {blob(config): config, blob(manifest): manifest, "index.json": index_of(describe(manifest, kind))}
-    assert the_fault(tmp_path, files) == "it is no image but application/vnd.cncf.helm.config.v1+json"
+    assert the_fault(tmp_path, files) == "it is not an image but application/vnd.cncf.helm.config.v1+json"
     for descriptor, why in (
-        (describe(manifest, "text/plain"), "it is of an unknown kind: text/plain"),
-        (describe(manifest, kind, digest="sha512:" + "0" * 128), "a digest is none that is known here: sha512:"),
+        (describe(manifest, "text/plain"), "its media type is unknown: text/plain"),
+        (describe(manifest, kind, digest="sha512:" + "0" * 128), "a digest in it is not a sha256 digest: sha512:"),
         (
             describe(manifest, kind, digest="sha256:../../../etc/passwd"),
-            "a digest is none that is known here: sha256:..",
+            "a digest in it is not a sha256 digest: sha256:..",
         ),
-        (describe(manifest, kind, size="1"), "nothing says how long its manifest is"),
+        (describe(manifest, kind, size="1"), "no size is given for its manifest"),
     ):
         assert the_fault(tmp_path, {**files, "index.json": index_of({**descriptor})}).startswith(why)

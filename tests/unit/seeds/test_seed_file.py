@@ -21,7 +21,7 @@ def test_verify_reads_all_of_it(tmp_path: Path) -> None:
     fd = seed_file.open_file(str(file))
     seed_file.verify(fd, hashlib.sha256(RAW).hexdigest(), str(file), told.append)
     assert sum(told) == len(RAW)
-    with pytest.raises(SeedError, match=r"in a\.tar\.sha256"):
+    with pytest.raises(SeedError, match=r"but a\.tar\.sha256 says"):
         seed_file.verify(fd, hashlib.sha256(RAW[1:]).hexdigest(), str(file), told.append)
     os.close(fd)
 
@@ -29,7 +29,7 @@ def test_verify_reads_all_of_it(tmp_path: Path) -> None:
 def test_what_is_no_file_with_something_in_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").touch()
-    for name, why in (("fifo", "no regular file"), ("empty", "it is empty"), (".", "it is a directory")):
+    for name, why in (("fifo", "not a regular file"), ("empty", "it is empty"), (".", "it is a directory")):
         with pytest.raises(SeedError, match=why) as caught:
             seed_file.open_file(str(tmp_path / name))
         assert caught.value.lasting

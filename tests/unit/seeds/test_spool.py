@@ -12,7 +12,7 @@ from cachedind.seeds.model import SeedError
 
 
 def test_no_place_to_write(tmp_path: Path) -> None:
-    with pytest.raises(SeedError, match="no place to write it down") as caught:
+    with pytest.raises(SeedError, match="no temporary file can be made") as caught:
         spool.open_spool(str(tmp_path / "missing"))
     assert not caught.value.lasting
 

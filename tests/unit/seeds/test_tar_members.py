@@ -121,5 +121,5 @@ def test_more_files_than_an_image_archive_has(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(tar_members, "MAX_MEMBERS", len(files))
     assert the_image(tmp_path, files)
     monkeypatch.setattr(tar_members, "MAX_MEMBERS", len(files) - 1)
-    with pytest.raises(SeedError, match="files: it is no image archive"):
+    with pytest.raises(SeedError, match="files, so it is not an image archive"):
         open_bytes(tmp_path, tar(files))
