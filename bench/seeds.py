@@ -21,7 +21,7 @@ from clock import ENTRYPOINT, ENVIRONMENT, read_answer
 from figures import spread
 from helpers.engine import Engine
 from helpers.flavours import FLAVOURS, Flavour
-from helpers.seeds import NAMES, Shelf, images, make_ten
+from helpers.seeds import NAMES, SeedVolume, images, make_ten
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -47,10 +47,10 @@ class Round(NamedTuple):
     there_s: float
 
 
-def save_plainly(engine: Engine, shelf: Shelf) -> None:
+def save_plainly(engine: Engine, source: SeedVolume) -> None:
     """The ten as scripts/save-seeds writes them: one plain archive for each."""
     ten = make_ten(engine)
-    volumes = {**ten.mount, shelf.volume.name: {"bind": "/plain", "mode": "rw"}}
+    volumes = {**ten.mount, source.volume.name: {"bind": "/plain", "mode": "rw"}}
     dind = engine.dind("forky", volume=engine.volume(), volumes=volumes)
     dind.wait_ready(timeout_s=120)
     for number, name in enumerate(sorted(NAMES)):
@@ -59,31 +59,31 @@ def save_plainly(engine: Engine, shelf: Shelf) -> None:
     dind.remove()
 
 
-def measure(engine: Engine, flavour: Flavour, shelf: Shelf, runs: int) -> list[Round]:
+def measure(engine: Engine, flavour: Flavour, source: SeedVolume, runs: int) -> list[Round]:
     found: list[Round] = []
     for turn in range(runs):
         for side in (BARE, CACHEDIND) if turn % 2 else (CACHEDIND, BARE):
             volume = engine.volume()
             for state in (COLD, WARM):
-                one = (_bare if side == BARE else _ours)(engine, flavour, shelf, volume, state)
+                one = (_bare if side == BARE else _ours)(engine, flavour, source, volume, state)
                 sys.stderr.write(f"{flavour} {turn + 1}/{runs} {side}, {state}: {one.seeding_s:.3f} s\n")
                 found.append(one)
     return found
 
 
-def _create(engine: Engine, flavour: Flavour, shelf: Shelf, volume: Volume, words: list[str]) -> Dind:
+def _create(engine: Engine, flavour: Flavour, source: SeedVolume, volume: Volume, words: list[str]) -> Dind:
     env = {**ENVIRONMENT, **flavour.env}
     return engine.dind(
-        flavour.suite, args=words, entrypoint=ENTRYPOINT, env=env, volume=volume, volumes=shelf.mount, start=False
+        flavour.suite, args=words, entrypoint=ENTRYPOINT, env=env, volume=volume, volumes=source.mount, start=False
     )
 
 
-def _bare(engine: Engine, flavour: Flavour, shelf: Shelf, volume: Volume, state: str) -> Round:
+def _bare(engine: Engine, flavour: Flavour, source: SeedVolume, volume: Volume, state: str) -> Round:
     store = str(flavour.store == "containerd").lower()
-    dind = _create(engine, flavour, shelf, volume, ["dockerd", "--feature", f"containerd-snapshotter={store}"])
+    dind = _create(engine, flavour, source, volume, ["dockerd", "--feature", f"containerd-snapshotter={store}"])
     if flavour.suite == "trixie":  # which has no such option, and no other store by itself
         dind.remove()
-        dind = _create(engine, flavour, shelf, volume, ["dockerd"])
+        dind = _create(engine, flavour, source, volume, ["dockerd"])
     dind.start()
     answer = read_answer(dind.container, BARE)
     begin, end = map(float, dind.sh(f"unset DOCKER_HOST\n{_LOOP}", timeout_s=300).split())
@@ -91,8 +91,8 @@ def _bare(engine: Engine, flavour: Flavour, shelf: Shelf, volume: Volume, state:
     return Round(BARE, state, end - begin, answer.ready_s + end - begin)
 
 
-def _ours(engine: Engine, flavour: Flavour, shelf: Shelf, volume: Volume, state: str) -> Round:
-    dind = _create(engine, flavour, shelf, volume, ["dockerd-entrypoint.sh"])
+def _ours(engine: Engine, flavour: Flavour, source: SeedVolume, volume: Volume, state: str) -> Round:
+    dind = _create(engine, flavour, source, volume, ["dockerd-entrypoint.sh"])
     dind.start()
     answer = read_answer(dind.container, CACHEDIND)
     _check(dind)
@@ -146,14 +146,14 @@ def main() -> None:
     results: dict[str, list[dict[str, object]]] = {}
     session = Engine.connect()
     try:
-        shelf = Shelf(session)
-        save_plainly(session, shelf)
+        source = SeedVolume(session)
+        save_plainly(session, source)
         for flavour in FLAVOURS:
             if flavour.suite not in (options.suite or ("trixie", "forky")):
                 continue
             scope = session.scope()
             try:
-                rows = summarise(measure(scope, flavour, shelf, options.runs))
+                rows = summarise(measure(scope, flavour, source, options.runs))
             finally:
                 scope.close()
             results[str(flavour)] = rows

@@ -35,7 +35,7 @@ PYTHON = "/opt/cachedind/bin/python"
 # ---- where they lie --------------------------------------------------------------------------------------------------
 
 
-class Shelf:
+class SeedVolume:
     """A volume for seeds, and a container in which it is at /seeds and can be written."""
 
     def __init__(self, engine: Engine) -> None:
@@ -43,12 +43,12 @@ class Shelf:
         self._container: Container = engine.client.containers.create(
             engine.workbench_image,
             entrypoint=["sleep", "infinity"],
-            name=engine.new_name("shelf"),
+            name=engine.new_name("seeds"),
             labels=engine.labels,
             volumes={self.volume.name: {"bind": SEEDS}},
             init=True,
         )
-        engine.undo_later("a shelf", lambda: self._container.remove(force=True, v=True))
+        engine.undo_later("a volume of seeds", lambda: self._container.remove(force=True, v=True))
         self._container.start()
 
     @property
@@ -215,19 +215,19 @@ FEW_NAMES = frozenset(plan.name for plan in TEN if plan.file in FEW)
 
 
 def setting(files: Iterable[str]) -> dict[str, str]:
-    """CACHEDIND_SEED for some of the files on a shelf."""
+    """CACHEDIND_SEED for some of the files in the volume of seeds."""
     return {"CACHEDIND_SEED": ",".join(f"{SEEDS}/{name}" for name in files)}
 
 
 class Ten(NamedTuple):
     """The ten images: where they lie, and what each prints when it is run."""
 
-    shelf: Shelf
+    source: SeedVolume
     ids: dict[str, str]
 
     @property
     def mount(self) -> dict[str, dict[str, str]]:
-        return self.shelf.mount
+        return self.source.mount
 
 
 # Arguments: what to do, from, to. What `docker save` wrote becomes something else.
@@ -297,19 +297,19 @@ CMD ["sh", "-c", "sha256sum --check --quiet /sums && cat /id"]
 
 def make_ten(engine: Engine) -> Ten:
     """Build them, save them, and convert what no engine writes (any longer)."""
-    shelf = Shelf(engine)
+    source = SeedVolume(engine)
     scope = engine.scope()
     try:
-        ids = _build_ten(scope, shelf)
+        ids = _build_ten(scope, source)
     finally:
         scope.close()
-    return Ten(shelf, ids)
+    return Ten(source, ids)
 
 
-def _build_ten(engine: Engine, shelf: Shelf) -> dict[str, str]:
+def _build_ten(engine: Engine, source: SeedVolume) -> dict[str, str]:
     nonce = secrets.token_hex(8)
     ids = {plan.name: f"{plan.name} {nonce}" for plan in TEN}
-    options: dict[str, Any] = {"volumes": {shelf.volume.name: {"bind": "/shelf", "mode": "rw"}}}
+    options: dict[str, Any] = {"volumes": {source.volume.name: {"bind": "/source", "mode": "rw"}}}
     graph = engine.dind("forky", volume=engine.volume(), env={"CACHEDIND_SEED": ""}, **options)
     env = {"CACHEDIND_SEED": "", "CACHEDIND_IMAGE_STORE": "containerd"}
     containerd = engine.dind("forky", volume=engine.volume(), env=env, **options)
@@ -327,12 +327,12 @@ def _build_ten(engine: Engine, shelf: Shelf) -> dict[str, str]:
         names = [plan.name for plan in TEN if plan.file == file]
         what = next(plan.convert for plan in TEN if plan.file == file)
         dind = makers[file]
-        saved = f"/var/lib/docker/saved-{file}" if what else f"/shelf/{file}"
+        saved = f"/var/lib/docker/saved-{file}" if what else f"/source/{file}"
         dind.docker("save", "--output", saved, *names, timeout_s=120)
         if what:
-            dind.exec(PYTHON, "-I", "-c", _CONVERT, what, saved, f"/shelf/{file}", timeout_s=120)
+            dind.exec(PYTHON, "-I", "-c", _CONVERT, what, saved, f"/source/{file}", timeout_s=120)
             dind.sh(f"rm {saved}")
-    graph.sh("sync -f /shelf; chmod -R a+rX /shelf")
+    graph.sh("sync -f /source; chmod -R a+rX /source")
     return ids
 
 

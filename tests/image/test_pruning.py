@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from helpers.builds import Project
 from helpers.pools import Home, big_project
-from helpers.seeds import Shelf, docker_archive, images, small_image
+from helpers.seeds import SeedVolume, docker_archive, images, small_image
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def noted_bytes(dind: Dind) -> int:
 def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> None:
     home = Home("btrfs", flavour)
     pool = home.volume(engine)
-    shelf = Shelf(engine)
-    shelf.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
-    first = home.start(engine, pool, volumes=shelf.mount)
+    source = SeedVolume(engine)
+    source.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
+    first = home.start(engine, pool, volumes=source.mount)
     first.load_base()
     used, _, recent = (build(first, tag) for tag in ("used", "unused", "recent"))
     before = slot_bytes(first)
@@ -54,12 +54,12 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     first.kill()
 
     limits = {"CACHEDIND_POOL_MAX_SIZE": f"{before - IMAGE_MB * 10**6 // 2}"}
-    second = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    second = home.start(engine, pool, volumes=source.mount, env=limits)
     assert second.build(used).uncached == []
     wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
     second.kill()
 
-    third = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    third = home.start(engine, pool, volumes=source.mount, env=limits)
     kept = {"base:latest", "seed:1", used.tag, recent.tag}
     assert images(third) == kept
     [warning] = [line for line in third.warnings if "over its budget" in line]
@@ -73,7 +73,7 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     wait_until(lambda: noted_bytes(third) == 0, what="the note to be gone")
     third.kill()
 
-    fourth = home.start(engine, pool, volumes=shelf.mount, env=limits)
+    fourth = home.start(engine, pool, volumes=source.mount, env=limits)
     assert not [line for line in fourth.warnings if "over its budget" in line]
     assert images(fourth) == kept
     assert fourth.build(recent).uncached == []

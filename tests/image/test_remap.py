@@ -10,7 +10,7 @@ import pytest
 from helpers.builds import overlay_project
 from helpers.dind import DATA_ROOT
 from helpers.pools import slot_of
-from helpers.seeds import Shelf, docker_archive, images, run_small, seeded, small_image
+from helpers.seeds import SeedVolume, docker_archive, images, run_small, seeded, small_image
 
 if TYPE_CHECKING:
     from helpers.builds import Project
@@ -64,11 +64,11 @@ def test_a_remapped_job_and_one_without_share_a_key_and_see_nothing_of_others(en
 
 
 def test_seeds_are_put_in_once_for_remapped_jobs(engine: Engine, suite: str) -> None:
-    pool, shelf = engine.volume(), Shelf(engine)
+    pool, source = engine.volume(), SeedVolume(engine)
     seed = small_image(engine, "seed:1")
-    shelf.put({"seed.tar": docker_archive(seed)})
+    source.put({"seed.tar": docker_archive(seed)})
     for loaded in (["seed:1"], []):
-        dind = engine.dind(suite, pool=pool, args=REMAP, volumes=shelf.mount)
+        dind = engine.dind(suite, pool=pool, args=REMAP, volumes=source.mount)
         dind.wait_ready()
         assert images(dind) == {"seed:1"}
         assert seeded(dind) == loaded

@@ -10,7 +10,7 @@ import pytest
 from helpers.estates import Visitor
 from helpers.flavours import Flavour
 from helpers.pools import Home
-from helpers.seeds import Shelf, docker_archive, small_image
+from helpers.seeds import SeedVolume, docker_archive, small_image
 
 if TYPE_CHECKING:
     from helpers.engine import Engine
@@ -80,9 +80,9 @@ def test_no_link_leads_a_start_outside(engine: Engine, place: str) -> None:
     victim, volume = engine.volume(), BTRFS.volume(engine)
     engine.in_volume(victim, MAKE_VICTIM)
     before = engine.in_volume(victim, LOOK)
-    shelf = Shelf(engine)
-    shelf.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
-    volumes = {victim.name: VICTIM, **shelf.mount}
+    source = SeedVolume(engine)
+    source.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
+    volumes = {victim.name: VICTIM, **source.mount}
     where = {"pool" if place == "pool" else "volume": volume}
     visitor = Visitor(engine, volume)
     first = engine.dind("forky", volumes=volumes, **where)

@@ -19,7 +19,7 @@ from helpers.seeds import (
     FEW_NAMES,
     FILES,
     NAMES,
-    Shelf,
+    SeedVolume,
     Ten,
     check_ten,
     docker_archive,
@@ -50,17 +50,17 @@ STARTS = 5
 
 
 def create(
-    engine: Engine, flavour: Flavour, volume: Volume, shelf: Shelf | None, env: Mapping[str, str] | None = None
+    engine: Engine, flavour: Flavour, volume: Volume, source: SeedVolume | None, env: Mapping[str, str] | None = None
 ) -> Dind:
     """An instance in direct mode that is not started yet, with seeds at /seeds."""
-    options: dict[str, Any] = {} if shelf is None else {"volumes": shelf.mount}
+    options: dict[str, Any] = {} if source is None else {"volumes": source.mount}
     return engine.dind(flavour.suite, volume=volume, env={**flavour.env, **(env or {})}, start=False, **options)
 
 
 def start(
-    engine: Engine, flavour: Flavour, volume: Volume, shelf: Shelf | None, env: Mapping[str, str] | None = None
+    engine: Engine, flavour: Flavour, volume: Volume, source: SeedVolume | None, env: Mapping[str, str] | None = None
 ) -> Dind:
-    dind = create(engine, flavour, volume, shelf, env)
+    dind = create(engine, flavour, volume, source, env)
     dind.start()
     dind.wait_ready(timeout_s=120)
     return dind
@@ -72,7 +72,7 @@ def start(
 @pytest.mark.alone
 def test_ten_images_are_in_the_first_answer_and_never_loaded_again(engine: Engine, ten: Ten, flavour: Flavour) -> None:
     volume = engine.volume()
-    first = create(engine, flavour, volume, ten.shelf)
+    first = create(engine, flavour, volume, ten.source)
     first.start()
     assert first_images(first) == NAMES
     assert nameless(first) == []
@@ -88,7 +88,7 @@ def test_ten_images_are_in_the_first_answer_and_never_loaded_again(engine: Engin
 
     phases = []
     for _ in range(STARTS):
-        again = start(engine, flavour, volume, ten.shelf)
+        again = start(engine, flavour, volume, ten.source)
         assert images(again) == NAMES
         assert seeded(again) == []
         assert not looked_closer(again)
@@ -104,7 +104,7 @@ def test_ten_images_are_in_the_first_answer_and_never_loaded_again(engine: Engin
     last.docker("image", "rm", "ten/xz:1")
     assert images(last) == NAMES - {"ten/xz:1"}
     last.kill()
-    mended = create(engine, flavour, volume, ten.shelf)
+    mended = create(engine, flavour, volume, ten.source)
     mended.start()
     assert first_images(mended) == NAMES
     assert seeded(mended) == ["ten/xz:1"]
@@ -115,25 +115,25 @@ def test_ten_images_are_in_the_first_answer_and_never_loaded_again(engine: Engin
 def test_one_of_two_in_a_file_comes_back(engine: Engine, ten: Ten, flavour: Flavour) -> None:
     volume = engine.volume()
     env = setting(["pair.tar"])
-    first = start(engine, flavour, volume, ten.shelf, env)
+    first = start(engine, flavour, volume, ten.source, env)
     assert images(first) == {"ten/pair:one", "ten/pair:two"}
     first.docker("image", "rm", "ten/pair:two")
     first.kill()
-    second = start(engine, flavour, volume, ten.shelf, env)
+    second = start(engine, flavour, volume, ten.source, env)
     assert seeded(second) == ["ten/pair:two"]
     check_ten(second, ten, ["ten/pair:one", "ten/pair:two"])
 
 
 def test_a_newer_archive_takes_the_place_of_the_older(engine: Engine, flavour: Flavour) -> None:
-    shelf, volume = Shelf(engine), engine.volume()
+    source, volume = SeedVolume(engine), engine.volume()
     old, new, other = (small_image(engine, name) for name in ("app:1", "app:1", "other:1"))
-    shelf.put({"app.tar": docker_archive(old), "other.tar": docker_archive(other)})
-    first = start(engine, flavour, volume, shelf)
+    source.put({"app.tar": docker_archive(old), "other.tar": docker_archive(other)})
+    first = start(engine, flavour, volume, source)
     run_small(first, [old, other])
     first.kill()
 
-    shelf.put({"app.tar": docker_archive(new)})
-    second = start(engine, flavour, volume, shelf)
+    source.put({"app.tar": docker_archive(new)})
+    second = start(engine, flavour, volume, source)
     assert seeded(second) == ["app:1"]
     assert second.warnings == []
     run_small(second, [new, other])
@@ -144,27 +144,27 @@ def test_a_newer_archive_takes_the_place_of_the_older(engine: Engine, flavour: F
     second.kill()
 
     newest = small_image(engine, "app:1")
-    shelf.put({"app.tar": docker_archive(newest)})
-    third = start(engine, flavour, volume, shelf)
+    source.put({"app.tar": docker_archive(newest)})
+    third = start(engine, flavour, volume, source)
     run_small(third, [newest, other])
     assert third.docker("start", "--attach", "user") == new.text.rstrip("\n"), "a container's image must stay"
 
 
 def test_a_name_that_a_job_has_taken_stays_with_it(engine: Engine, flavour: Flavour) -> None:
-    shelf, volume = Shelf(engine), engine.volume()
+    source, volume = SeedVolume(engine), engine.volume()
     seed, other = small_image(engine, "app:1"), small_image(engine, "other:1")
-    shelf.put({"app.tar": docker_archive(seed), "other.tar": docker_archive(other)})
-    first = start(engine, flavour, volume, shelf)
+    source.put({"app.tar": docker_archive(seed), "other.tar": docker_archive(other)})
+    first = start(engine, flavour, volume, source)
     first.docker("tag", "other:1", "app:1")
     first.kill()
-    second = start(engine, flavour, volume, shelf)
+    second = start(engine, flavour, volume, source)
     assert second.docker("run", "--rm", "--network=none", "app:1") == other.text.rstrip("\n")
     assert seeded(second) == []
     # A newer seed takes it back.
     newer = small_image(engine, "app:1")
     second.kill()
-    shelf.put({"app.tar": docker_archive(newer)})
-    third = start(engine, flavour, volume, shelf)
+    source.put({"app.tar": docker_archive(newer)})
+    third = start(engine, flavour, volume, source)
     run_small(third, [newer, other])
 
 
@@ -175,13 +175,13 @@ def test_a_name_that_a_job_has_taken_stays_with_it(engine: Engine, flavour: Flav
 def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, point: str) -> None:
     """With the other store, and in a pool: test_seeds_pool.py."""
     volume, env, flavour = engine.volume(), setting(FEW), CONTAINERD
-    victim = create(engine, flavour, volume, ten.shelf, {**env, "CACHEDIND_KILL_AT": point})
+    victim = create(engine, flavour, volume, ten.source, {**env, "CACHEDIND_KILL_AT": point})
     victim.start()
     assert victim.wait_exit() == KILLED
     assert victim.summary is None
     loaded = victim.messages
     assert bool(seeded(victim)) == (point != "seed.started"), loaded
-    survivor = create(engine, flavour, volume, ten.shelf, env)
+    survivor = create(engine, flavour, volume, ten.source, env)
     survivor.start()
     assert first_images(survivor) == FEW_NAMES
     assert halves(survivor) == set()
@@ -199,20 +199,20 @@ def test_kills_at_any_moment_of_loading_lose_nothing(engine: Engine, ten: Ten, f
     files = [file for file in FILES if file != "big.tar"]
     names = NAMES - {"ten/big:latest"}
     env = setting(files)
-    timed = start(engine, flavour, engine.volume(), ten.shelf, env)
+    timed = start(engine, flavour, engine.volume(), ten.source, env)
     whole_s = seed_phase_ms(timed) / 1000
     timed.kill()
     timed.remove()
     engine.dinds.remove(timed)
     volume = engine.volume()
     for _ in range(2):  # a third one in a row would make the next go without
-        victim = create(engine, flavour, volume, ten.shelf, env)
+        victim = create(engine, flavour, volume, ten.source, env)
         moment = time.monotonic() + 0.15 + dice.uniform(0, whole_s)
         victim.start()
         time.sleep(max(0.0, moment - time.monotonic()))
         victim.kill()
         print(f"killed after {seeded(victim)}")
-    survivor = create(engine, flavour, volume, ten.shelf, env)
+    survivor = create(engine, flavour, volume, ten.source, env)
     survivor.start()
     assert first_images(survivor) == names
     assert halves(survivor) == set()
@@ -223,15 +223,15 @@ def test_kills_at_any_moment_of_loading_lose_nothing(engine: Engine, ten: Ten, f
 def test_after_three_kills_in_a_row_one_start_goes_without(engine: Engine, ten: Ten) -> None:
     volume, env = engine.volume(), setting(["xz.tar.xz"])
     for _ in range(3):
-        victim = create(engine, GRAPH, volume, ten.shelf, {**env, "CACHEDIND_KILL_AT": "seed.started"})
+        victim = create(engine, GRAPH, volume, ten.source, {**env, "CACHEDIND_KILL_AT": "seed.started"})
         victim.start()
         assert victim.wait_exit() == KILLED
-    without = start(engine, GRAPH, volume, ten.shelf, env)
+    without = start(engine, GRAPH, volume, ten.source, env)
     assert images(without) == frozenset()
     [warning] = without.warnings
     assert "no seeds are put in" in warning
     without.kill()
-    tried_again = start(engine, GRAPH, volume, ten.shelf, env)
+    tried_again = start(engine, GRAPH, volume, ten.source, env)
     assert images(tried_again) == {"ten/xz:1"}
     assert tried_again.warnings == []
 
@@ -240,13 +240,13 @@ def test_after_three_kills_in_a_row_one_start_goes_without(engine: Engine, ten: 
 
 
 def test_without_seeds_a_fresh_start_has_no_image(engine: Engine, ten: Ten, flavour: Flavour) -> None:
-    cases: list[tuple[Shelf | None, dict[str, str]]] = [
+    cases: list[tuple[SeedVolume | None, dict[str, str]]] = [
         (None, {}),
-        (Shelf(engine), {}),
-        (ten.shelf, {"CACHEDIND_SEED": ""}),
+        (SeedVolume(engine), {}),
+        (ten.source, {"CACHEDIND_SEED": ""}),
     ]
-    for shelf, env in cases:
-        dind = create(engine, flavour, engine.volume(), shelf, env)
+    for source, env in cases:
+        dind = create(engine, flavour, engine.volume(), source, env)
         dind.start()
         assert first_images(dind) == frozenset()
         assert dind.docker("image", "ls", "--all", "--quiet") == ""
@@ -276,9 +276,9 @@ os.register_at_fork(before=count)
 def test_a_start_at_a_terminal_forks_no_second_thread(engine: Engine, suite: str) -> None:
     """Bars drawn by a thread of their own would be copied amid whatever that thread holds; and whoever waits is told
     so before anything else happens."""
-    shelf = Shelf(engine)
-    shelf.put({"app.tar": docker_archive(*(small_image(engine, name) for name in ("app:1", "app:2")))})
-    dind = engine.dind(suite, volume=engine.volume(), volumes=shelf.mount, tty=True, start=False)
+    source = SeedVolume(engine)
+    source.put({"app.tar": docker_archive(*(small_image(engine, name) for name in ("app:1", "app:2")))})
+    dind = engine.dind(suite, volume=engine.volume(), volumes=source.mount, tty=True, start=False)
     boot = "/opt/cachedind/start/boot.py"
     own = dind.container.get_archive(boot)[0]
     with tarfile.open(fileobj=io.BytesIO(b"".join(own))) as archive:
@@ -304,7 +304,7 @@ def test_seeds_may_come_after_the_daemon(engine: Engine, ten: Ten, flavour: Flav
     bare_s = statistics.median(answer_s(dind) for dind in without)
     together(lambda dind: dind.kill(), without)
     volume = engine.volume()
-    dind = create(engine, flavour, volume, ten.shelf, late)
+    dind = create(engine, flavour, volume, ten.source, late)
     dind.start()
     early = first_images(dind)
     took_s = answer_s(dind)
@@ -336,7 +336,7 @@ def test_seeds_may_come_after_the_daemon(engine: Engine, ten: Ten, flavour: Flav
     check_ten(dind, ten)
     dind.kill()
 
-    again = start(engine, flavour, volume, ten.shelf, late)
+    again = start(engine, flavour, volume, ten.source, late)
     assert images(again) == NAMES
     assert seeded(again) == []
     assert not looked_closer(again)

@@ -16,7 +16,7 @@ from helpers.flavours import Flavour
 from helpers.pools import Home
 from helpers.seeds import (
     Image,
-    Shelf,
+    SeedVolume,
     Ten,
     checksum,
     docker_archive,
@@ -63,10 +63,10 @@ def escaping(image: Image) -> bytes:
 
 
 class Spoiled:
-    """A shelf with good seeds and bad ones, and what is to be said of each of those."""
+    """A volume with good seeds and bad ones, and what is to be said of each of those."""
 
     def __init__(self, engine: Engine) -> None:
-        self.shelf = Shelf(engine)
+        self.source = SeedVolume(engine)
         self.good: list[Image] = []
         self.bad: dict[str, str] = {}
         self._engine = engine
@@ -78,7 +78,7 @@ class Spoiled:
         plain, packed, summed, oci = (self.image(name) for name in ("plain", "packed", "summed", "oci"))
         self.good += [plain, packed, summed, oci]
         archive = docker_archive(summed)
-        self.shelf.put(
+        self.source.put(
             {
                 "a-plain.tar": docker_archive(plain),
                 "z-packed.tar.gz": gzip.compress(docker_archive(packed), 1),
@@ -96,7 +96,7 @@ class Spoiled:
         archive = docker_archive(self.image("bad-plain"))
         layer = gzip.compress(lost.layers[1], 1, mtime=0)
         foreign = self.image("foreign", architecture="s390x")
-        self.shelf.put(
+        self.source.put(
             {
                 "truncated.tar": archive[: len(archive) * 2 // 3],
                 "truncated.tar.gz": gzip.compress(archive, 1)[:-100_000],
@@ -115,7 +115,7 @@ class Spoiled:
                 "half.tar": tar_of(without(docker_archive_files(kept, lost), lost.layers[1])),
             }
         )
-        self.shelf.sh(
+        self.source.sh(
             "mkdir directory.tar; echo hello >directory.tar/file; ln -s nowhere dangling.tar; mkfifo fifo.tar"
         )
         self.bad |= {
@@ -143,7 +143,7 @@ class Spoiled:
         oci_layer = gzip.compress(oci.layers[1], 1, mtime=0)
         garbage = self.image("garbage")
         garbage = Image(garbage.name, (garbage.layers[0], b"\xff" * 10_240), "")
-        self.shelf.put(
+        self.source.put(
             {
                 "flipped.tar": flip(docker_archive(plain), plain.layers[1]),
                 "flipped.oci": flip(tar_of(oci_files(oci)), oci_layer),
@@ -181,8 +181,8 @@ def file_or_name(line: str) -> str:
     return match[1]
 
 
-def start_on(engine: Engine, home: Home, pool: Any, shelf: Shelf, **env: str) -> Dind:
-    dind = home.start(engine, pool, ready=False, volumes=shelf.mount, env=env)
+def start_on(engine: Engine, home: Home, pool: Any, source: SeedVolume, **env: str) -> Dind:
+    dind = home.start(engine, pool, ready=False, volumes=source.mount, env=env)
     first_images(dind)
     return dind
 
@@ -201,20 +201,20 @@ def test_what_cannot_be_read_is_told_and_not_read_again(engine: Engine, spoiled:
     spoiled.add_unreadable()
     home = Home("btrfs", flavour)
     pool = home.volume(engine)
-    first = start_on(engine, home, pool, spoiled.shelf)
+    first = start_on(engine, home, pool, spoiled.source)
     spoiled.check(first)
     assert frozenset(seeded(first)) == spoiled.names
     assert (first.summary or "").startswith("seeded: ")
     told = sorted(first.warnings)
 
     # Beside it, with another key: from the golden of the seeds, which has no more than them.
-    other = start_on(engine, home, pool, spoiled.shelf, CACHEDIND_KEY="other")
+    other = start_on(engine, home, pool, spoiled.source, CACHEDIND_KEY="other")
     spoiled.check(other)
     assert not looked_closer(other)
     assert sorted(other.warnings) == told
 
     first.kill()
-    again = start_on(engine, home, pool, spoiled.shelf)
+    again = start_on(engine, home, pool, spoiled.source)
     assert (again.summary or "").startswith("warm: ")
     assert not looked_closer(again)
     assert sorted(again.warnings) == told
@@ -222,10 +222,10 @@ def test_what_cannot_be_read_is_told_and_not_read_again(engine: Engine, spoiled:
 
     # Mended, it is loaded.
     lost = spoiled.image("lost")
-    spoiled.shelf.put({"lost.oci": tar_of(oci_files(lost))})
+    spoiled.source.put({"lost.oci": tar_of(oci_files(lost))})
     del spoiled.bad["lost.oci"]
     spoiled.good.append(lost)
-    mended = start_on(engine, home, pool, spoiled.shelf)
+    mended = start_on(engine, home, pool, spoiled.source)
     spoiled.check(mended)
     assert seeded(mended) == ["lost:1"]
 
@@ -234,13 +234,13 @@ def test_what_the_engine_refuses_is_told_and_leaves_nothing(engine: Engine, spoi
     spoiled.add_refused()
     home = Home("btrfs", flavour)
     pool = home.volume(engine)
-    first = start_on(engine, home, pool, spoiled.shelf)
+    first = start_on(engine, home, pool, spoiled.source)
     print("\n".join(first.warnings))
     spoiled.check(first)
-    other = start_on(engine, home, pool, spoiled.shelf, CACHEDIND_KEY="other")
+    other = start_on(engine, home, pool, spoiled.source, CACHEDIND_KEY="other")
     spoiled.check(other)
     first.kill()
-    again = start_on(engine, home, pool, spoiled.shelf)
+    again = start_on(engine, home, pool, spoiled.source)
     spoiled.check(again)
     assert seeded(again) == []
 
@@ -249,11 +249,11 @@ def test_what_the_engine_refuses_is_not_read_again(engine: Engine, spoiled: Spoi
     spoiled.add_refused()
     if flavour.store == "containerd":
         # What the engine says of that one ("NotFound") might be true of a store that is just being swept.
-        spoiled.shelf.sh("rm flipped.tar")
+        spoiled.source.sh("rm flipped.tar")
         del spoiled.bad["flipped.tar"]
     volume = engine.volume()
     for number in range(2):
-        dind = engine.dind(flavour.suite, volume=volume, volumes=spoiled.shelf.mount, env=flavour.env)
+        dind = engine.dind(flavour.suite, volume=volume, volumes=spoiled.source.mount, env=flavour.env)
         first_images(dind)
         spoiled.check(dind)
         assert looked_closer(dind) == (number == 0)
@@ -261,14 +261,14 @@ def test_what_the_engine_refuses_is_not_read_again(engine: Engine, spoiled: Spoi
 
 
 def test_a_bad_newer_archive_leaves_the_older_image(engine: Engine, flavour: Flavour) -> None:
-    shelf, volume = Shelf(engine), engine.volume()
+    source, volume = SeedVolume(engine), engine.volume()
     old = small_image(engine, "app:1")
-    shelf.put({"app.tar": docker_archive(old)})
+    source.put({"app.tar": docker_archive(old)})
     garbage = docker_archive(Image("app:1", (old.layers[0], b"\xff" * 10_240), ""))
     for archive in (None, garbage, docker_archive(old)[:-500_000]):
         if archive is not None:
-            shelf.put({"app.tar": archive})
-        dind = engine.dind(flavour.suite, volume=volume, volumes=shelf.mount, env=flavour.env)
+            source.put({"app.tar": archive})
+        dind = engine.dind(flavour.suite, volume=volume, volumes=source.mount, env=flavour.env)
         assert first_images(dind) == {"app:1"}
         assert nameless(dind) == []
         assert len(dind.warnings) == (archive is not None)
@@ -301,13 +301,13 @@ END
 
 
 def test_what_is_larger_than_the_space_left(engine: Engine, ten: Ten, flavour: Flavour) -> None:
-    shelf = Shelf(engine)
+    source = SeedVolume(engine)
     good = [small_image(engine, f"{name}:1") for name in ("first", "last")]
-    shelf.put({"a.tar.gz": gzip.compress(docker_archive(good[0]), 1), "z.tar": docker_archive(good[1])})
-    shelf.sh(BOMBS, timeout_s=120)
+    source.put({"a.tar.gz": gzip.compress(docker_archive(good[0]), 1), "z.tar": docker_archive(good[1])})
+    source.sh(BOMBS, timeout_s=120)
     volume = engine.volume("ext4", size_mib=640)
     env = {**flavour.env, "CACHEDIND_SEED": "/seeds,/ten/big.tar"}
-    volumes = {**shelf.mount, ten.shelf.volume.name: {"bind": "/ten", "mode": "ro"}}
+    volumes = {**source.mount, ten.source.volume.name: {"bind": "/ten", "mode": "ro"}}
     for number in range(2):
         dind = engine.dind(flavour.suite, volume=volume, volumes=volumes, env=env)
         assert first_images(dind) == {"first:1", "last:1"}
@@ -329,20 +329,20 @@ def test_what_is_larger_than_the_space_left(engine: Engine, ten: Ten, flavour: F
 
 @pytest.mark.parametrize("what", ["missing", "unreadable", "refused", "fine"])
 def test_strict_ends_the_start(engine: Engine, what: str) -> None:
-    shelf = Shelf(engine)
+    source = SeedVolume(engine)
     good = small_image(engine, "good:1")
-    shelf.put({"good.tar": docker_archive(good)})
+    source.put({"good.tar": docker_archive(good)})
     env: dict[str, str] = {**STRICT}
     named = "bad.tar"
     if what == "missing":
         env |= setting(["good.tar", "none.tar"])
         named = "none.tar"
     elif what == "unreadable":
-        shelf.put({"bad.tar": b"nothing\n"})
+        source.put({"bad.tar": b"nothing\n"})
     elif what == "refused":
         bad = small_image(engine, "bad:1")
-        shelf.put({"bad.tar": flip(docker_archive(bad), bad.layers[1])})
-    dind = engine.dind("forky", volume=engine.volume(), volumes=shelf.mount, env=env)
+        source.put({"bad.tar": flip(docker_archive(bad), bad.layers[1])})
+    dind = engine.dind("forky", volume=engine.volume(), volumes=source.mount, env=env)
     if what == "fine":
         assert first_images(dind) == {"good:1"}
         return

@@ -16,7 +16,7 @@ from helpers.pools import HOMES, Home, slot_of
 from helpers.seeds import (
     SEEDS,
     Image,
-    Shelf,
+    SeedVolume,
     checksum,
     docker_archive,
     first_images,
@@ -45,11 +45,11 @@ def home(request: pytest.FixtureRequest) -> Home:
 class Desk:
     """Where cron calls from: throw-away containers with the pool and the seeds."""
 
-    def __init__(self, engine: Engine, home: Home, pool: Volume, shelf: Shelf) -> None:
-        self._engine, self._home, self._pool, self._shelf = engine, home, pool, shelf
+    def __init__(self, engine: Engine, home: Home, pool: Volume, source: SeedVolume) -> None:
+        self._engine, self._home, self._pool, self._source = engine, home, pool, source
 
     def visit(self, *words: str) -> Done:
-        volumes = {self._pool.name: {"bind": "/cachedind", "mode": "rw"}, **self._shelf.mount}
+        volumes = {self._pool.name: {"bind": "/cachedind", "mode": "rw"}, **self._source.mount}
         options: dict[str, Any] = {"privileged": True, "volumes": volumes, "env": self._home.flavour.env}
         done = run_once(self._engine, self._home.flavour.suite, "cachedind", *words, **options)
         assert "Traceback" not in done.output, done.output
@@ -66,7 +66,7 @@ class Desk:
 
     def enter(self, key: str = "default") -> Dind:
         env = {**self._home.flavour.env, "CACHEDIND_KEY": key}
-        dind = self._home.start(self._engine, self._pool, ready=False, volumes=self._shelf.mount, env=env)
+        dind = self._home.start(self._engine, self._pool, ready=False, volumes=self._source.mount, env=env)
         first_images(dind)
         return dind
 
@@ -83,13 +83,13 @@ def assert_nothing_loaded(dind: Dind) -> None:
 
 
 def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, home: Home) -> None:
-    shelf, pool = Shelf(engine), home.volume(engine)
-    desk = Desk(engine, home, pool, shelf)
+    source, pool = SeedVolume(engine), home.volume(engine)
+    desk = Desk(engine, home, pool, source)
     done = desk.visit("seed")
     assert "(seeds): nothing was missing" in done.stdout or done.status == 0, done.output
     one, two = small_image(engine, "one:1"), small_image(engine, "two:1")
     one_archive = docker_archive(one)
-    shelf.put({"one.tar": one_archive, "one.tar.sha256": checksum("one.tar", one_archive)})
+    source.put({"one.tar": one_archive, "one.tar.sha256": checksum("one.tar", one_archive)})
 
     assert desk.checked() == (1, {f"{SEEDS}/one.tar": "missing"})
     done = desk.visit("seed")
@@ -117,7 +117,7 @@ def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, home: Ho
     assert "(seeds)" in table.stdout, table.output
 
     # A new seed, while a job has its slot: the next ones of all keys have it, this one goes on.
-    shelf.put({"two.oci": tar_of(oci_files(two))})
+    source.put({"two.oci": tar_of(oci_files(two))})
     assert desk.checked() == (1, {f"{SEEDS}/one.tar": "in the pool", f"{SEEDS}/two.oci": "missing"})
     done = desk.visit("seed", "--json")
     assert done.status == 0, done.output
@@ -145,14 +145,14 @@ def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, home: Ho
 
 def test_only_some_keys_and_bad_seeds(engine: Engine) -> None:
     home = HOMES[1]
-    shelf, pool = Shelf(engine), home.volume(engine)
-    desk = Desk(engine, home, pool, shelf)
+    source, pool = SeedVolume(engine), home.volume(engine)
+    desk = Desk(engine, home, pool, source)
     for key in ("a", "b"):
         desk.enter(key).kill()
     seed = small_image(engine, "seed:1")
     archive = docker_archive(seed)
-    shelf.put({"seed.tar": archive, "bad.tar": archive[:-1_000_000], "wrong.tar": archive})
-    shelf.put({"wrong.tar.sha256": checksum("wrong.tar", b"")})
+    source.put({"seed.tar": archive, "bad.tar": archive[:-1_000_000], "wrong.tar": archive})
+    source.put({"wrong.tar.sha256": checksum("wrong.tar", b"")})
     status, verdicts = desk.checked()
     assert status == 1
     assert verdicts == {f"{SEEDS}/bad.tar": "bad", f"{SEEDS}/seed.tar": "missing", f"{SEEDS}/wrong.tar": "bad"}
@@ -168,7 +168,7 @@ def test_only_some_keys_and_bad_seeds(engine: Engine) -> None:
 
 
 def test_what_save_seeds_writes(engine: Engine, tmp_path: Path) -> None:
-    """The script runs where the tests run, against the outer engine; its archives then go onto a shelf."""
+    """The script runs where the tests run, against the outer engine; its archives then go into a volume."""
     one, two = small_image(engine, f"save-{engine.session}/one:1"), small_image(engine, f"save-{engine.session}-two:1")
     for image in (one, two):
         load_outside(engine, image)
@@ -193,9 +193,9 @@ def test_what_save_seeds_writes(engine: Engine, tmp_path: Path) -> None:
     assert save(f"save-{engine.session}/none:1").returncode == 66
 
     home = HOMES[1]
-    shelf, pool = Shelf(engine), home.volume(engine)
-    shelf.put({name: path.read_bytes() for name, path in files.items()})
-    desk = Desk(engine, home, pool, shelf)
+    source, pool = SeedVolume(engine), home.volume(engine)
+    source.put({name: path.read_bytes() for name, path in files.items()})
+    desk = Desk(engine, home, pool, source)
     assert desk.checked() == (1, {f"{SEEDS}/{name}": "missing" for name in tars})
     dind = desk.enter()
     assert images(dind) == {one.name, two.name}
@@ -206,5 +206,5 @@ def test_what_save_seeds_writes(engine: Engine, tmp_path: Path) -> None:
     load_outside(engine, newer)
     done = save(one.name, two.name)
     assert done.stdout.count("has it already") == 1
-    shelf.put({path.name: path.read_bytes() for path in tmp_path.iterdir() if "_one" in path.name})
+    source.put({path.name: path.read_bytes() for path in tmp_path.iterdir() if "_one" in path.name})
     assert desk.checked() == (1, {f"{SEEDS}/{tars[0]}": "in the pool", f"{SEEDS}/{tars[1]}": "missing"})

@@ -13,7 +13,7 @@ from helpers.seeds import (
     FEW,
     FEW_NAMES,
     NAMES,
-    Shelf,
+    SeedVolume,
     Ten,
     check_ten,
     docker_archive,
@@ -47,17 +47,17 @@ def home(request: pytest.FixtureRequest) -> Home:
 
 
 def create(
-    engine: Engine, home: Home, pool: Volume, shelf: Shelf, env: Mapping[str, str] | None = None, **more: str
+    engine: Engine, home: Home, pool: Volume, source: SeedVolume, env: Mapping[str, str] | None = None, **more: str
 ) -> Dind:
     """An instance on the pool that is not started yet; `more` are further settings of cachedind's."""
     settings = {**(env or {}), **{f"CACHEDIND_{name}": value for name, value in more.items()}}
-    return home.start(engine, pool, ready=False, start=False, volumes=shelf.mount, env=settings)
+    return home.start(engine, pool, ready=False, start=False, volumes=source.mount, env=settings)
 
 
 def enter(
-    engine: Engine, home: Home, pool: Volume, shelf: Shelf, env: Mapping[str, str] | None = None, **more: str
+    engine: Engine, home: Home, pool: Volume, source: SeedVolume, env: Mapping[str, str] | None = None, **more: str
 ) -> Dind:
-    dind = create(engine, home, pool, shelf, env, **more)
+    dind = create(engine, home, pool, source, env, **more)
     dind.start()
     dind.wait_ready(timeout_s=120)
     return dind
@@ -76,7 +76,7 @@ def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> N
     empty = used_bytes(twin)
     twin.kill()
     pool = home.volume(engine, 8192)
-    crowd = [create(engine, home, pool, ten.shelf) for _ in range(CROWD)]
+    crowd = [create(engine, home, pool, ten.source) for _ in range(CROWD)]
     together(lambda dind: dind.start(), crowd)
     assert together(first_images, crowd) == [NAMES] * CROWD
     # One of them has put all in, and the others have waited for it.
@@ -96,7 +96,7 @@ def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> N
 
     phases = []
     for number in range(CROWD - 1):
-        dind = enter(engine, home, pool, ten.shelf, KEY=f"key-{number}")
+        dind = enter(engine, home, pool, ten.source, KEY=f"key-{number}")
         assert images(dind) == NAMES
         assert_nothing_loaded(dind)
         assert " of seeds, from the pool; " in (dind.summary or "")
@@ -108,10 +108,10 @@ def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> N
 
 def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: Ten, home: Home) -> None:
     pool, env = home.volume(engine), setting(FEW)
-    first = enter(engine, home, pool, ten.shelf, env)
+    first = enter(engine, home, pool, ten.source, env)
     assert frozenset(seeded(first)) == FEW_NAMES
     assert " of seeds, put in; " in (first.summary or "")
-    beside = create(engine, home, pool, ten.shelf, env)
+    beside = create(engine, home, pool, ten.source, env)
     beside.start()
     assert first_images(beside) == FEW_NAMES
     assert_nothing_loaded(beside)
@@ -121,7 +121,7 @@ def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: 
     first.kill()
 
     # One of the slots has lost an image: who gets it puts that in again.
-    pair = [create(engine, home, pool, ten.shelf, env) for _ in range(2)]
+    pair = [create(engine, home, pool, ten.source, env) for _ in range(2)]
     together(lambda dind: dind.start(), pair)
     assert together(first_images, pair) == [FEW_NAMES] * 2
     assert [name for dind in pair for name in seeded(dind)] in ([], ["ten/xz:1"])
@@ -133,30 +133,30 @@ def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: 
 
 def test_what_a_job_removed_is_back_for_the_next(engine: Engine, ten: Ten, home: Home) -> None:
     pool, env = home.volume(engine), setting(FEW)
-    first = enter(engine, home, pool, ten.shelf, env)
+    first = enter(engine, home, pool, ten.source, env)
     first.docker("image", "rm", "ten/xz:1")
     first.kill()
-    second = create(engine, home, pool, ten.shelf, env)
+    second = create(engine, home, pool, ten.source, env)
     second.start()
     assert first_images(second) == FEW_NAMES
     assert seeded(second) == ["ten/xz:1"]
     assert (second.summary or "").startswith("warm: ")
     check_ten(second, ten, FEW_NAMES)
     second.kill()
-    assert_nothing_loaded(enter(engine, home, pool, ten.shelf, env))
+    assert_nothing_loaded(enter(engine, home, pool, ten.source, env))
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, home: Home, point: str) -> None:
     pool, env = home.volume(engine), setting(FEW)
-    victim = create(engine, home, pool, ten.shelf, env, KILL_AT=point)
+    victim = create(engine, home, pool, ten.source, env, KILL_AT=point)
     victim.start()
     assert victim.wait_exit() == KILLED
     assert victim.summary is None
-    survivor = create(engine, home, pool, ten.shelf, env)
+    survivor = create(engine, home, pool, ten.source, env)
     survivor.start()
     assert first_images(survivor) == FEW_NAMES
-    beside = create(engine, home, pool, ten.shelf, env)
+    beside = create(engine, home, pool, ten.source, env)
     beside.start()
     assert first_images(beside) == FEW_NAMES
     assert_nothing_loaded(beside)
@@ -168,17 +168,17 @@ def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten
 
 def test_whoever_waits_for_one_that_is_killed_has_all(engine: Engine, ten: Ten) -> None:
     pool, env = BTRFS.volume(engine), setting(FEW)
-    victim = create(engine, BTRFS, pool, ten.shelf, env, KILL_AT="seed.loaded")
+    victim = create(engine, BTRFS, pool, ten.source, env, KILL_AT="seed.loaded")
     victim.start()
     victim.wait_log("seeded ")
-    waiting = create(engine, BTRFS, pool, ten.shelf, env)
+    waiting = create(engine, BTRFS, pool, ten.source, env)
     waiting.start()
     assert victim.wait_exit() == KILLED
     assert first_images(waiting) == FEW_NAMES
     assert waiting.warnings == []
     check_ten(waiting, ten, FEW_NAMES)
     # The killed one's slot is free, and lacks some: whoever finds it takes what the other one has put in instead.
-    third = create(engine, BTRFS, pool, ten.shelf, env)
+    third = create(engine, BTRFS, pool, ten.source, env)
     third.start()
     assert first_images(third) == FEW_NAMES
     assert seeded(third) == []
@@ -187,12 +187,12 @@ def test_whoever_waits_for_one_that_is_killed_has_all(engine: Engine, ten: Ten) 
 
 def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine, flavour: Flavour) -> None:
     home = Home("btrfs", flavour)
-    pool, shelf = home.volume(engine), Shelf(engine)
+    pool, source = home.volume(engine), SeedVolume(engine)
     old, new = small_image(engine, "old:1"), small_image(engine, "new:1")
-    shelf.put({"old.tar": docker_archive(old)})
+    source.put({"old.tar": docker_archive(old)})
 
     def job(key: str) -> Dind:
-        dind = create(engine, home, pool, shelf, KEY=key)
+        dind = create(engine, home, pool, source, KEY=key)
         dind.start()
         first_images(dind)
         assert dind.warnings == []
@@ -207,7 +207,7 @@ def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine,
         dind.docker("tag", "old:1", f"of-{key}:1")
         dind.kill()
 
-    shelf.put({"new.tar": docker_archive(new)})
+    source.put({"new.tar": docker_archive(new)})
     for key in ("a", "b"):
         dind = job(key)
         assert images(dind) == {"old:1", "new:1", f"of-{key}:1"}
@@ -233,26 +233,26 @@ def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine,
 
 
 def test_a_read_only_instance_loads_for_itself_alone(engine: Engine) -> None:
-    pool, shelf = BTRFS.volume(engine), Shelf(engine)
+    pool, source = BTRFS.volume(engine), SeedVolume(engine)
     seed = small_image(engine, "seed:1")
-    shelf.put({"seed.tar": docker_archive(seed)})
-    reader = enter(engine, BTRFS, pool, shelf, ACCESS="ro")
+    source.put({"seed.tar": docker_archive(seed)})
+    reader = enter(engine, BTRFS, pool, source, ACCESS="ro")
     assert seeded(reader) == ["seed:1"]
     assert engine.in_volume(pool, "ls -d /volume/keys/*/golden 2>/dev/null || true") == ""
-    writer = enter(engine, BTRFS, pool, shelf)
+    writer = enter(engine, BTRFS, pool, source)
     assert seeded(writer) == ["seed:1"]
-    later = enter(engine, BTRFS, pool, shelf, ACCESS="ro")
+    later = enter(engine, BTRFS, pool, source, ACCESS="ro")
     assert_nothing_loaded(later)
     run_small(later, [seed])
 
 
 def test_seeds_may_come_after_the_daemon(engine: Engine, ten: Ten) -> None:
     pool, env = BTRFS.volume(engine), setting(FEW)
-    late = enter(engine, BTRFS, pool, ten.shelf, env, SEED_WHEN="after")
+    late = enter(engine, BTRFS, pool, ten.source, env, SEED_WHEN="after")
     late.wait_log("4 images of the seeds are there", timeout_s=120)  # it lets everybody go first
     assert images(late) == FEW_NAMES
     assert late.warnings == []
     late.kill()
-    again = enter(engine, BTRFS, pool, ten.shelf, env, SEED_WHEN="after")
+    again = enter(engine, BTRFS, pool, ten.source, env, SEED_WHEN="after")
     assert images(again) == FEW_NAMES
     assert_nothing_loaded(again)
