@@ -61,13 +61,13 @@ def test_what_a_job_plants_costs_its_slot_in_the_same_start(engine: Engine, flav
         assert slot_of(dind) != slot, path
         if not settings.get("CACHEDIND_ACCESS"):
             [told] = [line for line in dind.warnings if "is set aside" in line]
-            assert f"{path} is no directory" in told
+            assert f"{path} is not a directory" in told
         assert dind.build(project).uncached == [], path
         if settings.get("CACHEDIND_ACCESS"):
             dind.kill()
             dind = engine.dind(flavour.suite, pool=pool, env=flavour.env)
             dind.wait_ready()
-            assert f"{path} is no directory" in dind.log()
+            assert f"{path} is not a directory" in dind.log()
 
 
 def test_without_a_pool_a_link_that_the_engine_follows_is_followed(engine: Engine, suite: str) -> None:

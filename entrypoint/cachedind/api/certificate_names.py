@@ -57,7 +57,7 @@ def check_name(entry: str) -> None:
             good = False
     if not good:
         raise CertificateError(
-            f"DOCKER_TLS_SAN has the entry {entry!r}", "write DNS:name or IP:address, with commas between"
+            f"DOCKER_TLS_SAN has the bad entry {entry!r}", "write DNS:name or IP:address, separated by commas"
         )
 
 

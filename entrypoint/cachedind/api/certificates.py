@@ -32,9 +32,11 @@ def load_or_make_key(path: str, mode: int) -> PrivateKey:
         try:
             loaded = serialization.load_pem_private_key(existing, password=None)
         except (ValueError, TypeError) as error:
-            raise CertificateError(f"{path} is no private key: {error}", "remove it to have one made") from error
+            raise CertificateError(
+                f"{path} is not a private key: {error}", "remove it to have a new one made"
+            ) from error
         if not isinstance(loaded, (EllipticCurvePrivateKey, RSAPrivateKey)):
-            raise CertificateError(f"{path} is neither an RSA nor an EC key", "remove it to have one made")
+            raise CertificateError(f"{path} is neither an RSA nor an EC key", "remove it to have a new one made")
         os.chmod(path, mode)
         return loaded
     key = generate_private_key(SECP256R1())

@@ -56,7 +56,7 @@ def plan_listen(
         path = docker_host.removeprefix("unix://")
         if not path.startswith("/"):
             raise DaemonConfigError(
-                f"DOCKER_HOST={docker_host} names no absolute path", "write unix:///path/docker.sock"
+                f"DOCKER_HOST={docker_host} is not an absolute path", "write unix:///path/docker.sock"
             )
     port = TLS_PORT if tls_certdir else PLAIN_PORT
     ours = [Host("/" + os.path.normpath(path).lstrip("/"))]

@@ -123,7 +123,7 @@ def _unix_hint(error: OSError, path: str) -> str:
     if error.errno == errno.EBUSY:
         return f"something is mounted there: mount the host's socket elsewhere, not at {path}"
     if error.errno == errno.EISDIR:
-        return "the outer engine makes a directory of a missing bind source: remove that mount"
+        return "the outer engine makes a directory where a bind source is missing: remove that mount"
     if error.errno == errno.EROFS:
         return "a read-only container needs places to write: --tmpfs /run, and --tmpfs /certs for certificates"
     return "set DOCKER_HOST=unix:///another/path/docker.sock"
@@ -176,7 +176,7 @@ def _tcp_listener(family: int, address: str, port: int) -> socket.socket:
 
 def _tcp_error(error: OSError, host: Host) -> ListenError:
     if error.errno == errno.EADDRINUSE:
-        hint = "another daemon in this network namespace has it; give this container a network of its own"
+        hint = "another daemon in this network namespace listens there; give this container a network of its own"
     else:
         hint = "name an address that this container has, or 0.0.0.0 for all"
     return ListenError(f"TCP port {host.port} cannot be bound at {host.name}: {error.strerror}", hint)

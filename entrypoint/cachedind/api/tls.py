@@ -96,7 +96,7 @@ def prepare(directory: str, served: str, extra_names: str, clients_ready: Callab
         raise CertificateError(
             f"{directory}/ca/cert.pem is there without {directory}/ca/key.pem, so no server certificate can be issued",
             f"add the key, or a full set in {directory}/server, or remove ca/cert.pem, or set DOCKER_TLS_CERTDIR= "
-            f"for none",
+            f"for plain TCP",
         )
     try:
         if case is Case.USER_MANAGED:
@@ -167,13 +167,13 @@ def _check_user_managed(directory: str) -> None:
         try:
             key = serialization.load_pem_private_key(_read_bytes(f"{directory}/server/key.pem"), password=None)
             if key.public_key() != x509.load_pem_x509_certificate(_read_bytes(path)).public_key():
-                why = "server/key.pem is not its key"
+                why = "server/key.pem does not belong to it"
         except (ValueError, TypeError) as error:
             why = f"server/key.pem: {error}"
     if why:
         raise CertificateError(
             f"{path} is not a valid certificate of {authority}: {why}",
-            f"renew it, or remove {directory}/server to have one made",
+            f"renew it, or remove {directory}/server to have a new one made",
         )
 
 
@@ -192,8 +192,8 @@ def issue_clients(directory: str, now: datetime.datetime, log: Log) -> tuple[Pri
         known = f"{directory}/client/ca.pem"
         if _size(known) > 0 and not certificates.is_of_key(known, ca_key):
             log.info(
-                f"{directory}/client gets certificates of a new CA, as the old one's key is gone: who has read the old "
-                f"ones has to read them again; {directory}/ca on a volume keeps it"
+                f"{directory}/client gets certificates of a new CA, as the old CA's key is gone: clients that have "
+                f"read the old ones must read them again; keep {directory}/ca on a volume to avoid this"
             )
         client_key = certificates.load_or_make_key(f"{directory}/client/key.pem", 0o644)
         client = certificates.issue_leaf(authority, ca_key, client_key, "docker:dind client", now, None)

@@ -98,12 +98,12 @@ def _echo_json(value: object) -> None:
 @cli.command()
 @click.argument("key", required=False)
 @_json_option
-@click.option("--no-sizes", is_flag=True, help="Leave the sizes out, for which every file has to be looked at.")
+@click.option("--no-sizes", is_flag=True, help="Leave out the sizes, which need a look at every file.")
 @_pool_option
 def ls(key: str | None, as_json: bool, no_sizes: bool, path: str | None) -> None:
     """List the pool's slots and goldens, of one KEY or of all.
 
-    UNIQUE is what only this slot takes, and what removing it would free; SHARED is what it has in common with others.
+    UNIQUE is what removing this slot alone would free; SHARED is what it has in common with others.
     """
     import time
 
@@ -145,7 +145,7 @@ def _measure(pool: Pool, rows: list[Row]) -> list[Row]:
 @_json_option
 @_pool_option
 def status(as_json: bool, path: str | None) -> None:
-    """Tell how the pool is kept, how full it is, what this container holds of it, and how far its seeds are."""
+    """Show how the pool is stored, how full it is, which slot is this container's, and how far its seeds are."""
     import time
 
     from cachedind.base.errors import PoolMissingError
@@ -168,7 +168,7 @@ def status(as_json: bool, path: str | None) -> None:
 @cli.command()
 @click.argument("targets", metavar="[KEY | aside/ID]...", nargs=-1)
 @click.option("--slot", "slot_ids", metavar="ID", multiple=True, help="Remove one slot. Can be repeated.")
-@click.option("--seeds", is_flag=True, help="Remove what the pool keeps of seeds alone.")
+@click.option("--seeds", is_flag=True, help="Remove the state with seeds alone, which new keys begin with.")
 @click.option("--all", "everything", is_flag=True, help="Remove all keys, and what was set aside.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask before --all.")
 @_pool_option
@@ -190,7 +190,7 @@ def rm(
     if seeds:
         targets = (*targets, BASE_KEY)
     if everything == bool(targets or slot_ids):
-        raise click.UsageError("name keys, aside/ID, --slot ID or --seeds, or else --all")
+        raise click.UsageError("say what to remove: keys, aside/ID, --slot ID, --seeds or --all")
     with _opened(path) as (pool, _):
         if everything and not force:
             _confirm(f"This removes all caches in the pool {pool.path} that nobody uses right now.")
@@ -206,7 +206,7 @@ def _confirm(question: str) -> None:
     import sys
 
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Say --force where nobody can be asked.")
+        raise click.UsageError(f"{question} Use --force where nobody can answer.")
     click.confirm(f"WARNING! {question}\nAre you sure you want to continue?", abort=True)
 
 
@@ -222,7 +222,7 @@ def _tell_freed(freed_bytes: int) -> None:
 def gc(as_json: bool, path: str | None) -> None:
     """Remove what the limits demand, what newer goldens supersede and what was thrown away.
 
-    The limits are CACHEDIND_POOL_MAX_SIZE, CACHEDIND_POOL_MIN_FREE and CACHEDIND_MAX_AGE of this very call.
+    The limits are CACHEDIND_POOL_MAX_SIZE, CACHEDIND_POOL_MIN_FREE and CACHEDIND_MAX_AGE as set for this command.
     """
     import time
 
@@ -239,7 +239,9 @@ def gc(as_json: bool, path: str | None) -> None:
     if report.lacking_bytes:
         from cachedind.base.sizes import format_bytes
 
-        click.echo(f"{format_bytes(report.lacking_bytes)} more should go by the limits, but the rest is in use")
+        click.echo(
+            f"{format_bytes(report.lacking_bytes)} more would have to go to keep the limits, but the rest is in use"
+        )
 
 
 @cli.command()
@@ -247,7 +249,7 @@ def gc(as_json: bool, path: str | None) -> None:
 @_json_option
 @_pool_option
 def promote(key: str, as_json: bool, path: str | None) -> None:
-    """Make the newest free slot of KEY its golden now, which a start would do otherwise.
+    """Make the newest free slot of KEY its golden now, without waiting for the next start to do so.
 
     The exit code is 1 when there is none that is newer than the golden, free, and known to be good.
     """
@@ -278,10 +280,10 @@ def promote(key: str, as_json: bool, path: str | None) -> None:
 @_json_option
 @_pool_option
 def seed(key: tuple[str, ...], only_check: bool, as_json: bool, path: str | None) -> None:
-    """Put the seeds into the pool: into what new keys begin with, and into the keys there are, or these.
+    """Put the seeds into the pool: into what new keys begin with, and into all keys, or only those named.
 
-    The seeds are those of CACHEDIND_SEED (/seeds) and CACHEDIND_SEED_HOST, of this very call. Exit code 1: some are
-    bad, or with --check missing.
+    The seeds are those of CACHEDIND_SEED (/seeds) and CACHEDIND_SEED_HOST, as set for this command. Exit code 1: some
+    are bad, or with --check missing.
     """
     import sys
 

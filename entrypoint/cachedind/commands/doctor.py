@@ -75,7 +75,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     facts.check_privileges()
     facts.check_lock_filesystem(mount, data_root, allowed=settings.allow_network_fs)
     if not os.path.isdir(data_root):
-        raise CachedindError(f"{data_root} does not exist yet", "a start makes it; create it to examine it")
+        raise CachedindError(f"{data_root} does not exist yet", "a start creates it; create it now to have it examined")
     request = decision.build_request(settings, daemon)
     noted = _read_noted(data_root, request.userns_remap)
     root = engine_root(data_root, request.userns_remap)
@@ -108,8 +108,8 @@ def _examine_aside(report: Report, data_root: str) -> None:
     if found:
         report["aside"] = [f"{one.name}: {one.why}: {', '.join(one.paths)}" for one in found]
         report["aside_help"] = (
-            f"each lies below {data_root} under the path it had: stop the container and move it back there, or remove "
-            "it to have the space"
+            f"each lies below {data_root} under the path it had: stop the container and move it back there, or delete "
+            "it to free the space"
         )
 
 

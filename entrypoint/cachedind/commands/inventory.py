@@ -130,7 +130,7 @@ def find_directories(pool: Pool, key: str) -> list[str]:
 
 
 def unknown_key(pool: Pool, key: str) -> NotInPoolError:
-    return NotInPoolError(f"the pool {pool.path} has nothing of key {key!r}", "cachedind ls shows what is there")
+    return NotInPoolError(f"the pool {pool.path} has nothing for key {key!r}", "cachedind ls shows what is there")
 
 
 def read_rows(pool: Pool, directories: list[str], now: float) -> list[Row]:
@@ -144,7 +144,7 @@ def _read_key_rows(pool: Pool, key_name: str, boot_id: str, me: Holder) -> list[
     try:
         key_fd = directory.open_directory(pool.keys_fd, key_name)
         if key_fd is None:
-            return [Row(key, key_name, "", Condition.UNREADABLE, "it is no directory")]
+            return [Row(key, key_name, "", Condition.UNREADABLE, "it is not a directory")]
         try:
             candidates, bad = slots.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]

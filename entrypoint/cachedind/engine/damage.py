@@ -236,7 +236,7 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
             kind = beneath.look(root_fd, tree.path).st_mode
             if not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
                 yield Damage(tree.path, "it is no directory", tree.loss, silent=True)
-        for path in beneath.strangers(root_fd, tree.path, tree.depth):
+        for path in beneath.special_files(root_fd, tree.path, tree.depth):
             name = path.rpartition("/")[2]
             if tree.names is None or name in tree.names:
                 parts = path.split("/")[: tree.path.count("/") + 1 + tree.together]

@@ -63,7 +63,7 @@ def open_file(root_fd: int, path: str) -> tuple[int, int]:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
-        raise ValueError(f"{os.path.basename(path)} is no file")
+        raise ValueError(f"{os.path.basename(path)} is not a regular file")
     return fd, status.st_size
 
 
@@ -72,7 +72,7 @@ def read(root_fd: int, path: str, limit_bytes: int) -> bytes:
     fd, size = open_file(root_fd, path)
     try:
         if size > limit_bytes:
-            raise ValueError(f"{os.path.basename(path)} has {size} bytes")
+            raise ValueError(f"{os.path.basename(path)} is too large: {size} bytes")
         return os.read(fd, size)
     finally:
         os.close(fd)
@@ -117,17 +117,17 @@ def names(root_fd: int, path: str) -> list[str]:
     return []
 
 
-def strangers(root_fd: int, path: str, depth: int) -> Iterator[str]:
+def special_files(root_fd: int, path: str, depth: int) -> Iterator[str]:
     """What is neither a file nor a directory, so many levels below a directory; nothing where there is no directory."""
     with contextlib.suppress(OSError):
         fd = open_path(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            yield from _strangers(fd, path, depth)
+            yield from _special_files(fd, path, depth)
         finally:
             os.close(fd)
 
 
-def _strangers(fd: int, path: str, depth: int) -> Iterator[str]:
+def _special_files(fd: int, path: str, depth: int) -> Iterator[str]:
     directories: list[str] = []
     with os.scandir(fd) as entries:
         for entry in entries:
@@ -139,6 +139,6 @@ def _strangers(fd: int, path: str, depth: int) -> Iterator[str]:
         with contextlib.suppress(OSError):
             below = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=fd)
             try:
-                yield from _strangers(below, f"{path}/{name}", depth - 1)
+                yield from _special_files(below, f"{path}/{name}", depth - 1)
             finally:
                 os.close(below)

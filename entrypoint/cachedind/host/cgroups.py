@@ -75,7 +75,7 @@ def _retry(attempt: Callable[[], None], root: str, deadline_s: float) -> None:
             if error.errno != errno.EBUSY or time.monotonic() >= end:
                 raise HostPreparationError(
                     f"cgroup v2 nesting: {error.filename or root}: {error.strerror}",
-                    "run with --privileged and without --cgroupns=host; a read-only /sys/fs/cgroup cannot be nested in",
+                    "run with --privileged and without --cgroupns=host; /sys/fs/cgroup must not be read-only",
                 ) from error
         time.sleep(_RETRY_S)
 

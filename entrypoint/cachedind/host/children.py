@@ -40,7 +40,7 @@ class Background:
 
             # Written by our own child a moment ago, never from disk or network.
             raise pickle.loads(raw)
-        raise CachedindError(f"a helper of the start died (wait status {status})", "this is a bug: report it")
+        raise CachedindError(f"a child process of the start died (wait status {status})", "this is a bug: report it")
 
 
 def _run(work: Callable[[], object], write_fd: int, parent: int) -> None:

@@ -154,4 +154,4 @@ def _impossible(error: OSError) -> ImageImpossibleError:
             f"this kernel or filesystem cannot attach a file to a loop device ({error.strerror})",
             "use Linux 5.8 or later, and a pool on ext4, xfs or btrfs",
         )
-    return ImageImpossibleError(f"a loop device cannot be had ({error.strerror})", _HINT)
+    return ImageImpossibleError(f"no loop device is available ({error.strerror})", _HINT)

@@ -176,7 +176,7 @@ def _translate_gc(
         return ()
     ignored = Degradation(
         what=f"{', '.join(lost)} in builder.gc is ignored",
-        why=f"engine {engine} has nothing like it ({settings.file_path})",
+        why=f"engine {engine} has no such setting ({settings.file_path})",
         cost="the build cache does not shrink for what others need",
         mend=f"limit it by {build_cache.VARIABLE} or keepStorage, or use an image with engine 28 or later",
     )

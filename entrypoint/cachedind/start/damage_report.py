@@ -20,8 +20,8 @@ def tell_untold(root_fd: int, log: Log) -> None:
     untold = [one for one in aside.read(root_fd) if not one.told]
     for one in untold:
         log.warn(
-            f"an earlier start ended while it moved {_shown(one.paths)} away ({one.why}): what of it is gone from "
-            f"there is in {one.name}; cachedind doctor tells how to put it back, or drop it"
+            f"an earlier start ended while it moved {_shown(one.paths)} away ({one.why}): what is missing is in "
+            f"{one.name}; cachedind doctor tells how to put it back or delete it"
         )
     aside.note_told(root_fd, [one.name for one in untold])
 
@@ -39,30 +39,30 @@ def tell(result: Mended, remap: Remap | None, doubted: Doubt | None, *, in_pool:
 
 def _tell_what_stays(result: Mended, doubted: Doubt | None, log: Log) -> None:
     if result.unproven:
-        log.warn(f"the data could not be proven, and are used as they are: {result.unproven}")
+        log.warn(f"the data could not be proven, and is used as it is: {result.unproven}")
     if result.left:
         log.warn(
-            f"some of the data is damaged: {result.left}; it is left as it is, as a daemon comes up on it. If builds "
-            "or images fail: remove the images, and have them pulled, loaded or built again; docker builder prune"
+            f"some of the data is damaged: {result.left}; it is left as it is, because a daemon comes up on it. If "
+            "builds or images fail: remove the images and pull, load or build them again, and run docker builder prune"
         )
     if result.unchecked:
         log.warn(
-            f"after a crash of the host files of layers may be empty; not looked at: {'; '.join(result.unchecked)}. "
-            "If something built from them is wrong: docker builder prune, or pull the image again"
+            f"after a crash of the host, files of layers may be empty; not checked: {'; '.join(result.unchecked)}. "
+            "If something built from them is wrong: run docker builder prune, or pull the image again"
         )
     is_fine = result.fit and not (result.unproven or result.left)
     if result.loss is None and doubted is not None and is_fine:
-        log.info(f"{doubted.why}: it was looked at closely, and a private daemon came up on it")
+        log.info(f"{doubted.why}: the data was checked, and a private daemon came up on it")
 
 
 def _hint(result: Mended, *, in_pool: bool) -> str:
     places = ", ".join(f"{moved.name} ({_shown(moved.paths)})" for moved in result.moved)
     hint = f"what was moved away is in {places}" if places else "a start without CACHEDIND_STRICT mends it"
     if result.rewritten:
-        rewritten = f"{result.rewritten} files were written again from the images' packed layers"
+        rewritten = f"{result.rewritten} files were restored from the images' compressed layers"
         hint = f"{rewritten}; {hint}" if places else rewritten
     if places and not in_pool:
-        hint += "; cachedind doctor tells how to put it back, or drop it"
+        hint += "; cachedind doctor tells how to put it back or delete it"
     return hint
 
 

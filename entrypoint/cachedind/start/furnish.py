@@ -37,7 +37,7 @@ def settle(context: StartContext, lease: Lease, taken: TakenSlot | None, past: P
     if taken is not None:
         odd = directories.find_odd_in(lease.data_root, remap.directory if remap else "")
         if odd is not None:
-            why = f"{odd} is no directory: the last job has put something else in its place"
+            why = f"{odd} is not a directory: the last job put something else in its place"
             return _move_elsewhere(context, lease, taken, why, past)
     place, existing, noted, lost_note = storage_plan.observe(lease, taken, context.log, remap)
     found = doubt.find(noted, procfs.read_boot_id(), lost_note=lost_note) or past.doubt
@@ -46,7 +46,7 @@ def settle(context: StartContext, lease: Lease, taken: TakenSlot | None, past: P
 
 
 def mend(context: StartContext, prepared: Prepared, noted: DataRootState | None, doubted: Doubt | None) -> Prepared:
-    """Make what was leased fit for a daemon, or move on to something that is. Costs a millisecond where all is well."""
+    """Mend what was leased where it is damaged, or move on to another slot. Costs a millisecond where all is well."""
     from cachedind.engine import aside, kept, mending, proof
 
     lease, taken, log = prepared.lease, prepared.taken, context.log
@@ -94,11 +94,11 @@ def _note_doubt(prepared: Prepared, reason: str, log: Log) -> None:
     try:
         contents.note_doubt(prepared.lease.directory_fd, prepared.lease.state_name, reason)
     except (OSError, ValueError) as error:
-        log.warn(f"that the data were looked at cannot be noted down: {error}; the next start looks again")
+        log.warn(f"that the data was checked cannot be noted down: {error}; the next start checks it again")
 
 
 def clean(context: StartContext, prepared: Prepared) -> Prepared:
-    """Have a slot without the last job's leftovers: this one, cleaned, or else another."""
+    """Remove the last job's leftovers from the slot, or move on to another one."""
     from cachedind.start import pool_mode
 
     while prepared.taken is not None and prepared.past.moves <= MAX_MOVES + 1:
@@ -118,7 +118,7 @@ def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningE
     from cachedind.engine import proof
 
     assert prepared.taken is not None
-    why = f"still has what the last job left: {error.cause}"
+    why = f"still has leftovers of the last job: {error.cause}"
     by_itself = isinstance(error, PrivateDaemonError) and error.end is DaemonEnd.BY_ITSELF
     if by_itself:
         root_fd = remapping.open_root(prepared.lease.data_root, prepared.storage.remap)

@@ -65,12 +65,12 @@ def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease
             f"waiting up to {settings.lock_timeout_s:g} s for {data_root}, in use by {lease.describe_holder(holder)}"
         ),
     )
-    wait_for_strangers(data_root, settings.lock_timeout_s - held.waited_s, log)
+    wait_for_daemon_without_lease(data_root, settings.lock_timeout_s - held.waited_s, log)
     return held._replace(state_name=lease.state_name(remap))
 
 
-def wait_for_strangers(data_root: str, timeout_s: float, log: Log) -> None:
-    """Wait for a daemon that takes no lock of ours. Raises DataRootBusyError."""
+def wait_for_daemon_without_lease(data_root: str, timeout_s: float, log: Log) -> None:
+    """Wait for the end of a daemon that holds no lease, such as docker:dind's. Raises DataRootBusyError."""
     from cachedind.base.errors import DataRootBusyError
     from cachedind.engine import in_use
 

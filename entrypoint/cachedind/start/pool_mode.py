@@ -79,8 +79,8 @@ def check_lasting(path: str, settings: Config) -> None:
     """Raises PoolUnusableError for a pool that nobody has mounted, unless the settings want such a one."""
     if facts.read_mount(path).mount_point == "/" and not settings.allow_ephemeral_pool:
         raise PoolUnusableError(
-            f"CACHEDIND_POOL={path} is a directory in the container's own layer: a pool there goes with the container",
-            f"mount one: -v /srv/cachedind:{path}; CACHEDIND_ALLOW_EPHEMERAL_POOL=1 makes one there all the same",
+            f"CACHEDIND_POOL={path} is a directory in the container's own layer, and is deleted with it",
+            f"mount one: -v /srv/cachedind:{path}; CACHEDIND_ALLOW_EPHEMERAL_POOL=1 allows it",
         )
 
 
@@ -118,12 +118,12 @@ def _take(pool: Pool, slot_request: SlotRequest, data_root: str, settings: Confi
 def _make_room(pool: Pool, slot_request: SlotRequest, settings: Config, log: Log) -> None:
     from cachedind.pool import upkeep
 
-    log.info(f"the pool {pool.path} is full: looking for what was not used for longest, which may take a while")
+    log.info(f"the pool {pool.path} is full: evicting what was least recently used, which may take a while")
     evicted = upkeep.make_room(pool, settings, slot_request.key, time.time())
     if evicted:
         log.warn(
-            f"the pool {pool.path} was full: {evicted} of its slots and goldens were evicted, those first that nobody "
-            "has used for longest; give it more room, or limit it with CACHEDIND_POOL_MAX_SIZE or CACHEDIND_MAX_AGE"
+            f"the pool {pool.path} was full: {evicted} of its slots and goldens were evicted, least recently used "
+            "first; give it more room, or limit it with CACHEDIND_POOL_MAX_SIZE or CACHEDIND_MAX_AGE"
         )
 
 
@@ -132,8 +132,8 @@ def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
     slot = taken.slot
     if mounts.bind(slot.data_fd, data_root):
         log.warn(
-            f"{data_root} has content of its own, which the pool's slot hides; it is kept as it is; an empty "
-            "CACHEDIND_POOL shows it again"
+            f"{data_root} already has content, which the pool's slot hides; it is kept as it is; "
+            "CACHEDIND_POOL= (empty) uses it instead of the pool"
         )
     taken.pool.trace.reach("bind.bound")
     return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slots.STATE_NAME)
@@ -244,7 +244,7 @@ def seed(
     if slot_request.read_only or not slots.has_clones(pool):
         return put_in()
     key = pool_seeds.golden_key(taken)
-    with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance, which puts the same seeds in")):
+    with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance that is putting the same seeds in")):
         with pool_seeds.newest_golden(pool, key, slot_request.requirements, slot_request.boot_id) as golden:
             if golden is not None and may_move:
                 left = seeding.compare(found, golden.data_fd, golden.storage, log)
@@ -271,7 +271,7 @@ def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:
     try:
         pool_seeds.promote(taken, key)
     except (OSError, ValueError, PoolUnusableError) as error:
-        log.warn(f"the seeds stay in this slot alone ({error}); the next instance puts them in again")
+        log.warn(f"the seeds are in this slot only ({error}); the next instance puts them in again")
     taken.pool.trace.reach("seed.promoted")
 
 

@@ -39,7 +39,7 @@ def make_way(pool_path: str, data_root: str) -> None:
         raise PoolUnusableError(
             f"the pool {pool_path} cannot be brought back after an earlier start in this container: "
             f"{error.filename}: {error.strerror}",
-            "start the container anew",
+            "create the container anew",
         ) from error
 
 

@@ -49,7 +49,7 @@ def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared,
                 seeds = _look(prepared, found, context.log)
                 continue
         except (CleaningError, PoolUnusableError) as error:
-            cost = "the images of the seeds are not there"
+            cost = "the images of the seeds are missing"
             context.log.degraded(Degradation("no seeds are put in", error.cause, cost, error.hint))
             break
         seeding.report_bad(result.bad, context.log)
@@ -81,8 +81,8 @@ def _target(prepared: Prepared) -> Target:
 def _put_in(context: StartContext, prepared: Prepared, seeds: Seeds, *, may_move: bool) -> PutIn | None:
     target = _target(prepared)
     if attempts.is_hopeless(prepared.lease):
-        why = f"the last {attempts.MAX_ATTEMPTS} starts ended amid that"
-        raise CleaningError(why, "see the logs of those starts; one without seeds makes the next one try again")
+        why = f"the last {attempts.MAX_ATTEMPTS} starts ended while they put seeds in"
+        raise CleaningError(why, "see the logs of those starts; after one start without seeds the next one tries again")
     bars = os.isatty(2) and not context.settings.log_json
     if prepared.taken is None:
         trace = Trace(context.settings.kill_at)

@@ -36,7 +36,7 @@ def observe(
     except (ValueError, OSError) as error:  # OSError: a link or a directory in its place
         aside = state.set_aside(lease.directory_fd, lease.state_name)
         path = f"{lease.data_root}/.cachedind/{lease.state_name}" if taken is None else lease.state_name
-        log.warn(f"{path} is unreadable ({error}); it is now {aside}")
+        log.warn(f"{path} is unreadable ({error}) and was renamed to {aside}")
         noted, lost_note = None, True
     # First of all: in a driver's own directory, what a killed trial has left would pass for layers.
     if [

@@ -84,7 +84,7 @@ def test_everything_goes_only_when_somebody_says_so(pool: Pool, cachedind: Comma
     before = everything(Path(pool.path))
     for words in (("rm", "--all"), ("rm",), ("rm", "--all", "a")):
         assert cachedind(*words, "--pool", pool.path).status == 2
-    assert "Say --force" in cachedind("rm", "--all", "--pool", pool.path, stdin="y\n").stderr
+    assert "Use --force" in cachedind("rm", "--all", "--pool", pool.path, stdin="y\n").stderr
     assert everything(Path(pool.path)) == before
     done = cachedind("rm", "--all", "--force", "--pool", pool.path)
     assert done.status == 0
@@ -149,5 +149,5 @@ def test_gc_keeps_to_the_limits_of_its_own_environment_and_tells_what_it_lacks(p
     assert report["lacking_bytes"] > MIB // 2
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{held.slot.id}": "held"}
     text = cachedind("gc", "--pool", pool.path, POOL_MAX_SIZE="1kB")
-    assert "more should go by the limits, but the rest is in use" in text.stdout
+    assert "more would have to go to keep the limits, but the rest is in use" in text.stdout
     held.slot.close()

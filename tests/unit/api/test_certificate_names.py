@@ -40,7 +40,7 @@ def test_good_names(entry: str) -> None:
     "entry", ["x", "DNS:", "dns:x", "IP:x", "IP:1.2.3.4/24", "DNS:bücher", "RID:1.2", ":x", "email:a<b", "email:<>"]
 )
 def test_bad_names_are_told_before_anything_is_issued(entry: str) -> None:
-    with pytest.raises(CertificateError, match="DOCKER_TLS_SAN has the entry") as caught:
+    with pytest.raises(CertificateError, match="DOCKER_TLS_SAN has the bad entry") as caught:
         plan_names([], [], f"DNS:good,{entry}")
     assert caught.value.exit_code == 73
 

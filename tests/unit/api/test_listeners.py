@@ -107,7 +107,7 @@ def test_a_directory_in_its_place_is_left_alone_and_told(plan: ListenPlan) -> No
     with pytest.raises(ListenError, match="a directory is in its place") as caught:
         Api(plan)
     assert caught.value.exit_code == 71
-    assert "missing bind source" in caught.value.hint
+    assert "bind source is missing" in caught.value.hint
 
 
 def test_a_path_that_is_too_long_for_a_socket_says_so(plan: ListenPlan, tmp_path: Path) -> None:

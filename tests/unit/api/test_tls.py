@@ -237,9 +237,9 @@ def test_an_rsa_key_that_docker_dind_left_is_used(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no key at all", "is no private key"),
+        (b"no key at all", "is not a private key"),
         (pem_of(ed25519.Ed25519PrivateKey.generate()), "is neither an RSA nor an EC key"),
-        (pem_of(ec.generate_private_key(ec.SECP256R1()), b"secret"), "is no private key"),
+        (pem_of(ec.generate_private_key(ec.SECP256R1()), b"secret"), "is not a private key"),
     ],
     ids=["garbage", "Ed25519", "with a password"],
 )
@@ -415,6 +415,6 @@ def test_a_user_managed_set_makes_clients_ready_when_it_was_checked(
     assert prepare(str(tmp_path), "", lambda: calls.append("ready")) is Case.USER_MANAGED
     assert calls == ["ready"]
     (tmp_path / "server" / "key.pem").write_bytes((tmp_path / "made" / "ca" / "key.pem").read_bytes())
-    with pytest.raises(CertificateError, match="is not its key"):
+    with pytest.raises(CertificateError, match="does not belong to it"):
         prepare(str(tmp_path), "", lambda: calls.append("ready"))
     assert calls == ["ready"]

@@ -35,7 +35,7 @@ def test_background_work_that_breaks_shows_where_and_is_an_error(capfd: pytest.C
     def break_() -> None:
         raise ZeroDivisionError("broken")
 
-    with pytest.raises(CachedindError, match="a helper of the start died"):
+    with pytest.raises(CachedindError, match="a child process of the start died"):
         Background(break_).join()
     assert "ZeroDivisionError: broken" in capfd.readouterr().err
 
@@ -47,7 +47,7 @@ def test_background_work_that_breaks_shows_where_and_is_an_error(capfd: pytest.C
 )
 def test_background_work_that_dies_is_an_error(end: object, capfd: pytest.CaptureFixture[str]) -> None:
     assert callable(end)
-    with pytest.raises(CachedindError, match="a helper of the start died"):
+    with pytest.raises(CachedindError, match="a child process of the start died"):
         Background(end).join()
     capfd.readouterr()
 
