@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cachedind.seeds import seed_file
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import one_line
 from cachedind.seeds.seed_file import Input
 from cachedind.seeds.spool import Output, open_spool
 
@@ -98,7 +99,7 @@ def _unpack(source: Input, packing: Packing, target: Output) -> None:
         try:
             _unpack_stream(unpacker, data, source, target)
         except damaged as error:
-            raise SeedError(f"its {packing} data is damaged ({_one_line(error)})") from None
+            raise SeedError(f"its {packing} data is damaged ({one_line(error)})") from None
         data = _next_stream(unpacker.unused_data, source)
         if data and sniff(data) is not packing:
             raise SeedError(f"there is something else after its {packing} data")
@@ -149,7 +150,3 @@ def _library(packing: Packing) -> tuple[Callable[[], _Unpacker], tuple[type[Exce
             else:
                 from backports import zstd
             return zstd.ZstdDecompressor, (zstd.ZstdError, EOFError)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:200]

@@ -13,9 +13,10 @@ from cachedind.seeds.compression import sniff
 from cachedind.seeds.contents import Verified
 from cachedind.seeds.documents import DIGEST, mapping, read_small, short, strings
 from cachedind.seeds.listing import MAX_IMAGES, ListedImage, label_of
-from cachedind.seeds.members import clean_path, shown
+from cachedind.seeds.members import clean_path
 from cachedind.seeds.model import Layer, SeedError, SeedImage
 from cachedind.seeds.platforms import read_diff_ids
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,8 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from cachedind.seeds.members import shown
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

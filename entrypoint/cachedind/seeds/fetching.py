@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.seeds import host_daemon
 from cachedind.seeds.host_daemon import PartError, passing
 from cachedind.seeds.model import Seed, SeedError
+from cachedind.seeds.quoting import one_line
 from cachedind.seeds.spool import open_spool
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def fetch(
                     connection.settimeout(STALL_S)
                     _receive(response, fd, room_bytes, on_read)
         except HTTPException as error:
-            what = host_daemon.one_line(error) or type(error).__name__
+            what = one_line(error) or type(error).__name__
             raise passing(f"its answer is not valid HTTP ({what})") from None
         except OSError as error:
             raise passing(host_daemon.reason(error, host, certs)) from None

@@ -36,7 +36,9 @@ def find(patterns: Iterable[str]) -> tuple[list[Seed], list[BadSeed]]:
     for pattern in patterns:
         paths = _expand(pattern)
         if paths is None:
-            bad.append(BadSeed(pattern, "there is no such file or directory: mount it there, or do not name it"))
+            bad.append(
+                BadSeed(pattern, "there is no such file or directory: mount it there, or remove it from CACHEDIND_SEED")
+            )
         for path in paths or []:
             try:
                 seed = _look(path)

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import one_line
 
 if TYPE_CHECKING:
     import ssl
@@ -159,7 +160,7 @@ def _tls_context(certs: str) -> ssl.SSLContext:
     return context
 
 
-def shown(host: str) -> str:
+def without_password(host: str) -> str:
     """The address as it may stand in a log: without a password."""
     return re.sub(r"//[^/]*@", "//", host)
 
@@ -168,7 +169,7 @@ def shown(host: str) -> str:
 
 
 def reason(error: OSError, host: str, certs: str) -> str:
-    """What it means that a connection failed, and what to do about it."""
+    """Why a connection failed, and what to do about it."""
     if certs and host.startswith("tcp:"):
         import ssl
 
@@ -201,7 +202,7 @@ def reason(error: OSError, host: str, certs: str) -> str:
 
 
 def refusal(status: int, body: bytes) -> SeedError:
-    """What it means that an answer has another status than 200, with the beginning of its body."""
+    """The error for an answer with another status than 200, with the beginning of its body."""
     # What Go's server answers to a client without TLS (net/http, server.go).
     if status == 400 and b"HTTPS server" in body:
         return passing(_WANTS_TLS)
@@ -209,7 +210,7 @@ def refusal(status: int, body: bytes) -> SeedError:
 
 
 def error_message(body: bytes) -> str:
-    """What an engine has to say in an error's body: {"message": …}, or {"errorDetail": …, "error": …} amid a stream."""
+    """The message in an engine's error: {"message": …}, or {"errorDetail": …, "error": …} in the middle of a stream."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -221,9 +222,3 @@ def error_message(body: bytes) -> str:
 def passing(why: str) -> SeedError:
     """An error that the next start may not meet: unlike a file, a daemon may answer differently."""
     return SeedError(why, lasting=False)
-
-
-def one_line(text: object) -> str:
-    """Somebody else's words as they may stand in a log."""
-    printable = "".join(character if character.isprintable() else " " for character in str(text))
-    return " ".join(printable.split())[:300]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import Record, chain_ids
-from cachedind.seeds.host_daemon import OWN_SOCKET, ask, parse_json, passing, shown
+from cachedind.seeds.host_daemon import OWN_SOCKET, ask, parse_json, passing, without_password
 from cachedind.seeds.model import BadSeed, Seed, SeedError, SeedKind
 from cachedind.seeds.same_image import diff_ids_of, is_same_image, parse_configuration, shares_digest
 
@@ -65,12 +65,12 @@ def list_host(
     try:
         images = parse_images(ask(host, certs, "/images/json", _MAX_LIST_BYTES, own_sockets))
     except SeedError as error:
-        return [], [BadSeed(shown(host), str(error))]
-    return choose(images, patterns, shown(host))
+        return [], [BadSeed(without_password(host), str(error))]
+    return choose(images, patterns, without_password(host))
 
 
 def parse_images(raw: bytes) -> list[HostImage]:
-    """The images in an answer to GET /images/json. What makes no sense in it is left out. Raises SeedError."""
+    """The images in an answer to GET /images/json. Malformed ones are left out. Raises SeedError."""
     found: list[HostImage] = []
     value = parse_json(raw)
     if not isinstance(value, list):
@@ -102,7 +102,8 @@ def choose(images: Iterable[HostImage], patterns: Iterable[str], host: str) -> t
             name = canonical(tag)
             seeds.setdefault(name, Seed(SeedKind.HOST, tag, f"host:{image.id} {name}", image.size_bytes))
         if not matching:
-            bad.append(BadSeed(pattern, f"{host} has no such image: pull or build it there, or do not ask for it"))
+            why = f"{host} has no such image: pull or build it there, or remove it from CACHEDIND_SEED_IMAGES"
+            bad.append(BadSeed(pattern, why))
     return list(seeds.values()), bad
 
 

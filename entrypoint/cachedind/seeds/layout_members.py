@@ -9,8 +9,9 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.seeds.contents import File, read_slice
-from cachedind.seeds.members import clean_path, shown
+from cachedind.seeds.members import clean_path
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import shown
 from cachedind.seeds.seed_file import pread, unreadable
 
 if TYPE_CHECKING:

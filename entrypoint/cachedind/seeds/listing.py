@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.engine.image_names import canonical, familiar, is_name
-from cachedind.seeds.members import shown
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

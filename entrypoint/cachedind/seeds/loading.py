@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Set
@@ -175,7 +176,7 @@ def load(api: docker.APIClient, chunks: Iterator[bytes]) -> None:
             _check(event)
     except (DockerException, RequestException) as error:
         _raise_cause(error)
-        why = f"the daemon refuses it: {_one_line(getattr(error, 'explanation', None) or error)}"
+        why = f"the daemon refuses it: {one_line(getattr(error, 'explanation', None) or error)}"
         raise SeedError(why, lasting=False) from None
 
 
@@ -228,11 +229,11 @@ def _check(event: object) -> None:
     if not isinstance(event, dict):
         return
     if "error" in event:
-        why = _one_line(event["error"])
+        why = one_line(event["error"])
         raise SeedError(f"the daemon refuses it: {why}", lasting=not _PASSING.search(why))
     text = event.get("stream")
     if isinstance(text, str) and _UNPACK_FAILED in text:
-        why = _one_line(text.partition(_UNPACK_FAILED)[2])
+        why = one_line(text.partition(_UNPACK_FAILED)[2])
         raise HalfLoadedError(f"the daemon cannot unpack it: {why}", lasting=not _PASSING.search(why))
 
 
@@ -243,7 +244,3 @@ def _raise_cause(error: BaseException) -> None:
         if isinstance(seen, SeedError):
             raise seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:300]

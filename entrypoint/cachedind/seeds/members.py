@@ -9,6 +9,7 @@ import posixpath
 from typing import TYPE_CHECKING, Protocol
 
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +42,6 @@ class Members(Protocol):
     def close(self) -> None: ...
 
 
-def shown(text: object) -> str:
-    """Something from a seed, as it can stand in a line of the log."""
-    line = "".join(character if character.isprintable() else "?" for character in str(text))
-    return line if len(line) <= 120 else f"{line[:119]}…"
-
-
 def clean_path(name: str) -> str:
     """ "./x//y" → "x/y". Raises SeedError for one that leads out of the seed, or seems to."""
     if name.startswith("/") or ".." in name.split("/"):
@@ -55,4 +50,4 @@ def clean_path(name: str) -> str:
 
 
 def outside(name: str) -> SeedError:
-    return SeedError(f"it names a path outside of it: {shown(name)}")
+    return SeedError(f"it names a path outside of the seed: {shown(name)}")

@@ -28,7 +28,7 @@ class SeedKind(StrEnum):
 class Seed(NamedTuple):
     """One source. `identity` changes whenever its content may have changed, and is the same wherever it is mounted.
 
-    `name` is its path, or an image's name at the other daemon. `checksum` is the SHA-256 that a file beside it demands.
+    `name` is its path, or an image's name at the other daemon. `checksum` is the SHA-256 in the file beside it.
     """
 
     kind: SeedKind

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from cachedind.seeds.contents import Verified
 from cachedind.seeds.documents import descriptors_in, digest_of, mapping, parse, read_small, short
 from cachedind.seeds.listing import MAX_IMAGES, ListedImage, label_of
-from cachedind.seeds.members import shown
 from cachedind.seeds.model import Layer, SeedError, SeedImage
 from cachedind.seeds.platforms import choose_fitting, read_diff_ids
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

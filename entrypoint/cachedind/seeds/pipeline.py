@@ -35,7 +35,7 @@ MAX_WORKERS = 4
 
 
 class Outcome(NamedTuple):
-    """What became of the seeds: images in the store and what is wrong, both by identity.
+    """The result of a run: images in the store, and what is wrong, both by the seed's identity.
 
     `lasting` are seeds that will be just as bad the next time. `failed` are images whose load failed, so that the store
     may have a part of them.

@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cachedind.seeds.documents import DIGEST, mapping, parse, strings
-from cachedind.seeds.members import shown
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -81,7 +81,7 @@ def other_platform(platforms: Iterable[str], here: str) -> SeedError:
 
 
 def read_diff_ids(raw: bytes, layers: int) -> list[str]:
-    """The diff IDs of an image's configuration, for so many layers. Raises SeedError, also for another platform."""
+    """The diff IDs in an image's configuration, one for each layer. Raises SeedError, also for another platform."""
     config = mapping(parse(raw, "its configuration"))
     platform, here = platform_of(config), machine()
     if platform is not None and not rank(platform, here):

@@ -52,7 +52,7 @@ def pread(fd: int, count: int, offset: int) -> bytes:
 
 
 class Input:
-    """A file from its beginning on. Hashes what it reads, beside its reader, if there is a checksum to compare."""
+    """Reads a file from its beginning, and hashes it in another thread if there is a checksum to compare."""
 
     def __init__(self, fd: int, checksum: str | None, on_read: Callable[[int], None], helper: Executor) -> None:
         self._fd = fd

@@ -162,7 +162,7 @@ def _run(
     bars: bool,
     running: bool = False,
 ) -> Outcome:
-    from cachedind.seeds import fetching, loading
+    from cachedind.seeds import fetching
     from cachedind.seeds.pipeline import Runner
     from cachedind.seeds.progress import Reporter
 
@@ -195,11 +195,19 @@ def _run(
         )
         outcome = runner.run([seed for seed in plan.missing if seed.identity not in held])
         outcome.images.update({identity: [record] for identity, record in held.items()})
-        new = {record.config_digest for records in outcome.images.values() for record in records}
-        old = {record.config_digest for record in plan.superseded} - new
-        if old and connected:
-            loading.remove_nameless(connected[0], old, image_stores.open_store(root_fd, target.storage).config_of)
+        if connected:
+            _remove_superseded(plan, outcome, connected[0], image_stores.open_store(root_fd, target.storage))
     return outcome
+
+
+def _remove_superseded(plan: Plan, outcome: Outcome, api: docker.APIClient, store: Store) -> None:
+    """Remove the images that newer seeds have replaced."""
+    from cachedind.seeds import loading
+
+    new = {record.config_digest for records in outcome.images.values() for record in records}
+    old = {record.config_digest for record in plan.superseded} - new
+    if old:
+        loading.remove_nameless(api, old, store.config_of)
 
 
 def _find_held(plan: Plan, found: Found, store: Store) -> dict[str, Record]:

@@ -30,7 +30,7 @@ def open_spool(directory: str) -> int:
 
 
 class Output:
-    """A file that grows to no more than so many bytes. One piece is written while the next one is made."""
+    """Writes a file of limited size in another thread: one piece is written while the next one is made."""
 
     def __init__(self, fd: int, room_bytes: int, helper: Executor) -> None:
         self._fd = fd

@@ -7,8 +7,9 @@ import posixpath
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from cachedind.seeds.contents import Slice
-from cachedind.seeds.members import clean_path, outside, shown
+from cachedind.seeds.members import clean_path, outside
 from cachedind.seeds.model import SeedError
+from cachedind.seeds.quoting import shown
 from cachedind.seeds.seed_file import pread
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TarMembers:
             path = posixpath.normpath(posixpath.join(found.base, found.target))
             if path.startswith("/") or path.split("/", 1)[0] == "..":
                 raise outside(found.target)
-        raise SeedError(f"its links lead in a circle: {shown(name)}")
+        raise SeedError(f"its links form a loop: {shown(name)}")
 
     def top_names(self) -> frozenset[str]:
         return frozenset(self._tops)
@@ -87,7 +88,7 @@ class TarMembers:
 
 
 def _headers(file: File, size_bytes: int) -> Iterator[tarfile.TarInfo]:
-    """Each member, whose data is all there. Raises SeedError for whatever is no whole tar archive.
+    """Each member, whose data is all there. Raises SeedError for anything but a complete tar archive.
 
     What tarfile takes for the end is looked at again: it ends silently at a header that it does not understand.
     """

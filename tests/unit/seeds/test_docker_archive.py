@@ -115,7 +115,9 @@ def test_paths_that_lead_out(tmp_path: Path, path: str, key: str) -> None:
     files = docker_archive()
     entry = json.loads(files["manifest.json"])[0]
     entry[key] = path if key == "Config" else [path, path]
-    assert the_fault(tmp_path, {**files, "manifest.json": dump([entry])}) == f"it names a path outside of it: {path}"
+    assert (
+        the_fault(tmp_path, {**files, "manifest.json": dump([entry])}) == f"it names a path outside of the seed: {path}"
+    )
 
 
 def test_configurations_that_are_not_what_they_should_be(tmp_path: Path) -> None:

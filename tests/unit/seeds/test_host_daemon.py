@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from cachedind.seeds import host_daemon, host_images
-from cachedind.seeds.host_daemon import shown
+from cachedind.seeds.host_daemon import without_password
 from cachedind.seeds.host_images import find_held, list_host
 from helpers.fake_daemon import (
     EARLY,
@@ -57,7 +57,7 @@ def no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_password_is_not_shown(host: str, said: str) -> None:
-    assert shown(host) == said
+    assert without_password(host) == said
 
 
 # ---- reaching it -----------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def the_fault(host: str, certs: str = "", **more: Any) -> str:
     seeds, [bad] = list_host(host, ["*"], certs, **more)
     assert time.monotonic() - started < 4
     assert seeds == []
-    assert bad.name == shown(host)
+    assert bad.name == without_password(host)
     assert "\n" not in str(bad)
     return bad.why
 

@@ -256,7 +256,12 @@ def test_a_password_is_not_shown_when_an_image_is_missing(tcp_daemon: Daemon, mo
     told = list_host(f"tcp://me:secret@127.0.0.1:{address.port}", ["redis"])
     assert told == (
         [],
-        [BadSeed("redis", f"{tcp_daemon.host} has no such image: pull or build it there, or do not ask for it")],
+        [
+            BadSeed(
+                "redis",
+                f"{tcp_daemon.host} has no such image: pull or build it there, or remove it from CACHEDIND_SEED_IMAGES",
+            )
+        ],
     )
 
 
