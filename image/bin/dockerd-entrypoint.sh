@@ -18,7 +18,7 @@ if [ "$#" -eq 0 ] || [ "${1#-}" != "$1" ] || [ "$1" = dockerd ]; then
 	fi
 	tcp=${tcp#--host=tcp://}
 	export CACHEDIND_LISTEN="${CACHEDIND_LISTEN:-${tcp:-none}}"
-	exec env --block-signal=TERM docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/start/boot.py boot "$@"
+	exec env --block-signal=TERM docker-init -s -- /opt/cachedind/bin/python -IS /opt/cachedind/boot.py boot "$@"
 fi
 if [ "$1" = cachedind ]; then
 	exec "$@"

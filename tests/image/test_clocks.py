@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from helpers.engine import Engine, Volume
 
 BTRFS = HOMES[1]
-BOOT = "/opt/cachedind/start/boot.py"
+BOOT = "/opt/cachedind/boot.py"
 MAX_AGE = {"CACHEDIND_MAX_AGE": "30d"}
 YEAR_S = 365 * 86_400
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
 BTRFS = HOMES[1]
-BOOT = "/opt/cachedind/start/boot.py"
+BOOT = "/opt/cachedind/boot.py"
 STRICT = {"CACHEDIND_STRICT": "1"}
 
 REBOOT = r"""sed -i 's/"boot_id": "[^"]*"/"boot_id": "of-before"/' .cachedind/state.json;"""

@@ -279,7 +279,7 @@ def test_a_start_at_a_terminal_forks_no_second_thread(engine: Engine, suite: str
     source = SeedVolume(engine)
     source.put({"app.tar": docker_archive(*(small_image(engine, name) for name in ("app:1", "app:2")))})
     dind = engine.dind(suite, volume=engine.volume(), volumes=source.mount, tty=True, start=False)
-    boot = "/opt/cachedind/start/boot.py"
+    boot = "/opt/cachedind/boot.py"
     own = dind.container.get_archive(boot)[0]
     with tarfile.open(fileobj=io.BytesIO(b"".join(own))) as archive:
         file = archive.extractfile("boot.py")
