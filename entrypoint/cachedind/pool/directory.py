@@ -167,7 +167,7 @@ def open_existing(path: str, trace: Trace) -> Pool:
 def _missing(path: str, why: str) -> PoolMissingError:
     return PoolMissingError(
         f"there is no pool at {path}: {why}",
-        f"mount it there (-v /srv/cachedind:{path}), or name its place with --pool; the first start makes one",
+        f"mount it there (-v /srv/cachedind:{path}), or say where it is with --pool; the first start makes one",
     )
 
 
@@ -198,7 +198,7 @@ def check_filesystem(path: str, settings: Config) -> list[Degradation]:
         if not settings.allow_network_fs:
             raise PoolUnusableError(
                 f"the pool {path} is on {mount.fstype}: {reason}",
-                "use a local disk or a block volume; CACHEDIND_ALLOW_NETWORK_FS=1 uses it all the same",
+                "use a local disk or a block volume; CACHEDIND_ALLOW_NETWORK_FS=1 uses it anyway",
             )
         why = f"the pool {path} is on {mount.fstype}: {reason}"
         return [Degradation("exclusive use is not certain", why, "use it from one machine only", "use a local disk")]
@@ -212,9 +212,9 @@ def check_filesystem(path: str, settings: Config) -> list[Degradation]:
 
 def _why_it_will_not_last(mount: Mount) -> tuple[str, str] | None:
     if mount.fstype == "overlay":
-        return "in the container's own layer", "it goes with the container"
+        return "in the container's own layer", "it is deleted with the container"
     if mount.fstype in ("tmpfs", "ramfs"):
-        return f"in memory ({mount.fstype})", "it goes with the host's memory"
+        return f"in memory ({mount.fstype})", "it is gone after an unmount or a reboot"
     if facts.is_anonymous_volume(mount):
         return "an anonymous volume", "the next container gets another one"
     return None

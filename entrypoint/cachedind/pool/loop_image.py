@@ -163,7 +163,7 @@ def _refuse_nearly_full(space: HostSpace, current: Superblock) -> None:
     if space.free < least and missing > 0:
         raise PoolUnusableError(
             f"the disk under {NAME} is nearly full: {_mib(space.free)} of {_mib(space.total)} are free, and the "
-            f"filesystem in it, which may still grow by {_mib(missing)}, would break when nothing is",
+            f"filesystem in it, which may still grow by {_mib(missing)}, would break on a full disk",
             f"free at least {_mib(least)}, or delete {NAME} when nobody uses it",
         )
 
@@ -174,11 +174,11 @@ def _too_small(
     if wanted_bytes is not None and wanted_bytes < minimum:
         return PoolUnusableError(
             f"CACHEDIND_POOL_SIZE is {_mib(wanted_bytes)}, and {fstype} needs at least {_mib(minimum)}",
-            f"make it {_mib(minimum)} or more; some GB make sense",
+            f"make it {_mib(minimum)} or more; a few GB are sensible",
         )
     return PoolUnusableError(
         f"the disk is too full for a pool: {_mib(space.free)} of {_mib(space.total)} are free, of which "
-        f"{_mib(reserve)} are left alone, and {fstype} needs at least {_mib(minimum)}",
+        f"{_mib(reserve)} must stay free, and {fstype} needs at least {_mib(minimum)}",
         "free some space, or use another disk",
     )
 
@@ -495,7 +495,7 @@ def _choose_fstype(image: _Image) -> str:
         if _kernel_has(fstype, image.target):
             return fstype
     raise ImageImpossibleError(
-        f"this kernel has neither of {', '.join(image.fstypes)}", "modprobe btrfs on the host, where the kernel has it"
+        f"this kernel has none of {', '.join(image.fstypes)}", "modprobe btrfs on the host, where the kernel has it"
     )
 
 

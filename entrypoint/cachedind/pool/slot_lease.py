@@ -127,7 +127,8 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Leased | 
         sequence, aside = slots.draw_sequence(key_fd, candidates)
         if aside is not None:
             log.warn(
-                f"the sequence of the key {slot_request.key} was no file, and is counted anew; it is now {aside} there"
+                f"the sequence of the key {slot_request.key} was not a file, and is counted anew; "
+                f"it is now {aside} there"
             )
         if slot_request.fresh:
             candidates = []
@@ -266,7 +267,7 @@ def _is_due(
         log.debug("the slot's state is not promoted: something in it is damaged")
         return False
     if not golden.is_due(pool, goldens, *golden.last_cost(key_fd, time.time())):
-        log.debug("the golden is left as it is: copying it was too long ago for its cost")
+        log.debug("the golden is left as it is: copying a new one would cost too much so soon after the last")
         return False
     return True
 
@@ -426,7 +427,7 @@ def _be_born(
         if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL):
             raise PoolUnusableError(
                 f"the pool {pool.path} cannot clone any longer: {error.strerror}",
-                "was it copied to another filesystem? Remove its pool.json to have it judged anew",
+                "was it copied to another filesystem? Remove its pool.json to have its clone method found again",
             ) from error
         raise
     finally:

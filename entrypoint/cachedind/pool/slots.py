@@ -325,7 +325,7 @@ def open_key(pool: Pool, key: str, *, create: bool) -> int | None:
         fd = directory.open_directory(pool.keys_fd, name)
         if fd is None and _is_in_the_way(pool.keys_fd, name):
             raise PoolUnusableError(
-                f"keys/{name} in the pool {pool.path} is no directory", "look at it, and move it away"
+                f"keys/{name} in the pool {pool.path} is not a directory", "look at it, and move it away"
             )
     return fd
 

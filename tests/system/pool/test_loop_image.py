@@ -557,7 +557,7 @@ def test_no_device_nodes_at_all_lets_the_caller_do_without(pool: Path, target: P
 
 
 def test_a_kernel_without_either_filesystem(pool: Path, target: Path) -> None:
-    with pytest.raises(ImageImpossibleError, match="has neither of nosuchfs"):
+    with pytest.raises(ImageImpossibleError, match="has none of nosuchfs"):
         open_image(pool, target, inside="nosuchfs")
     assert os.listdir(pool) == []
 
