@@ -77,7 +77,7 @@ def _move_one(root_fd: int, path: str, aside_fd: int) -> bool:
 
 
 def _is_there(root_fd: int, path: str) -> bool:
-    """Whether the path exists, or something that is no directory is in its way."""
+    """Whether the path exists, or something else stands in the place of a directory above it."""
     try:
         return beneath.exists(root_fd, path)
     except OSError as error:

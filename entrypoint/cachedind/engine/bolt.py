@@ -75,13 +75,13 @@ class Element(NamedTuple):
 def open(fd: int, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
     """The database in a file that is open for reading; the descriptor stays the caller's.
 
-    Raises ValueError when that is no whole bbolt file, OSError when it cannot be read.
+    Raises ValueError when it is not a whole bbolt file, OSError when it cannot be read.
     """
     return Database(lambda size, offset: os.pread(fd, size, offset), os.fstat(fd).st_size, limit_bytes)
 
 
 def parse(raw: bytes, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
-    """The database in these bytes. Raises ValueError when that is no whole bbolt file."""
+    """The database in these bytes. Raises ValueError when they are not a whole bbolt file."""
     return Database(lambda size, offset: raw[offset : offset + size], len(raw), limit_bytes)
 
 

@@ -17,7 +17,7 @@ _MAX_NAME = 255
 
 
 def canonical(name: str) -> str:
-    """The name with registry and tag. What is not a name is none afterwards either; `is_name` tells."""
+    """The name with registry and tag. The result is checked by `is_name`, not here."""
     first, slash, rest = name.partition("/")
     if not slash or not ("." in first or ":" in first or first == "localhost"):
         name = f"docker.io/{name}" if slash else f"docker.io/library/{name}"
