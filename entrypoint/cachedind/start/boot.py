@@ -62,7 +62,7 @@ def start(
 ) -> NoReturn:
     """Everything from the lease on. Until it is held, nothing was touched that another instance may use."""
     lease, taken = leasing.move_in(settings, daemon, log)
-    listening.take_place(settings, daemon, api, certificates, log)
+    listening.publish(settings, daemon, api, certificates, log)
     stopwatch.lap("lease")
     from cachedind.seeds import files
     from cachedind.start import container, furnish

@@ -22,7 +22,7 @@ def make_log(settings: Config) -> Log:
 
 
 class StartContext(NamedTuple):
-    """What a start was given: its settings, dockerd's arguments and files, the environment, and where it speaks."""
+    """What a start was given: its settings, dockerd's arguments and files, the environment, and the log."""
 
     settings: Config
     daemon: DaemonSettings
@@ -31,8 +31,8 @@ class StartContext(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What of the pool this start has given up before the slot that it has now: how many, the ids of those that stay as
-    they are and are not to be taken again, and what they say of this one."""
+    """The slots that this start has given up before the one it has now: how many (`moves`), the ids of those that stay
+    as they are and must not be taken again (`avoid`), and why the one it has now must be proven (`doubt`)."""
 
     moves: int = 0
     avoid: frozenset[str] = frozenset()

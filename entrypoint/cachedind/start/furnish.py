@@ -145,8 +145,8 @@ def _has_other(context: StartContext, taken: TakenSlot) -> bool:
 
 
 def _move_elsewhere(context: StartContext, lease: Lease, taken: TakenSlot, why: str, past: Past) -> Prepared:
-    """Set a slot aside that was proven bad, with the golden that is byte for byte the same, and take what is next best,
-    which has to be proven; an empty one after several."""
+    """Set a slot aside that was proven bad, with the golden that is byte for byte the same, and take the next best one,
+    which has to be proven; after several of them an empty one."""
     from cachedind.start import pool_mode
 
     past = past._replace(moves=past.moves + 1, doubt=doubt.Doubt(doubt.SAME_STATE))

@@ -41,9 +41,10 @@ def open_ports(api: Api) -> None:
         api.open_tcp()
 
 
-def take_place(settings: Config, daemon: DaemonSettings, api: Api, certificates: Ahead | None, log: Log) -> None:
-    """What other instances may use as well is touched now that the lease is held, and not before: the files of the
-    sockets, and the certificates, which are made beside the rest of the start (decisions/0018)."""
+def publish(settings: Config, daemon: DaemonSettings, api: Api, certificates: Ahead | None, log: Log) -> None:
+    """Show the files of the sockets, and have the certificates made beside the rest of the start (decisions/0018).
+
+    Other instances may share both, so this waits until the lease is held."""
     from cachedind.start import leftovers
 
     leftovers.check_free(daemon.exec_root)
