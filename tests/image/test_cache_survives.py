@@ -62,14 +62,15 @@ def test_cache_survives_ten_kills_amid_builds(engine: Engine, flavour: Flavour) 
     dind = start(engine, flavour, volume)
     dind.build(project)
     build_id = dind.run_image(project)
-    # How long an undisturbed build takes here is the range of moments at which to disturb one.
+    # How long an undisturbed build takes here gives the range of moments at which to disturb one.
     whole = dind.build(slow_project(secrets.token_hex(8))).seconds
 
     interrupted = slow_project(secrets.token_hex(8), tag="interrupted:latest")
     amid = 0
     for _ in range(KILLS):
         build = dind.build_in_background(interrupted)
-        build.join(timeout=moments.uniform(0, whole))
+        # What was measured may have been slowed down by others: not all of it, or builds are over too often.
+        build.join(timeout=moments.uniform(0, 0.7 * whole))
         amid += build.is_alive()
         dind.kill()
         build.join(timeout=30)

@@ -210,7 +210,7 @@ def test_a_slot_in_which_nothing_can_be_moved_gives_way_too(engine: Engine) -> N
     assert third.build(what).uncached == [], third.log()
     assert third.run_image(what) == build_id
     [line] = [line for line in third.warnings if "is set aside" in line]
-    assert ".cachedind/aside is no directory" in line
+    assert ".cachedind/aside is not a directory" in line
 
 
 def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Engine) -> None:
