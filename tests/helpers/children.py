@@ -151,8 +151,13 @@ def private_mounts() -> Iterator[None]:
         yield
     finally:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(before, linux.CLONE_NEWNS) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
+        # A thread that was joined may still be on its way out of the kernel; until then setns(2) says EINVAL.
+        wait_until(
+            lambda: libc.setns(before, linux.CLONE_NEWNS) == 0,
+            what="the mount namespace from before",
+            timeout_s=10,
+            diagnose=lambda: f"{os.strerror(ctypes.get_errno())}; threads: {os.listdir('/proc/self/task')}",
+        )
         os.close(before)
         os.chdir(where)
 
