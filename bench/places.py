@@ -12,14 +12,13 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """A pool's filesystem: what `Engine.volume` makes, and how its slots are cloned there."""
+    """A pool's filesystem: what `Engine.volume` makes."""
 
     name: str
     fstype: str
 
 
-IMAGE = Place("image on the engine's disk", "directory")
-PLACES = (Place("btrfs subvolumes", "btrfs"), Place("xfs reflinks", "xfs"), IMAGE)
+PLACES = (Place("ext4", "ext4"), Place("xfs", "xfs"), Place("btrfs", "btrfs"))
 VOLUME_MIB = 8192
 FILES = 5000
 

@@ -1,7 +1,7 @@
 """Pools against bare daemons: how soon instances are ready, alone and eight at once, and how fast builds write.
 
 Everything takes turns; medians and ratios are what counts, single figures are noise. It has the engine make filesystems
-of its own (btrfs, xfs) on loop devices, and takes the engine's own disk for the image backing.
+of its own (ext4, xfs, btrfs) on loop devices.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _LATE_WORK_S = 1.5
 """For the witness: a state whose `ready_at` is missing would not be trusted by the next start."""
 
 EXPECTED = {"leased": ("warm",), "cloned": ("cloned", "warm"), "cloned from fallback": ("cloned",), "fresh": ("cold",)}
-"""What cachedind has to say of each case. On xfs the copy for a clone may have been made before, as a spare."""
+"""What cachedind has to say of each case. A copy that takes long may have been made before, as a spare."""
 
 
 class Start(NamedTuple):

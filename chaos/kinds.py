@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from helpers.flavours import Flavour
 
-KILL_POINTS = tuple(point for point in POINTS if not point.startswith(("image.", "pool.", "seed.")))
+KILL_POINTS = tuple(point for point in POINTS if not point.startswith(("pool.", "seed.")))
 CANCELLED_WITHIN_S = 2.0
 REFUSED = {
     "an unknown flag": (("--no-such-flag",), ""),

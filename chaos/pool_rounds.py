@@ -11,7 +11,7 @@ import holds
 from deaths import die
 from expected import Expected, Played
 from helpers.builds import content_project, overlay_project
-from helpers.estates import attached_images, in_pool, small_project, volume_device
+from helpers.estates import in_pool, small_project, volume_device
 from helpers.pools import together
 from helpers.powerloss import forget_boot
 from helpers.registry import HOST
@@ -109,7 +109,6 @@ class PoolGame:
             timeout_s=60,
         )
         end(last.dind, clean=False)
-        self._await_detached()
 
     # ---- what is played ----------------------------------------------------------------------------------------------
 
@@ -171,14 +170,9 @@ class PoolGame:
         dind.docker_status("rm", "--force", "kept")
 
     def _reboot(self) -> None:
-        self._await_detached()
         forget_boot(self.engine, volume_device(self.engine, self.pool))
         self._expected.reboot()
         self.counts["reboots"] += 1
-
-    def _await_detached(self) -> None:
-        if self.home.fstype not in ("btrfs", "xfs"):
-            wait_until(lambda: not attached_images(self.engine, self.pool), what="the image to be detached")
 
     def _build_new(self, dind: Dind) -> None:
         project = small_project(f"{time.monotonic_ns():x}")
@@ -230,5 +224,3 @@ class PoolGame:
             holds.no_alarm(player.dind)
             holds.no_alarm_in_pool(player.dind)
             player.dind.run_image(self._projects[player.key])
-        if self.home.fstype not in ("btrfs", "xfs"):
-            assert len(attached_images(self.engine, self.pool)) <= 1

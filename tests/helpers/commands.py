@@ -36,7 +36,7 @@ Command = Callable[..., Done]
 
 
 def key_path(pool: Pool, key: str = "k") -> Path:
-    return Path(pool.tree) / "keys" / directory_name(key)
+    return Path(pool.path) / "keys" / directory_name(key)
 
 
 def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -44,7 +44,7 @@ def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
     found = {}
     for entry in sorted(path.rglob("*")):
         status = entry.lstat()
-        content = entry.read_bytes() if stat.S_ISREG(status.st_mode) and entry.name != "pool.img" else b""
+        content = entry.read_bytes() if stat.S_ISREG(status.st_mode) else b""
         found[str(entry.relative_to(path))] = (status.st_mode, status.st_mtime_ns, content)
     return found
 

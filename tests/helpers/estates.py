@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 KEY = "keys/default"
 """The directory of the key that instances have without a setting."""
 
-# The tree of the pool, in the mount namespace that a start leaves when it hides the pool from its daemon.
-_ENTER = "cd /cachedind; if [ -d /run/cachedind/pool/keys ]; then cd /run/cachedind/pool; fi\n"
+# In the mount namespace that a start leaves when it hides the pool from its daemon.
+_ENTER = "cd /cachedind\n"
 
 # docker-init has boot.py on its command line, too; and so that this script is not counted, it spells it differently.
 _COUNT_WITNESSES = r"""
@@ -70,7 +70,6 @@ class Visitor:
             name=engine.new_name("visitor"),
             labels=engine.labels,
             volumes={volume.name: {"bind": "/volume"}},
-            privileged=True,  # read-only subvolumes are deleted by nobody else
             init=True,
         )
         engine.undo_later("a visitor", lambda: self._container.remove(force=True, v=True))
@@ -144,10 +143,6 @@ class Estate:
 
     # ---- what is to be seen ----------------------------------------------------------------------------------------
 
-    @property
-    def is_image(self) -> bool:
-        return self.pool.fstype not in ("btrfs", "xfs")
-
     def await_witness(self, dind: Dind) -> None:
         """Wait until the witness of an instance has ended, however."""
         wait_until(lambda: in_pool(dind, _COUNT_WITNESSES) == "0\n", what="the witness to end", diagnose=dind.describe)
@@ -164,7 +159,7 @@ class Estate:
         )
 
     def held_slots(self) -> set[str]:
-        """The slots whose locks are held, as another process of the same kernel sees it. Not for images."""
+        """The slots whose locks are held, as another process of the same kernel sees it."""
         script = (
             f"for lock in {KEY}/slots/*/slot.lock; do\n"
             '  if [ -e "$lock" ] && ! flock --nonblock "$lock" true; then basename "${lock%/*}"; fi\n'
@@ -173,17 +168,13 @@ class Estate:
         return set(self.visitor.sh(script).split())
 
     def goldens(self) -> list[str]:
-        """The key's whole goldens: with a state file and data. Not for images."""
+        """The key's whole goldens: with a state file and data."""
         script = (
             f"for golden in {KEY}/golden {KEY}/golden.previous {KEY}/golden.other/*; do\n"
             '  if [ -s "$golden/golden.json" ] && [ -d "$golden/data/buildkit" ]; then basename "$golden"; fi\n'
             "done"
         )
         return self.visitor.sh(script).split()
-
-    def attached_images(self) -> list[str]:
-        """Loop devices whose file lies on the pool's volume."""
-        return attached_images(self.engine, self.volume)
 
     def check(self, dind: Dind, *, beside: tuple[Dind, ...] = (), warm: bool = True, upkeep: bool = True) -> None:
         """A working daemon with a slot of its own, the cache in it, and (`upkeep`) nothing left to be swept."""
@@ -199,20 +190,16 @@ class Estate:
         assert len({one.sh("stat -c %d:%i /var/lib/docker") for one in everyone}) == len(everyone)
         mine = {slot_of(one) for one in everyone}
         assert len(mine) == len(everyone)
-        if self.is_image:
-            assert len(self.attached_images()) == 1
-        else:
-            assert self.goldens() != [] or not warm
-            # Of other keys they are not among these.
-            assert self.held_slots() == mine & set(self.visitor.sh(f"ls {KEY}/slots").split())
+        assert self.goldens() != [] or not warm
+        # Of other keys they are not among these.
+        assert self.held_slots() == mine & set(self.visitor.sh(f"ls {KEY}/slots").split())
 
     def close(self) -> None:
-        """Nothing of the pool is mounted or attached any longer once all are gone."""
+        """Nothing of the pool is mounted any longer once all are gone."""
         if self.current is not None:
             self.drop(self.current)
             self.current = None
         self.visitor.leave()
-        wait_until(lambda: not self.attached_images(), what="the image to be detached")
         device = volume_device(self.engine, self.volume)
         script = f"grep -lsF ' {device} ' /proc/[0-9]*/mountinfo || true"
         wait_until(
@@ -243,10 +230,3 @@ class Estates:
 def volume_device(engine: Engine, volume: Volume) -> str:
     """The block device of a volume on a filesystem of its own."""
     return str(engine.client.volumes.get(volume.name).attrs["Options"]["device"])
-
-
-def attached_images(engine: Engine, volume: Volume) -> list[str]:
-    device = volume_device(engine, volume)
-    script = f"losetup --list --noheadings --raw --output NAME,BACK-MAJ:MIN; lsblk -dno MAJ:MIN {device}"
-    *loops, number = exec_in(engine.workbench, ["sh", "-euc", script]).stdout.split("\n")[:-1]
-    return [line.split()[0] for line in loops if line.split()[1:] == [number.strip()]]

@@ -45,7 +45,7 @@ HOMES = (
     Home("btrfs", Flavour("forky", "containerd")),
     Home("xfs", Flavour("forky", "graphdriver")),
 )
-"""The image backing, subvolumes and reflinks, and between them every engine and store."""
+"""Filesystems with and without reflinks and subvolumes, and between them every engine and store."""
 
 
 def big_project(nonce: str, megabytes: int = 256) -> Project:

@@ -68,19 +68,15 @@ def make_shelter(engine: Engine) -> str:
 _FORGET_BOOT = r"""
 forget() { grep -rlZ --include='*.json' --include='*.lock' --include=lock '"boot_id"' "$1" | xargs -0r sed -i \
   's/"boot_id": "[^"]*"/"boot_id": "of-before"/'; }
-after=$(mktemp -d) inside=$(mktemp -d)
+after=$(mktemp -d)
 mount DEVICE "$after"
-if [ -e "$after/pool.img" ]; then
-  mount -o loop "$after/pool.img" "$inside"
-  forget "$inside/keys"
-  umount "$inside"
-elif [ -d "$after/keys" ]; then
+if [ -d "$after/keys" ]; then
   forget "$after/keys"
 else
   forget "$after/.cachedind"
 fi
 umount "$after"
-rmdir "$after" "$inside"
+rmdir "$after"
 """
 
 

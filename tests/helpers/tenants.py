@@ -3,6 +3,7 @@ does to the data."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -14,14 +15,13 @@ from cachedind.base.trace import Trace
 from cachedind.dataroot import contents, witness
 from cachedind.dataroot.lease import Lease
 from cachedind.host import procfs
-from cachedind.pool import directory, slot_lease, slots
+from cachedind.pool import directory, layers, slot_lease, slots
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_lease import SlotRequest, TakenSlot
 from cachedind.settings import config
 
 ENGINE = EngineVersion(28, 5, 2)
 ARCH = os.uname().machine
-_PLAN = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 
 
 def settings(path: Path, **environ: str) -> config.Config:
@@ -48,14 +48,16 @@ def slot_request(
 
 
 def take(pool: Pool, wanted: SlotRequest) -> TakenSlot:
-    return slot_lease.take(pool, wanted, Log(level=Level.ERROR))
+    log = Log(level=Level.ERROR)
+    return slot_lease.promote_due(slot_lease.take(pool, wanted, log), {}, log)
 
 
-def begin(taken: TakenSlot, engine: EngineVersion = ENGINE) -> None:
+def begin(taken: TakenSlot, engine: EngineVersion = ENGINE, driver: str = "overlay2") -> None:
     """What boot notes down before the daemon touches anything."""
     directory_fd = taken.slot.directory_fd
     before = contents.read_data_root_state(directory_fd, slots.STATE_NAME)
-    now = contents.next_state(before, _PLAN, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
+    plan = StoragePlan(ImageStore.GRAPHDRIVER, driver, "")
+    now = contents.next_state(before, plan, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
     more: dict[str, object] = {"arch": ARCH, "begun": taken.sequence}
     contents.write_data_root_state(directory_fd, slots.STATE_NAME, now, more)
 
@@ -73,22 +75,54 @@ def write(taken: TakenSlot, name: str, text: str = "data") -> None:
         file.write(text)
 
 
+def build(taken: TakenSlot, *names: str, size: int = 0) -> None:
+    """Make layers in the slot's data, as an engine does: a directory each, with a file that has the layer's name (and
+    one of `size` bytes), and a record."""
+    data = Path(f"/proc/self/fd/{taken.slot.data_fd}")
+    for name in names:
+        record = data / "image/overlay2/layerdb/sha256" / hashlib.sha256(name.encode()).hexdigest()
+        record.mkdir(parents=True)
+        (data / "overlay2" / name / "diff").mkdir(parents=True)
+        (data / "overlay2" / name / "diff" / name).write_text(name)
+        if size:
+            (data / "overlay2" / name / "diff" / "large").write_bytes(os.urandom(size))
+        (data / "overlay2" / name / "link").write_text(name)
+        (record / "new").write_text(name)
+        (record / "new").rename(record / "cache-id")
+
+
+def layers_of(taken: TakenSlot) -> list[str]:
+    """The names of all layers of a slot, each found where its daemon would find it."""
+    data = Path(f"/proc/self/fd/{taken.slot.data_fd}")
+    # One without its record was killed before it was whole.
+    names = sorted(path.read_text() for path in data.glob("image/overlay2/layerdb/sha256/*/cache-id"))
+    listed = layers.read_list(taken.slot.directory_fd)
+    for name in names:
+        path = f"overlay2/{name}/diff"
+        real = data / path
+        if real.is_symlink():
+            layer_id = layers.check_link(path, os.readlink(real), listed)
+            real = Path(taken.pool.path) / "layers" / layer_id / "content"
+        assert (real / name).read_text() == name
+    return names
+
+
 def names(taken: TakenSlot) -> list[str]:
-    return sorted(directory.names_in(taken.slot.data_fd))
+    return sorted(set(directory.names_in(taken.slot.data_fd)) - {".cachedind"})
 
 
-def job(pool: Pool, wanted: SlotRequest, name: str, engine: EngineVersion = ENGINE) -> str:
+def job(pool: Pool, wanted: SlotRequest, name: str, engine: EngineVersion = ENGINE, *, driver: str = "overlay2") -> str:
     """A whole start and job that leaves a file `name`; returns the slot's id."""
     taken = take(pool, wanted)
-    begin(taken, engine)
+    begin(taken, engine, driver)
     write(taken, name)
     come_up(taken)
-    taken.slot.close()
+    taken.close()
     return taken.slot.id
 
 
 def golden(pool: Pool, key: str = "k") -> dict[str, object]:
     """What golden.json says."""
-    text = (Path(pool.tree) / "keys" / key / "golden" / slots.GOLDEN_NAME).read_text()
+    text = (Path(pool.path) / "keys" / key / "golden" / slots.GOLDEN_NAME).read_text()
     found: dict[str, object] = json.loads(text)
     return found

@@ -142,13 +142,6 @@ class PoolUnusableError(CachedindError):
     exit_code = 74
 
 
-class ImageImpossibleError(CachedindError):
-    """A pool cannot keep its slots in a filesystem image here, for example for want of loop devices (EX_UNAVAILABLE);
-    a start goes on with slots that cannot be cloned."""
-
-    exit_code = 69
-
-
 class DataRootBusyError(CachedindError):
     """Another daemon holds the data-root, or works in the exec-root (EX_TEMPFAIL)."""
 

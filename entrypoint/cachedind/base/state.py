@@ -21,8 +21,8 @@ class TooNewError(ValueError):
     """A state file that a later version wrote, for later versions only."""
 
 
-def read_state(directory_fd: int, name: str) -> dict[str, object] | None:
-    """The object in a state file, or None when there is none.
+def read_state(directory_fd: int, name: str, *, version: int = VERSION) -> dict[str, object] | None:
+    """The object in a state file, or None when there is none. `version` is the highest that the caller understands.
 
     Raises ValueError (a line that says what is wrong) when it cannot be understood, OSError when it cannot be read
     (ELOOP, EISDIR: a link or a directory is in its place).
@@ -41,17 +41,17 @@ def read_state(directory_fd: int, name: str) -> dict[str, object] | None:
         raw = os.read(fd, min(status.st_size, _MAX_BYTES))
     finally:
         os.close(fd)
-    return parse_state(raw)
+    return parse_state(raw, version)
 
 
-def parse_state(raw: bytes) -> dict[str, object]:
+def parse_state(raw: bytes, version: int = VERSION) -> dict[str, object]:
     """Raises ValueError for anything but a JSON object that this version may read."""
     value = parse_object(raw)
     minimum = value.get("min_reader")
     if not isinstance(minimum, int) or isinstance(minimum, bool):
         raise ValueError("min_reader is missing")
-    if minimum > VERSION:
-        raise TooNewError(f"written for readers of version {minimum} or later, this is version {VERSION}")
+    if minimum > version:
+        raise TooNewError(f"written for readers of version {minimum} or later, this is version {version}")
     return value
 
 

@@ -10,11 +10,6 @@ import signal
 from typing import NamedTuple
 
 POINTS = (
-    "image.sized",
-    "image.formatted",
-    "image.named",
-    "image.attached",
-    "image.mounted",
     "pool.recorded",
     "key.staged",
     "key.named",
@@ -24,6 +19,12 @@ POINTS = (
     "clone.copied",
     "clone.recorded",
     "clone.named",
+    "share.listed",
+    "share.planned",
+    "share.linked",
+    "share.exchanged",
+    "share.moved",
+    "share.done",
     "promote.staged",
     "promote.copied",
     "promote.recorded",

@@ -16,7 +16,7 @@ from cachedind.dataroot import contents, decision, facts, lease, storage, storag
 from cachedind.engine import aside
 from cachedind.engine.remapping import engine_root
 from cachedind.host import cgroups, iptables, procfs
-from cachedind.pool import clone, directory
+from cachedind.pool import directory
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.start import daemon_plan, pool_mode
@@ -166,9 +166,9 @@ def _look_into_pool(path: str, words: list[str], settings: Config) -> Report:
     try:
         pool = inventory.find_pool(path, settings)
     except PoolMissingError:
-        return {"a_start_would": _forecast_new_pool(path, settings)}
+        return {"a_start_would": _forecast_new_pool(path)}
     try:
-        section: Report = {"backing": pool.record.backing, "clone_method": str(pool.method)}
+        section: Report = {}
         rows = inventory.read_rows(pool, directory.names_in(pool.keys_fd), time.time())
         own = next((row for row in rows if row.here), None)
         if own is not None:
@@ -188,18 +188,11 @@ def _why_pool(settings: Config, path: str | None, *, hidden: bool) -> str:
     return f"something is mounted at {directory.DEFAULT_POOL}{where}"
 
 
-def _forecast_new_pool(path: str, settings: Config) -> str:
+def _forecast_new_pool(path: str) -> str:
     """Raises OSError where nothing can be written."""
     if not os.path.isdir(path):
         return f"make the directory {path} and a pool in it, and start cold"
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        method = clone.probe_method(fd)
-    finally:
-        os.close(fd)
-    if settings.pool_backing != "directory" and (method is clone.CloneMethod.NONE or settings.pool_backing == "image"):
-        return "make a new pool, in a filesystem image if that works here, and start cold"
-    return f"make a new pool, in the directory itself with the clone method {method}, and start cold"
+    return "make a new pool, and start cold"
 
 
 def _examine_lease(data_root: str) -> str:

@@ -29,7 +29,7 @@ def forecast(pool: Pool, slot_request: SlotRequest) -> str:
 def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
     """`lend`: the start must leave this key's slots alone and wants a clone."""
     key_fd = slots.open_key(pool, key, create=False)
-    if key_fd is None or (lend and not slots.has_clones(pool)):
+    if key_fd is None:
         return None
     try:
         candidates, _ = slots.read_candidates(key_fd)
@@ -42,7 +42,7 @@ def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool
             if not lend:
                 return f"lease {candidate.name} of key {key}"
             if slots.needs_promotion(candidate.state, goldens, slot_request.boot_id):
-                return f"make {candidate.name} of key {key} its golden, and clone that"
+                return f"clone {candidate.name} of key {label(key)}"
     finally:
         os.close(key_fd)
     return None

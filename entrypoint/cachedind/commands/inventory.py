@@ -15,7 +15,7 @@ from cachedind.base import state
 from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
-from cachedind.host import procfs, trees
+from cachedind.host import procfs
 from cachedind.pool import directory, keys, slots, upkeep
 from cachedind.pool.slots import Candidate, Kind
 
@@ -210,16 +210,26 @@ def _is_here(holder: Holder | None, me: Holder) -> bool:
 
 
 def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
-    """The rows with their sizes, one by one: it takes a system call or two for each file in them."""
+    """The rows with their sizes, one by one: of its own, which takes a system call or two for each file of that, and of
+    the layers that it lists."""
+    sizes = upkeep.read_layer_sizes(pool)
+    owners = upkeep.count_owners(pool)
     for row in rows:
-        sizes = None
+        found = None
         if row.name:
             with contextlib.suppress(OSError):
-                sizes = _measure(pool, row)
-        yield row if sizes is None else row._replace(unique_bytes=sizes.unique_bytes, shared_bytes=sizes.shared_bytes)
+                found = _measure(pool, row)
+        if found is None:
+            yield row
+            continue
+        known = [layer_id for layer_id in found.layers if layer_id in sizes]
+        alone = sum(sizes[layer_id].bytes for layer_id in known if owners[layer_id] == 1)
+        shared = sum(sizes[layer_id].bytes for layer_id in known) - alone
+        shared += sum(size.bytes for size in found.linked.values())
+        yield row._replace(unique_bytes=found.own.bytes + alone, shared_bytes=shared)
 
 
-def _measure(pool: Pool, row: Row) -> trees.Sizes | None:
+def _measure(pool: Pool, row: Row) -> upkeep.Measured | None:
     key_fd = directory.open_directory(pool.keys_fd, row.directory)
     if key_fd is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cachedind.base import state
 from cachedind.commands.inventory import Condition, read_rows
 from cachedind.dataroot import facts
-from cachedind.pool import directory, loop_image, upkeep
+from cachedind.pool import directory, upkeep
 from cachedind.settings import build_cache
 
 if TYPE_CHECKING:
@@ -25,11 +25,9 @@ def read_status(pool: Pool, settings: Config, now: float) -> Report:
     report: Report = {
         "pool": {
             "path": pool.path,
-            "backing": pool.record.backing,
-            "clone_method": str(pool.method),
         },
         "filesystem": _read_space(pool.path),
-        "image": {**_read_space(pool.tree), **_read_file(pool)} if pool.record.backing == "image" else None,
+        "layers": _read_layers(pool),
     }
     report["holds"] = {
         "keys": len({row.directory for row in rows}),
@@ -42,7 +40,7 @@ def read_status(pool: Pool, settings: Config, now: float) -> Report:
     }
     report["aside"] = read_aside(pool)
     budget = upkeep.read_budget(pool, settings)
-    space = os.statvfs(pool.tree_fd)
+    space = os.statvfs(pool.fd)
     cache_bytes = settings.cache_max_bytes or build_cache.default_max_bytes(space.f_blocks * space.f_frsize)
     report["limits"] = {
         "pool_max_size_bytes": budget.max_bytes,
@@ -64,13 +62,9 @@ def _read_space(path: str) -> Report:
     }
 
 
-def _read_file(pool: Pool) -> Report:
-    """What the image's file is long, and what it takes."""
-    try:
-        found = os.stat(f"{pool.path}/{loop_image.NAME}", follow_symlinks=False)
-    except FileNotFoundError:
-        return {}
-    return {"file_size_bytes": found.st_size, "file_allocated_bytes": found.st_blocks * 512}
+def _read_layers(pool: Pool) -> Report:
+    sizes = upkeep.read_layer_sizes(pool).values()
+    return {"count": len(sizes), "bytes": sum(size.bytes for size in sizes)}
 
 
 def _describe_own(pool: Pool, row: Row) -> Report:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.errors import NotInPoolError, SlotHeldError
 from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
 from cachedind.dataroot import lease
+from cachedind.host import trees
 from cachedind.pool import directory, slots, upkeep
 
 if TYPE_CHECKING:
@@ -224,12 +225,12 @@ def delete(pool: Pool, free_bytes_before: int) -> int:
     Others who write meanwhile make that less. Raises OSError.
     """
     upkeep.empty_trash(pool)
-    upkeep.give_space_back(pool)
+    trees.wait_until_freed(pool.fd, upkeep.FREEING_S)
     return max(0, read_free_bytes(pool) - free_bytes_before)
 
 
 def read_free_bytes(pool: Pool) -> int:
-    found = os.statvfs(pool.tree_fd)
+    found = os.statvfs(pool.fd)
     return found.f_bfree * found.f_frsize
 
 

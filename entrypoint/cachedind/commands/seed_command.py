@@ -16,7 +16,7 @@ from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
-from cachedind.pool import directory, keys, slot_lease, slots
+from cachedind.pool import directory, keys, slot_lease
 from cachedind.pool.slot_lease import Warmth
 from cachedind.pool.slots import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
@@ -96,7 +96,7 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
         unknown = [key for key in wanted if key not in there]
         if unknown:
             raise inventory.unknown_key(pool, unknown[0])
-        names = [keys.BASE_KEY] if slots.has_clones(pool) else []
+        names = [keys.BASE_KEY]
         names += wanted or [key for key in there if key != keys.BASE_KEY]
         return [_fill_key(context, pool, key) for key in dict.fromkeys(names)]
     finally:
@@ -137,7 +137,7 @@ def _leave(filled: Prepared) -> None:
         raw = state.read_state(taken.slot.directory_fd, STATE_NAME)
         proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
         state.write_state(taken.slot.directory_fd, STATE_NAME, proven, raw)
-        taken.slot.close()
+        taken.close()
     else:
         pool_seeds.give_back(taken)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cachedind.base.errors import DriverConflictError
 from cachedind.dataroot import facts
 from cachedind.dataroot.storage import name_asked, plan_storage
 from cachedind.dataroot.storage_facts import (
-    VOLUME_DRIVERS,
     Demand,
     StorageFacts,
     StorageRequest,
@@ -46,16 +44,6 @@ def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = F
         allow_vfs=settings.allow_vfs,
         in_pool=in_pool,
     )
-
-
-def check_driver_in_pool(plan: StoragePlan) -> None:
-    """Raises DriverConflictError for drivers whose layers a clone of the data-root would leave out."""
-    if plan.driver in VOLUME_DRIVERS:
-        raise DriverConflictError(
-            f"the storage driver {plan.driver} keeps each layer as a {plan.driver} volume of its own, which a clone of "
-            "a pool's slot would leave out",
-            "use overlay2 (the default), or mount a volume at /var/lib/docker in place of the pool (CACHEDIND_POOL=)",
-        )
 
 
 def decide(

@@ -142,6 +142,15 @@ class Database:
         """
         return ((element.key, element.value) for element in self._elements(path) if not element.is_bucket)
 
+    def nested(self, path: Sequence[bytes] = ()) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+        """The names of the buckets directly below the one at `path`, each with its own keys and values, in one passage:
+        what `items` would cost for each of thousands. Raises ValueError, perhaps only amid them."""
+        walk = _Walk(self._read, self.meta, self._limit_bytes)
+        for element in self._below(walk, path):
+            if element.is_bucket:
+                inside = walk.bucket(element.value)
+                yield element.key, {one.key: one.value for one in inside if not one.is_bucket}
+
     def sequence(self, path: Sequence[bytes]) -> int:
         """The number that the bucket at `path` has given out last. Raises ValueError, also for no such bucket."""
         *above, name = path
@@ -153,7 +162,9 @@ class Database:
 
     def _elements(self, path: Sequence[bytes]) -> Iterator[Element]:
         # The budget is one for the whole way to the bucket, so that no path costs more than another.
-        walk = _Walk(self._read, self.meta, self._limit_bytes)
+        return self._below(_Walk(self._read, self.meta, self._limit_bytes), path)
+
+    def _below(self, walk: _Walk, path: Sequence[bytes]) -> Iterator[Element]:
         elements = walk.tree(self.meta.root)
         for name in path:
             header = next((element for element in elements if element.is_bucket and element.key == name), None)

@@ -28,6 +28,7 @@ from cachedind.engine.store_files import (
     check_directory,
     check_file,
     digits,
+    is_shared_layer,
     mapping,
     read_verified,
 )
@@ -207,7 +208,7 @@ class ContainerdStore(StoreFiles):
         return numbers[chain_id]
 
     def _check_data(self, number: int, layers_fd: int) -> None:
-        if self._driver in _SNAPSHOT_DATA:
+        if self._driver in _SNAPSHOT_DATA and not is_shared_layer(layers_fd, str(number)):
             with directory(layers_fd, str(number)) as layer_fd:
                 check_directory(layer_fd, _SNAPSHOT_DATA[self._driver])
 

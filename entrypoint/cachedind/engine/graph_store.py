@@ -23,6 +23,7 @@ from cachedind.engine.store_files import (
     check_directory,
     check_file,
     digits,
+    is_shared_layer,
     mapping,
     read,
     read_verified,
@@ -118,7 +119,8 @@ class GraphStore(StoreFiles):
             raise ValueError("its cache-id is not a name")
         if self._driver in paths.OVERLAYS:
             with directory(layers_fd, cache_id) as layer_fd:
-                check_directory(layer_fd, "diff")
+                if not is_shared_layer(layer_fd, "diff"):
+                    check_directory(layer_fd, "diff")
                 if parent:
                     # moby, daemon/graphdriver/overlay2/overlay.go, Get: without it a layer is mounted on nothing.
                     check_file(layer_fd, "lower")

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.engine import paths
+from cachedind.engine.immutable import open_layer
 from cachedind.engine.paths import CACHE_ID
 from cachedind.host import beneath
 
@@ -107,9 +108,7 @@ def _look_at_layer(root_fd: int, driver: str, record: str, until: float) -> str:
             raise _NotLooked
         above = f"{paths.layers(driver)}/{cache_id}"
         try:
-            files_fd = beneath.open_path(
-                root_fd, f"{above}/diff" if driver in paths.OVERLAYS else above, os.O_PATH | os.O_DIRECTORY
-            )
+            files_fd = open_layer(root_fd, f"{above}/diff" if driver in paths.OVERLAYS else above)
         except OSError as error:
             raise _NotLooked from error  # whether it is there is damage.py's question
         try:

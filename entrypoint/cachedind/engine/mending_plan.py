@@ -41,7 +41,9 @@ def plan_mending(
     is true where a pool has another state to take."""
     restore = tuple(one.path for one in found if one.path in copies)
     lost = [one for one in found if one.path not in copies and one.path not in emptied.bad]
-    if has_better and (emptied.bad or emptied.held or emptied.short or any(one.loss >= Loss.NAMES for one in lost)):
+    if has_better and (emptied.bad or emptied.held or any(one.loss >= Loss.NAMES for one in lost)):
+        return Plan(leave=True)
+    if in_pool and emptied.short:  # the layer may be others', too, and nothing can be written there
         return Plan(leave=True)
     surely = [one for one in lost if one.silent or in_pool]
     others = [one for one in lost if one not in surely]

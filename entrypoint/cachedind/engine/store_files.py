@@ -14,6 +14,7 @@ import stat
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.engine import immutable
 from cachedind.engine.image_names import is_name
 from cachedind.host import beneath
 
@@ -117,6 +118,13 @@ def check_file(directory_fd: int, name: str) -> None:
     status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         raise ValueError(f"{name} is empty, or not a file")
+
+
+def is_shared_layer(directory_fd: int, name: str) -> bool:
+    """Whether that is a link to a layer of a pool, which was there when the slot was leased."""
+    with contextlib.suppress(OSError):
+        return immutable.LINK.fullmatch(os.readlink(name, dir_fd=directory_fd)) is not None
+    return False
 
 
 def check_directory(directory_fd: int, name: str) -> None:

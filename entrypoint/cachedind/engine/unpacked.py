@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, cast
 from cachedind.engine import paths
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.hollow import Found, Short
+from cachedind.engine.immutable import open_layer
 from cachedind.host import beneath, linux
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _compare(root_fd: int, path: str, blob: str, until: float) -> Short | None:
         raise _NotLooked
     files: dict[str, int] = {}
     why: dict[str, str] = {}
-    with beneath.directory(root_fd, path) as files_fd, _members(root_fd, blob, until) as members:
+    with _opened(root_fd, path) as files_fd, _members(root_fd, blob, until) as members:
         for place, (name, member) in enumerate(members):
             # Later entries of one name stand for what earlier ones said.
             for other in (name, _whited_out(name)):
@@ -88,6 +89,15 @@ def _compare(root_fd: int, path: str, blob: str, until: float) -> Short | None:
         return None
     more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
     return Short(path, blob, files, f"{why[next(iter(files))]}{more}")
+
+
+@contextlib.contextmanager
+def _opened(root_fd: int, path: str) -> Iterator[int]:
+    fd = open_layer(root_fd, path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _whited_out(name: str) -> str:

@@ -6,18 +6,16 @@ Every wrapper raises OSError with the errno and the path it was about.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import signal
 import socket
 import struct
 import sys
-from typing import NamedTuple
 
+MS_RDONLY = 1
 MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -33,47 +31,27 @@ CAP_SYS_ADMIN = 21
 DT_UNKNOWN = 0
 DT_CHR = 2
 
-LO_FLAGS_AUTOCLEAR = 4
-LO_FLAGS_DIRECT_IO = 16
-
-LOOP_MAJOR = 7
-LOOP_CONTROL = (10, 237)
 
 _PR_SET_PDEATHSIG = 1
 _SIOCBRADDBR = 0x89A0
 _NS_GET_MNTNS_ID = 0x8008B705
-_BTRFS_SUBVOL_CREATE = 0x5000940E
 _BTRFS_SNAP_DESTROY = 0x5000940F
-_BTRFS_SNAP_CREATE_V2 = 0x50009417
-_BTRFS_RESIZE = 0x50009403
 _BTRFS_SYNC = 0x9408
 _BTRFS_TREE_SEARCH = 0xD0009411
 _BTRFS_ROOT_TREE = 1
 _BTRFS_ORPHANS = (1 << 64) - 5
 _BTRFS_ORPHAN_ITEM = 48
-_BTRFS_DEV_TREE = 4
-_BTRFS_DEV_EXTENT = 204
 _BTRFS_SUBVOL_RDONLY = 2
 _BTRFS_SUBVOL_GETFLAGS = 0x80089419
 _BTRFS_SUBVOL_SETFLAGS = 0x4008941A
-_FICLONE = 0x40049409
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_IMMUTABLE_OR_APPEND = 0x10 | 0x20
-_FIEMAP = 0xC020660B
-_FIEMAP_BATCH = 64
-_FIEMAP_EXTENT_LAST = 0x1
-_FIEMAP_EXTENT_SHARED = 0x2000
 _XFS_IOC_FREE_EOFBLOCKS = 0x8080583A
 _XFS_EOFBLOCKS_VERSION = 1
-_FITRIM = 0xC0185879
-_LOOP_CLR_FD = 0x4C01
-_LOOP_GET_STATUS64 = 0x4C05
-_LOOP_SET_CAPACITY = 0x4C07
-_LOOP_CONFIGURE = 0x4C0A
-_LOOP_CTL_GET_FREE = 0x4C82
 
 _AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -182,6 +160,13 @@ def allow_changes(fd: int) -> None:
         _ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=II", flags & ~_FS_IMMUTABLE_OR_APPEND, 0))
 
 
+def exchange(directory_fd: int, one: str, other: str) -> None:
+    """Two things of a directory take each other's names, in one step for everybody who looks (renameat2(2)). Raises
+    OSError (EINVAL, where the filesystem cannot)."""
+    result = _libc().renameat2(directory_fd, one.encode(), directory_fd, other.encode(), _RENAME_EXCHANGE)
+    _check(result, one)
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): everything that was written to the filesystem of `fd` is on its disk."""
     _check(_libc().syncfs(fd), "syncfs")
@@ -222,21 +207,7 @@ def set_idle_io() -> None:
     _check(_libc().syscall(number, 1, 0, 3 << 13), "ioprio_set")
 
 
-# ---- copy-on-write (linux/btrfs.h, linux/fs.h, linux/fiemap.h) -----------------------------------------------------
-
-
-def create_subvolume(parent_fd: int, name: str) -> None:
-    """BTRFS_IOC_SUBVOL_CREATE. Raises OSError: ENOTTY where the filesystem is no btrfs."""
-    _ioctl(parent_fd, _BTRFS_SUBVOL_CREATE, struct.pack("=q4088s", 0, os.fsencode(name)))
-
-
-def snapshot_subvolume(source_fd: int, parent_fd: int, name: str, *, read_only: bool) -> None:
-    """BTRFS_IOC_SNAP_CREATE_V2: a new subvolume `name` with the content of the one that `source_fd` is open on.
-
-    Subvolumes nested in the source are empty directories in the snapshot. Raises OSError (EINVAL: no subvolume).
-    """
-    flags = _BTRFS_SUBVOL_RDONLY if read_only else 0
-    _ioctl(parent_fd, _BTRFS_SNAP_CREATE_V2, struct.pack("=qQQ32x4040s", source_fd, 0, flags, os.fsencode(name)))
+# ---- deleting (linux/btrfs.h, linux/fs.h) ----------------------------------------------------------------------------
 
 
 def destroy_subvolume(parent_fd: int, name: str) -> None:
@@ -260,33 +231,6 @@ def make_subvolume_writable(fd: int) -> None:
         _ioctl(fd, _BTRFS_SUBVOL_SETFLAGS, struct.pack("=Q", flags & ~_BTRFS_SUBVOL_RDONLY))
 
 
-def resize_btrfs(fd: int, size_bytes: int) -> None:
-    """BTRFS_IOC_RESIZE of the filesystem's first device. Shrinking moves data and may take long (ENOSPC: no room)."""
-    _ioctl(fd, _BTRFS_RESIZE, struct.pack("=q4088s", 0, f"1:{size_bytes}".encode()))
-
-
-def btrfs_allocated_end(fd: int) -> int:
-    """BTRFS_IOC_TREE_SEARCH: where the last chunk on the filesystem's first device ends. Shrinking to no less than that
-    moves nothing. Needs CAP_SYS_ADMIN.
-    """
-    end = start = 0
-    most = (1 << 64) - 1
-    while True:
-        key = (_BTRFS_DEV_TREE, 1, 1, start, most, 0, most, _BTRFS_DEV_EXTENT, _BTRFS_DEV_EXTENT, 64, 0, 0, 0, 0, 0)
-        buffer = bytearray(struct.pack("=7Q4I4Q", *key).ljust(4096, b"\0"))
-        fcntl.ioctl(fd, _BTRFS_TREE_SEARCH, buffer)
-        count = struct.unpack_from("=I", buffer, 64)[0]
-        if count == 0:
-            return end
-        position = 104
-        for _ in range(count):
-            # struct btrfs_ioctl_search_header, then struct btrfs_dev_extent, whose fourth number is the length.
-            offset, _, size = struct.unpack_from("=QII", buffer, position + 16)
-            end = max(end, offset + struct.unpack_from("<Q", buffer, position + 32 + 24)[0])
-            position += 32 + size
-        start = offset + 1
-
-
 def sync_btrfs(fd: int) -> None:
     """BTRFS_IOC_SYNC: syncfs(2), and what was deleted is freed from now on. ENOTTY where it is no btrfs."""
     fcntl.ioctl(fd, _BTRFS_SYNC)
@@ -302,86 +246,8 @@ def has_deleted_subvolumes(fd: int) -> bool:
     return bool(struct.unpack_from("=I", buffer, 64)[0])
 
 
-def clone_range(source_fd: int, target_fd: int) -> None:
-    """FICLONE: `target_fd`, a file, shares all data of `source_fd`. Raises OSError: EOPNOTSUPP, EXDEV, EINVAL."""
-    fcntl.ioctl(target_fd, _FICLONE, source_fd)
-
-
-def shared_and_unique_bytes(fd: int) -> tuple[int, int]:
-    """FS_IOC_FIEMAP: how many bytes of a file lie in extents that other files have too, and how many in its own."""
-    shared = unique = start = 0
-    while True:
-        header = struct.pack("=QQIIII", start, (1 << 64) - 1 - start, 0, 0, _FIEMAP_BATCH, 0)
-        buffer = bytearray(header + bytes(56 * _FIEMAP_BATCH))
-        fcntl.ioctl(fd, _FIEMAP, buffer)
-        count = struct.unpack_from("=I", buffer, 20)[0]
-        last = count == 0
-        for index in range(count):
-            logical, _, length, _, _, flags = struct.unpack_from("=QQQQQI", buffer, 32 + 56 * index)
-            if flags & _FIEMAP_EXTENT_SHARED:
-                shared += length
-            else:
-                unique += length
-            start = logical + length
-            last = last or bool(flags & _FIEMAP_EXTENT_LAST)
-        if last:
-            return shared, unique
-
-
 def finish_xfs_removals(fd: int) -> None:
     """XFS_IOC_FREE_EOFBLOCKS: what was removed is freed now, not some time later in the background (xfs_inodegc). Needs
     CAP_SYS_ADMIN. Raises OSError: ENOTTY where the filesystem is no xfs.
     """
     fcntl.ioctl(fd, _XFS_IOC_FREE_EOFBLOCKS, struct.pack("=I", _XFS_EOFBLOCKS_VERSION).ljust(128, b"\0"))
-
-
-def trim(fd: int) -> int:
-    """FITRIM: tell the device below which blocks are free. Returns the bytes trimmed. Needs CAP_SYS_ADMIN."""
-    buffer = bytearray(struct.pack("=QQQ", 0, (1 << 64) - 1, 0))
-    fcntl.ioctl(fd, _FITRIM, buffer)
-    return int(struct.unpack("=QQQ", buffer)[1])
-
-
-# ---- loop devices (loop(4), linux/loop.h) --------------------------------------------------------------------------
-
-
-class LoopStatus(NamedTuple):
-    """Which file a loop device is attached to."""
-
-    device: int
-    inode: int
-    flags: int
-
-
-def free_loop_number(control_fd: int) -> int:
-    """LOOP_CTL_GET_FREE on /dev/loop-control: the number of a device that nobody uses right now (made if need be)."""
-    return fcntl.ioctl(control_fd, _LOOP_CTL_GET_FREE)
-
-
-def attach_loop(loop_fd: int, file_fd: int, name: str, *, flags: int, block_size: int = 0) -> None:
-    """LOOP_CONFIGURE (Linux 5.8). EBUSY: somebody else was faster. `block_size` 0 leaves the choice to the kernel."""
-    info = struct.pack("=QQQQQIIII64s64s32sQQ", 0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(name)[:63], b"", b"", 0, 0)
-    fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, struct.pack("=II", file_fd, block_size) + info + bytes(64))
-
-
-def loop_status(loop_fd: int) -> LoopStatus | None:
-    """LOOP_GET_STATUS64, or None for a device without a file."""
-    buffer = bytearray(232)
-    try:
-        fcntl.ioctl(loop_fd, _LOOP_GET_STATUS64, buffer)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise
-    device, inode = struct.unpack_from("=QQ", buffer, 0)
-    return LoopStatus(device, inode, struct.unpack_from("=I", buffer, 52)[0])
-
-
-def refresh_loop_size(loop_fd: int) -> None:
-    """LOOP_SET_CAPACITY: the file behind the device has another size now."""
-    fcntl.ioctl(loop_fd, _LOOP_SET_CAPACITY)
-
-
-def detach_loop(loop_fd: int) -> None:
-    """LOOP_CLR_FD; while it is in use, the device is detached with its last user."""
-    fcntl.ioctl(loop_fd, _LOOP_CLR_FD)

@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 
 from cachedind.base.errors import HostPreparationError
-from cachedind.host import linux
+from cachedind.host import beneath, linux
 
 
 class MountOp(NamedTuple):
@@ -66,6 +66,28 @@ def bind(directory_fd: int, target: str) -> bool:
     hides = any(name not in (".cachedind", "lost+found") for name in os.listdir(target))
     linux.mount(f"/proc/self/fd/{directory_fd}", target, "", linux.MS_BIND)
     return hides
+
+
+def bind_read_only(directory_fd: int, below_fd: int, mounted: str, path: str) -> None:
+    """Put an open directory, for reading, at `path` below a place where the directory `below_fd` is mounted. It is made
+    when it is missing; no part of the path may be a link. Raises OSError. Needs CAP_SYS_ADMIN."""
+    with beneath.made_directory(below_fd, path):
+        pass
+    mounted_fd = os.open(mounted, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Looked up from where it is mounted: a mount belongs to a mount, not to a directory.
+        with beneath.directory(mounted_fd, path) as fd:
+            target = f"/proc/self/fd/{fd}"
+            linux.mount(f"/proc/self/fd/{directory_fd}", target, "", linux.MS_BIND)
+        with beneath.directory(mounted_fd, path) as fd:
+            # In a user namespace what the mount was made with may not be dropped.
+            kept = os.statvfs(fd).f_flag & (
+                os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
+            )
+            flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | kept
+            linux.mount("none", f"/proc/self/fd/{fd}", "", flags)
+    finally:
+        os.close(mounted_fd)
 
 
 def mount_points_at(paths: list[str]) -> list[str]:

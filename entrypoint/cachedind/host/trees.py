@@ -10,12 +10,13 @@ import errno
 import os
 import stat
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.host import linux, procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -24,12 +25,13 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Sizes(NamedTuple):
-    """What a tree takes: in extents of its own, and in extents that other files have too. Hard links count once."""
+    """What a tree takes. Files that have names elsewhere too are in `linked`, by device and inode, with their bytes,
+    and in nothing else. What a copy shares by reflink counts as its own."""
 
-    unique_bytes: int
-    shared_bytes: int
+    bytes: int
     files: int
     directories: int = 0
+    linked: Mapping[tuple[int, int], int] = MappingProxyType({})
 
 
 @contextlib.contextmanager
@@ -221,9 +223,8 @@ def wait_until_freed(directory_fd: int, timeout_s: float) -> bool:
 
 
 def measure(directory_fd: int) -> Sizes:
-    """How much a tree takes and shares, without what is mounted in it. Its directories themselves do not count.
-
-    Filesystems that do not tell (tmpfs) share nothing. What is removed meanwhile is left out.
+    """How much a tree takes, without what is mounted in it. Its directories themselves do not count. What is removed
+    meanwhile is left out.
 
     Raises OSError. Needs root.
     """
@@ -237,8 +238,9 @@ def measure(directory_fd: int) -> Sizes:
 class _Measuring:
     def __init__(self, directory_fd: int) -> None:
         self.place = _Place(directory_fd)
-        self._sizes = Sizes(0, 0, 0)
-        self._linked: set[tuple[int, int]] = set()
+        self._sizes = Sizes(0, 0)
+        self._links: dict[tuple[int, int], tuple[int, int]] = {}
+        """Of files with several names: how many are not met yet, and their bytes."""
 
     def run(self) -> Sizes:
         levels = [self._measure_files()]
@@ -258,7 +260,11 @@ class _Measuring:
             self.place.enter(name, fd)
             self._sizes = self._sizes._replace(directories=self._sizes.directories + 1)
             levels.append(self._measure_files())
-        return self._sizes
+        own = [size for missing, size in self._links.values() if not missing]
+        linked = {key: size for key, (missing, size) in self._links.items() if missing}
+        return self._sizes._replace(
+            bytes=self._sizes.bytes + sum(own), files=self._sizes.files + len(own), linked=linked
+        )
 
     def _measure_files(self) -> list[str]:
         """Add up the files of this directory; returns the names of the directories in it."""
@@ -269,29 +275,14 @@ class _Measuring:
                     directories.append(entry.name)
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    self._measure_file(entry.name, entry.stat(follow_symlinks=False))
+                    self._measure_file(entry.stat(follow_symlinks=False))
         return directories
 
-    def _measure_file(self, name: str, status: os.stat_result) -> None:
+    def _measure_file(self, status: os.stat_result) -> None:
         if status.st_nlink > 1:
-            if (status.st_dev, status.st_ino) in self._linked:
-                return
-            self._linked.add((status.st_dev, status.st_ino))
-        sizes = None
-        if status.st_blocks and stat.S_ISREG(status.st_mode):
-            with opened(name, _FILE, self.place.fd) as fd:
-                sizes = _extents(fd)
-        shared, unique = sizes or (0, status.st_blocks * 512)
+            key = (status.st_dev, status.st_ino)
+            missing, _ = self._links.get(key, (status.st_nlink, 0))
+            self._links[key] = (missing - 1, status.st_blocks * 512)
+            return
         before = self._sizes
-        self._sizes = before._replace(
-            unique_bytes=before.unique_bytes + unique, shared_bytes=before.shared_bytes + shared, files=before.files + 1
-        )
-
-
-def _extents(fd: int) -> tuple[int, int] | None:
-    try:
-        return linux.shared_and_unique_bytes(fd)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
-            return None
-        raise
+        self._sizes = before._replace(bytes=before.bytes + status.st_blocks * 512, files=before.files + 1)

@@ -1,131 +1,138 @@
-"""Copy-on-write of whole directories.
-
-Which way works is found by trying, never read off a filesystem's name: xfs may be made without reflink, btrfs mounted
-for a user who may not delete subvolumes.
-"""
+"""Clones: a new owner's data from another's, which shares its layers."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from enum import StrEnum
+import stat
 from typing import TYPE_CHECKING
 
-from cachedind.host import linux, processes, trees
+from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.engine import immutable, remapping
+from cachedind.host import beneath
+from cachedind.pool import layers, records
+from cachedind.pool.layers import Owner
 
 if TYPE_CHECKING:
-    pass
+    from cachedind.base.model import DataRootState
+    from cachedind.pool.directory import Pool
 
 _DATA_MODE = 0o710  # what dockerd gives its data-root
-_PROBE = ".cachedind-probe-"
-_CP_TIMEOUT_S = 3600.0
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-_BAD_DISK = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class CloneMethod(StrEnum):
-    """How a directory is copied without copying its data, best first."""
-
-    SUBVOLUME = "subvolume"
-    REFLINK = "reflink"
-    NONE = "none"
+def storage_of(found: DataRootState | None) -> StoragePlan | None:
+    return None if found is None else StoragePlan(found.store, found.driver, "")
 
 
-# ---- which way ---------------------------------------------------------------------------------------------------
+def is_possible(found: DataRootState | None) -> bool:
+    """Whether a state's layers can be shared: other drivers keep them as subvolumes, datasets or whole copies."""
+    storage = storage_of(found)
+    return storage is None or is_possible_with(storage)
 
 
-def probe_method(directory_fd: int) -> CloneMethod:
-    """The best way that really works in a directory. Leaves nothing behind.
-
-    Raises OSError when that cannot be told, because the filesystem is full, read-only or failing.
-    """
-    for method, trial in ((CloneMethod.SUBVOLUME, _try_subvolume), (CloneMethod.REFLINK, _try_reflink)):
-        try:
-            trial(directory_fd, _PROBE + os.urandom(6).hex())
-        except OSError as error:
-            if error.errno in _BAD_DISK:
-                raise
-            continue
-        return method
-    return CloneMethod.NONE
+def is_possible_with(storage: StoragePlan) -> bool:
+    return bool(immutable.shared_directories(storage)[0])
 
 
-def _try_subvolume(directory_fd: int, name: str) -> None:
-    linux.create_subvolume(directory_fd, name)
+def make_data(stage_fd: int) -> int:
+    """An empty data directory in an owner's; returns its descriptor. Raises OSError."""
+    os.mkdir("data", _DATA_MODE, dir_fd=stage_fd)
+    os.chmod("data", _DATA_MODE, dir_fd=stage_fd)
+    return os.open("data", _DIRECTORY, dir_fd=stage_fd)
+
+
+def share_layers(pool: Pool, owner: Owner, found: DataRootState | None) -> None:
+    """Move what never changes of a slot's data into the layer store. Needs its lease, and no daemon on it. Raises
+    OSError."""
+    storage = storage_of(found)
+    if storage is None or found is None:
+        return
     try:
-        with trees.opened(name, trees.DIRECTORY, directory_fd) as fd:
-            # Below itself, so that there is one name to clean up.
-            linux.snapshot_subvolume(fd, fd, "snapshot", read_only=False)
-            linux.destroy_subvolume(fd, "snapshot")
-        linux.destroy_subvolume(directory_fd, name)
-    finally:
-        trees.remove(directory_fd, name)
-
-
-def _try_reflink(directory_fd: int, name: str) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    names = (name, f"{name}-clone")
+        root_fd = remapping.open_in(owner.data_fd, found.remap)
+    except FileNotFoundError:
+        return
     try:
-        with (
-            trees.opened(names[0], flags, directory_fd) as source,
-            trees.opened(names[1], flags, directory_fd) as target,
-        ):
-            os.write(source, bytes(4096))
-            linux.clone_range(source, target)
+        below = f"{found.remap}/" if found.remap else ""
+        paths = [f"{below}{path}" for path in immutable.find(root_fd, storage)]
     finally:
-        for each in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(each, dir_fd=directory_fd)
+        os.close(root_fd)
+    marker = "committed" if storage.store is ImageStore.GRAPHDRIVER else ""
+    layers.share(pool.layers_fd, owner, paths, marker, pool.trace)
 
 
-# ---- making --------------------------------------------------------------------------------------------------------
+def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) -> None:
+    """Fill a new owner's directory with a clone of the source: data/ and the list of its layers.
 
-
-def make_directory(method: CloneMethod, parent_fd: int, name: str) -> None:
-    """A new empty data directory that `clone_directory` can clone later. Raises OSError."""
-    if method is CloneMethod.SUBVOLUME:
-        linux.create_subvolume(parent_fd, name)
-    else:
-        os.mkdir(name, dir_fd=parent_fd)
-    os.chmod(name, _DATA_MODE, dir_fd=parent_fd)
-
-
-def clone_directory(method: CloneMethod, source_fd: int, parent_fd: int, name: str, *, read_only: bool = False) -> None:
-    """A copy of a directory as `name`, with all metadata, whose data takes no space until one of the two changes it.
-
-    The source is the directory that is open as `source_fd`, whatever it is called meanwhile. With SUBVOLUME it has to
-    be the root of one, and `read_only` is kept by the kernel; with REFLINK it is only a promise of the callers. The
-    program that copies has `parent_fd` too, and so holds a flock on it even when this process is killed.
-
-    Raises OSError (ENOSPC, EDQUOT, EROFS, EIO: the disk's own troubles; EINVAL: the source is no subvolume),
-    ProgramMissingError. An unfinished copy is left for the caller to remove. Needs root.
+    Needs root, and that nobody changes the source: its lease, or a golden's shared lock. Raises BadLinkError,
+    BadListError, OSError (ENOSPC, EDQUOT, EROFS, EIO: the disk's own troubles). An unfinished one is the caller's to
+    remove.
     """
-    if method is CloneMethod.SUBVOLUME:
-        linux.snapshot_subvolume(source_fd, parent_fd, name, read_only=read_only)
-    elif method is CloneMethod.REFLINK:
-        _copy(source_fd, parent_fd, name)
-    else:
-        raise OSError(errno.EOPNOTSUPP, "this filesystem has no copy-on-write", name)
+    allowed = read_list(source)
+    records.check_links(source.data_fd, allowed, pool.layers_fd)
+    # Before anything links to them: from here on they have an owner more.
+    layers.write_list(stage_fd, allowed)
+    data_fd = make_data(stage_fd)
+    try:
+        remap = "" if found is None else found.remap
+        plan = records.plan_copy(storage_of(found), _results(source, found))
+        linked = records.copy(source.data_fd, data_fd, remap, plan, allowed)
+    finally:
+        os.close(data_fd)
+    layers.write_list(stage_fd, linked)
 
 
-def _copy(source_fd: int, parent_fd: int, name: str) -> None:
-    # --preserve=xattr on top of -a makes an attribute that cannot be copied an error. --reflink=auto and not =always:
-    # one file with chattr +C, which a job may leave, would forbid the clone for good. A full disk is an error with both
-    # ways.
-    options = ["--archive", "--preserve=xattr", "--reflink=auto", "--no-target-directory"]
-    argv = ["cp", *options, "--", f"/proc/self/fd/{source_fd}/.", f"/proc/self/fd/{parent_fd}/{name}"]
-    done = processes.run(argv, env=_ENVIRONMENT, pass_fds=(source_fd, parent_fd), timeout_s=_CP_TIMEOUT_S)
-    if not done.ok:
-        line = next(iter(done.stderr.splitlines()), f"cp ended with {done.status}")
-        numbers = (number for number in sorted(_BAD_DISK) if os.strerror(number) in done.stderr)
-        raise OSError(next(numbers, errno.EIO), line, name)
+def examine(pool: Pool, owner: Owner) -> str:
+    """End what a killed start has left half shared, and see that a slot has a place for the pool's layers, and links to
+    nothing but its own. Returns what is wrong with it, or an empty word. Needs the lease. Raises OSError."""
+    try:
+        with beneath.made_directory(owner.data_fd, immutable.SHARED_AT):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        parent = os.path.dirname(immutable.SHARED_AT)
+        is_parent = stat.S_ISDIR(os.lstat(parent, dir_fd=owner.data_fd).st_mode)
+        odd = immutable.SHARED_AT if is_parent else parent
+        return f"{odd} is not a directory: the last job put something else in its place"
+    try:
+        layers.finish(pool.layers_fd, owner)
+        check(pool, owner)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-# ---- walking -------------------------------------------------------------------------------------------------------
+def check(pool: Pool, owner: Owner) -> None:
+    """Whether a slot's data links to nothing but its own layers, and these are there; its list is then just of them, so
+    that what its engine has removed may go. Costs some system calls for each layer. Needs the lease. Raises
+    BadLinkError, OSError."""
+    allowed = read_list(owner)
+    linked = records.check_links(owner.data_fd, allowed, pool.layers_fd)
+    if linked != allowed:
+        layers.write_list(owner.directory_fd, linked, durable=True)
 
 
-# ---- removing ------------------------------------------------------------------------------------------------------
+def read_list(owner: Owner) -> frozenset[str]:
+    """The layers of an owner; of one whose list cannot be read, what its data links to, which becomes its list. Raises
+    OSError."""
+    try:
+        return layers.read_list(owner.directory_fd)
+    except layers.BadListError:
+        found = records.find_links(owner.data_fd)
+        layers.write_list(owner.directory_fd, found)
+        return found
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------
+def _results(owner: Owner, found: DataRootState | None) -> frozenset[str]:
+    storage = storage_of(found)
+    if storage is None or found is None:
+        return frozenset()
+    try:
+        root_fd = remapping.open_in(owner.data_fd, found.remap)
+    except FileNotFoundError:
+        return frozenset()
+    try:
+        return immutable.find_results(root_fd, storage, found.engine)
+    finally:
+        os.close(root_fd)

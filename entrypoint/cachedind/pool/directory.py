@@ -1,19 +1,19 @@
-"""The pool: one directory with many slots, on the host's filesystem or in a filesystem image inside it.
+"""The pool: one directory with many slots that share their layers.
 
-    <pool>/                      the mount, CACHEDIND_POOL (default /cachedind)
-      CACHEDIR.TAG  pool.json {version, min_reader, backing, clone, fstype}  pool.lock
-      pool.img                   only when the backing is an image; everything below is inside it then
+    <pool>/                      the mount, CACHEDIND_POOL (default /cachedind); any local filesystem with links
+      CACHEDIR.TAG  pool.json {version, min_reader}  pool.lock
+      layers/<id>/               {layer.json, content/}; see layers.py
       keys/<key>/key.json        the key as given
       keys/<key>/sequence        the number of the last start (a counter, not a clock: clocks are set back)
-      keys/<key>/golden/         {golden.json, data/}; golden.previous/ and golden.other/<class>/ likewise
-      keys/<key>/slots/<id>/     {slot.json, slot.lock, data/}
+      keys/<key>/golden/         {golden.json, layers.list, data/}; golden.previous/ and golden.other/<class>/ likewise
+      keys/<key>/slots/<id>/     {slot.json, slot.lock, layers.list, data/}
       aside/<id>/                {why.json, slot/}
       stage/<id>/  trash/<id>/   everything is born in stage and renamed in; renamed to trash first, deleted later
 
-Three locks, all flock(2), always taken in this order: pool.lock (making and attaching the image), the key's directory
-(which state is newest), slot.lock (the lease itself). Whoever makes something in stage holds its directory's lock, so
-that a sweep leaves it alone; whoever copies a golden holds a shared lock on its directory, so that it is not deleted
-meanwhile. Nobody waits for a lease.
+Three locks, all flock(2), always taken in this order: pool.lock (making the pool), a key's directory (which state is
+newest), slot.lock (the lease itself). Whoever makes something in stage holds its directory's lock, so that a sweep
+leaves it alone; whoever copies a golden holds a shared lock on its directory, so that it is not deleted meanwhile.
+Nobody waits for a lease.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
-from cachedind.base.errors import ImageImpossibleError, NotPrivilegedError, PoolMissingError, PoolUnusableError
+from cachedind.base.errors import PoolMissingError, PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.dataroot import facts
-from cachedind.host import flock, linux
-from cachedind.pool.clone import CloneMethod, probe_method
+from cachedind.host import flock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,57 +38,37 @@ if TYPE_CHECKING:
     from cachedind.settings.config import Config
 
 DEFAULT_POOL = "/cachedind"
-IMAGE_MOUNT = "/run/cachedind/pool"
 RECORD = "pool.json"
+VERSION = 2
+"""Version 1 kept slots in a filesystem image, or as subvolumes."""
 LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.005
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PARTS = ("keys", "aside", "stage", "trash")
+DIRECTORY = "layers"
+_PARTS = ("keys", DIRECTORY, "aside", "stage", "trash")
 _CACHEDIR_TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# A pool of Docker data-roots, made by cachedind; backups may leave it out (https://bford.info/cachedir/).\n"
 )
 
 
-class Record(NamedTuple):
-    """What pool.json says: `backing` is "directory" or "image", `fstype` that of the pool's directory."""
-
-    backing: str
-    clone: CloneMethod
-    fstype: str
-
-
 class Pool(NamedTuple):
-    """An open pool. `tree` is where keys/ lies, as a path; the descriptors are of its directories."""
+    """An open pool: its path, and the descriptors of its directories."""
 
     path: str
-    tree: str
-    tree_fd: int
+    fstype: str
+    fd: int
     keys_fd: int
+    layers_fd: int
     aside_fd: int
     stage_fd: int
     trash_fd: int
-    record: Record
     trace: Trace
     is_new: bool = False
 
     @property
-    def method(self) -> CloneMethod:
-        return self.record.clone
-
-    @property
     def descriptors(self) -> tuple[int, ...]:
-        return (self.tree_fd, self.keys_fd, self.aside_fd, self.stage_fd, self.trash_fd)
-
-    def describe(self) -> str:
-        """What kind of pool it is, for people."""
-        clones = {
-            CloneMethod.SUBVOLUME: "clones are btrfs snapshots",
-            CloneMethod.REFLINK: "clones are reflinked copies",
-            CloneMethod.NONE: "slots cannot be cloned",
-        }
-        where = f"in the image {self.path}/pool.img" if self.record.backing == "image" else f"on {self.record.fstype}"
-        return f"{where}, {clones[self.method]}"
+        return (self.fd, self.keys_fd, self.layers_fd, self.aside_fd, self.stage_fd, self.trash_fd)
 
     def close(self) -> None:
         for fd in self.descriptors:
@@ -106,7 +85,7 @@ def wanted_path(settings: Config) -> str | None:
 def open_pool(path: str, settings: Config, trace: Trace) -> tuple[Pool, list[Degradation]]:
     """Open a pool, making it when it is new. Also returns what about it works less well than it could.
 
-    Raises PoolUnusableError, OSError. Needs CAP_SYS_ADMIN for the image backing.
+    Raises PoolUnusableError, OSError.
     """
     real = os.path.realpath(path)
     notes = check_filesystem(real, settings)
@@ -116,34 +95,19 @@ def open_pool(path: str, settings: Config, trace: Trace) -> tuple[Pool, list[Deg
         undo.callback(os.close, pool_fd)
         lock_fd = _open_lock(pool_fd, real)
         undo.callback(os.close, lock_fd)
-        fstype = facts.read_mount(real).fstype
-        record = _glance(pool_fd, real)
-        if record is None or record.backing == "image" or record.fstype != fstype:
-            # Anything but a directory that is known to be good: one at a time.
+        is_new = not _is_known(pool_fd, real)
+        if is_new:
             wait_for_lock(lock_fd, LOCK_TIMEOUT_S, f"{real}/pool.lock")
-            record, found = read_record(pool_fd, real, strict=settings.strict)
+            is_new, found = _found_pool(pool_fd, real, strict=settings.strict)
             notes += found
-        tree = real
-        is_new = record is None
-        if record is None or record.fstype != fstype:
-            record, tree, found = _found_pool(real, pool_fd, fstype, settings, trace)
-            notes += found
-            _write_record(pool_fd, record)
             trace.reach("pool.recorded")
-        elif record.backing == "image":
-            tree, found = _open_image(real, pool_fd, settings, trace)
-            notes += found
-        notes += _judge(record, settings, real)
-        return _open_tree(real, tree, record, trace)._replace(is_new=is_new), notes
+        return _open_tree(real, trace)._replace(is_new=is_new), notes
 
 
 def open_existing(path: str, trace: Trace) -> Pool:
-    """Open a pool as it is, to look at it or tidy up: nothing is judged anew, resized or set aside.
+    """Open a pool as it is, to look at it or tidy up: nothing is made or set aside.
 
-    An image is mounted in a new mount namespace, which this process enters, so it must have one thread.
-
-    Raises PoolMissingError, PoolUnusableError, NotPrivilegedError, ImageImpossibleError, OSError. An image needs
-    CAP_SYS_ADMIN.
+    Raises PoolMissingError, PoolUnusableError, OSError.
     """
     real = os.path.realpath(path)
     try:
@@ -151,17 +115,21 @@ def open_existing(path: str, trace: Trace) -> Pool:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(real, "there is no such directory") from error
     try:
-        record = _load_record(pool_fd, real)
-        if record is None:
-            raise _missing(real, "the directory has no pool.json")
-        tree = real if record.backing == "directory" else _enter_image(real, pool_fd, trace)
+        raw = _read_record(pool_fd, real)
     except ValueError as error:
         raise PoolUnusableError(
             f"{real}/{RECORD} cannot be understood: {error}", "the next start makes it anew"
         ) from error
     finally:
         os.close(pool_fd)
-    return _open_tree(real, tree, record, trace)
+    if raw is None:
+        raise _missing(real, "the directory has no pool.json")
+    if raw.get("version") != VERSION:
+        raise PoolUnusableError(
+            f"the pool {real} is of version {raw.get('version')}, which this cachedind does not use",
+            "the next start sets it aside, and makes a new one",
+        )
+    return _open_tree(real, trace)
 
 
 def _missing(path: str, why: str) -> PoolMissingError:
@@ -169,25 +137,6 @@ def _missing(path: str, why: str) -> PoolMissingError:
         f"there is no pool at {path}: {why}",
         f"mount it there (-v /srv/cachedind:{path}), or say where it is with --pool; the first start makes one",
     )
-
-
-def _enter_image(path: str, pool_fd: int, trace: Trace) -> str:
-    from cachedind.pool.loop_image import mount_existing
-
-    try:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    except PermissionError as error:
-        raise NotPrivilegedError(
-            f"the pool {path} is in an image, which this container may not mount", "run the container with --privileged"
-        ) from error
-    os.makedirs(IMAGE_MOUNT, mode=0o700, exist_ok=True)
-    lock_fd = _open_lock(pool_fd, path)
-    try:
-        wait_for_lock(lock_fd, LOCK_TIMEOUT_S, f"{path}/pool.lock")
-        return mount_existing(path, pool_fd, IMAGE_MOUNT, trace).target
-    finally:
-        os.close(lock_fd)
 
 
 def check_filesystem(path: str, settings: Config) -> list[Degradation]:
@@ -220,68 +169,76 @@ def _why_it_will_not_last(mount: Mount) -> tuple[str, str] | None:
     return None
 
 
-def _found_pool(
-    path: str, pool_fd: int, fstype: str, settings: Config, trace: Trace
-) -> tuple[Record, str, list[Degradation]]:
-    """Decide how a new pool keeps its slots, by trying."""
+def _found_pool(pool_fd: int, path: str, *, strict: bool) -> tuple[bool, list[Degradation]]:
+    """Write the record of a pool that has none. What is in it stays, unless an older version has left it: that is set
+    aside. Needs the pool's lock.
+
+    Returns whether the pool is new; somebody else may have made it meanwhile. Raises PoolUnusableError, OSError.
+    """
+    if _is_known(pool_fd, path):
+        return False, []
+    notes = _set_record_aside(pool_fd, path, strict=strict)
+    raw = _read_record(pool_fd, path)
+    there = os.listdir(pool_fd)
+    if raw is not None or ("keys" in there and DIRECTORY not in there):
+        notes += _set_older_aside(pool_fd, path, strict=strict)
     with contextlib.suppress(FileExistsError):
         fd = os.open("CACHEDIR.TAG", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=pool_fd)
         with os.fdopen(fd, "wb") as file:
             file.write(_CACHEDIR_TAG)
-    method = CloneMethod.NONE if settings.pool_backing == "image" else probe_method(pool_fd)
-    if method is not CloneMethod.NONE or settings.pool_backing == "directory":
-        return Record("directory", method, fstype), path, []
-    if facts.unsafe_lock_reason(fstype) is not None:
-        # Two kernels that mount one image destroy it, locks or no locks.
-        return Record("directory", CloneMethod.NONE, fstype), path, []
+    state.write_state(pool_fd, RECORD, {"version": VERSION, "min_reader": VERSION}, None)
+    return not notes, notes
+
+
+def _set_record_aside(pool_fd: int, path: str, *, strict: bool) -> list[Degradation]:
+    """A record that cannot be understood costs nothing of what is in the pool."""
     try:
-        tree, notes = _open_image(path, pool_fd, settings, trace)
-    except ImageImpossibleError as error:
-        why = f"{path} is on {fstype}, and {error.cause}"
-        cost = "an instance beside others starts cold unless a slot is free"
-        found = [Degradation("the pool cannot clone", why, cost, error.hint)]
-        return Record("directory", CloneMethod.NONE, fstype), path, found
-    tree_fd = os.open(tree, _DIRECTORY)
-    try:
-        return Record("image", probe_method(tree_fd), fstype), tree, notes
-    finally:
-        os.close(tree_fd)
-
-
-def _open_image(path: str, pool_fd: int, settings: Config, trace: Trace) -> tuple[str, list[Degradation]]:
-    from cachedind.pool.loop_image import open_image
-
-    os.makedirs(IMAGE_MOUNT, mode=0o700, exist_ok=True)
-    mounted = open_image(
-        path,
-        pool_fd,
-        IMAGE_MOUNT,
-        wanted_bytes=settings.pool_size_bytes,
-        min_free_bytes=settings.pool_min_free_bytes,
-        trace=trace,
-    )
-    return IMAGE_MOUNT, list(mounted.notes)
-
-
-def _judge(record: Record, settings: Config, path: str) -> list[Degradation]:
-    wanted = settings.pool_backing
-    if wanted in ("auto", record.backing):
+        _read_record(pool_fd, path)
         return []
-    why = f"{path} was made with the backing {record.backing}"
-    mend = "drop the variable, or use another (or emptied) directory"
-    return [Degradation(f"CACHEDIND_POOL_BACKING={wanted} is ignored", why, "the pool stays as it is", mend)]
+    except ValueError as error:
+        why = f"{path}/{RECORD} cannot be understood: {error}"
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        why = f"{path}/{RECORD} cannot be understood: {error.strerror}"
+    if strict:
+        raise PoolUnusableError(why, f"find out who wrote to it, and delete {path}/{RECORD}")
+    mend = f"find out who wrote to it, and delete {path}/{state.set_aside(pool_fd, RECORD)}"
+    return [Degradation("the pool's record is written anew", why, "its slots and goldens stay as they are", mend)]
 
 
-def _open_tree(path: str, tree: str, record: Record, trace: Trace) -> Pool:
+def _set_older_aside(pool_fd: int, path: str, *, strict: bool) -> list[Degradation]:
+    """Move what an earlier version made to aside/."""
+    why = "a pool of version 1"
+    if strict:
+        raise PoolUnusableError(f"{path} is {why}", "empty the directory, or use another one")
+    where = new_id()
     with contextlib.ExitStack() as undo:
-        tree_fd = os.open(tree, _DIRECTORY)
-        undo.callback(os.close, tree_fd)
+        old_fd = pool_fd
+        for name in ("aside", where, "slot"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=old_fd)
+            above_fd, old_fd = old_fd, os.open(name, _DIRECTORY, dir_fd=old_fd)
+            undo.callback(os.close, old_fd)
+        state.write_state(above_fd, "why.json", {"why": why, "was": "pool", "at": round(time.time(), 3)}, None)
+        # The record last: as long as it is there, the next start goes on with this.
+        for name in ("pool.img", "keys", "stage", "trash", RECORD):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(name, name, src_dir_fd=pool_fd, dst_dir_fd=old_fd)
+    mend = f"cachedind rm aside/{where} drops it"
+    return [Degradation("the pool begins anew", f"{path} was {why}", f"what was in it is kept as aside/{where}", mend)]
+
+
+def _open_tree(path: str, trace: Trace) -> Pool:
+    with contextlib.ExitStack() as undo:
+        pool_fd = os.open(path, _DIRECTORY)
+        undo.callback(os.close, pool_fd)
         parts = []
         for name in _PARTS:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=tree_fd)
+                os.mkdir(name, 0o700, dir_fd=pool_fd)
             try:
-                parts.append(os.open(name, _DIRECTORY, dir_fd=tree_fd))
+                parts.append(os.open(name, _DIRECTORY, dir_fd=pool_fd))
             except (NotADirectoryError, OSError) as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
@@ -291,8 +248,8 @@ def _open_tree(path: str, tree: str, record: Record, trace: Trace) -> Pool:
                 ) from error
             undo.callback(os.close, parts[-1])
         undo.pop_all()
-    keys_fd, aside_fd, stage_fd, trash_fd = parts
-    return Pool(path, tree, tree_fd, keys_fd, aside_fd, stage_fd, trash_fd, record, trace)
+    keys_fd, layers_fd, aside_fd, stage_fd, trash_fd = parts
+    return Pool(path, facts.read_mount(path).fstype, pool_fd, keys_fd, layers_fd, aside_fd, stage_fd, trash_fd, trace)
 
 
 # ---- pool.json ---------------------------------------------------------------------------------------------------
@@ -301,60 +258,28 @@ def _open_tree(path: str, tree: str, record: Record, trace: Trace) -> Pool:
 _NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
-def read_record(pool_fd: int, path: str, *, strict: bool = False) -> tuple[Record | None, list[Degradation]]:
-    """What pool.json says; None in a new pool. One that cannot be read is set aside, and the pool judged anew.
-
-    Needs the pool's lock, or the good one of somebody else would be set aside. Raises PoolUnusableError when it is a
-    later version's, and, `strict`, instead of setting anything aside.
-    """
+def _is_known(pool_fd: int, path: str) -> bool:
+    """Whether there is a record, and it is this version's. Raises PoolUnusableError when it is a later version's."""
     try:
-        return _load_record(pool_fd, path), []
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_FILE:
-            raise
-        why = f"{path}/{RECORD} cannot be understood: {error.strerror if isinstance(error, OSError) else error}"
-        if strict:
-            raise PoolUnusableError(why, f"find out who wrote to it, and delete {path}/{RECORD}") from error
-        mend = f"find out who wrote to it, and delete {path}/{state.set_aside(pool_fd, RECORD)}"
-        return None, [Degradation("the pool is judged anew", why, "its slots and goldens stay as they are", mend)]
-
-
-def _glance(pool_fd: int, path: str) -> Record | None:
-    """The record, if it is there and can be read. Raises PoolUnusableError when it is a later version's."""
-    try:
-        return _load_record(pool_fd, path)
+        raw = _read_record(pool_fd, path)
     except ValueError:
-        return None
+        return False
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise
-        return None
+        return False
+    return raw is not None and raw.get("version") == VERSION
 
 
-def _load_record(pool_fd: int, path: str) -> Record | None:
-    """As `read_record`, but a file that cannot be understood is left alone: ValueError, OSError."""
+def _read_record(pool_fd: int, path: str) -> dict[str, object] | None:
+    """What pool.json says; None in a new pool. Raises PoolUnusableError when it is a later version's, ValueError when
+    it cannot be understood, OSError (ELOOP, EISDIR, ENXIO) for what is no file."""
     try:
-        raw = state.read_state(pool_fd, RECORD)
-        return None if raw is None else _parse_record(raw)
+        return state.read_state(pool_fd, RECORD, version=VERSION)
     except state.TooNewError as error:
         raise PoolUnusableError(
             f"the pool {path} is of a later cachedind: {error}", "use that version's image, or another directory"
         ) from error
-
-
-def _parse_record(raw: dict[str, object]) -> Record:
-    backing, fstype = raw.get("backing"), raw.get("fstype")
-    if backing not in ("directory", "image") or not isinstance(fstype, str):
-        raise ValueError("backing or fstype is missing")
-    return Record(str(backing), CloneMethod(str(raw.get("clone"))), fstype)
-
-
-def _write_record(pool_fd: int, record: Record) -> None:
-    before = None
-    with contextlib.suppress(ValueError):
-        before = state.read_state(pool_fd, RECORD)
-    values: dict[str, object] = {"backing": record.backing, "clone": str(record.clone), "fstype": record.fstype}
-    state.write_state(pool_fd, RECORD, values, before)
 
 
 # ---- locks -------------------------------------------------------------------------------------------------------

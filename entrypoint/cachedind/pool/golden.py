@@ -1,7 +1,8 @@
 """Promotion: a slot's good state becomes its key's golden, from which others are cloned.
 
-A copy that takes time is made with the slot's lease alone, beside the starts of others; the key is locked for its name.
-Meanwhile `golden.lock` is held, so that a start which has nothing else can wait a little for it.
+The slot's layers move into the layer store, and the golden gets a copy of its records, with the slot's lease alone and
+beside the starts of others; the key is locked for the name. Meanwhile `golden.lock` is held, so that a start which has
+nothing else can wait a little for it.
 
 The old golden moves out of the way before the new one takes its name; a kill in between leaves golden.previous (or
 golden.other/<class>), which readers take as well. So at every moment there is one, and none is ever half-written.
@@ -18,8 +19,7 @@ from cachedind.base import state
 from cachedind.base.model import StoragePlan
 from cachedind.engine import damage, directories, remapping
 from cachedind.host import flock, procfs
-from cachedind.pool import directory, slots
-from cachedind.pool.clone import CloneMethod, clone_directory
+from cachedind.pool import clone, directory, slots
 from cachedind.pool.slots import GOLDEN_NAME, Kind, SlotState, class_name
 
 if TYPE_CHECKING:
@@ -29,23 +29,8 @@ if TYPE_CHECKING:
     from cachedind.pool.slots import Candidate, Slot
 
 LOCK_NAME = "golden.lock"
-CHEAP_S = 1.0
-SHARE_OF_TIME = 0.05
-"""A promotion that takes longer than CHEAP_S is made only so often that it costs this share of the time at most."""
 
 _POLL_S = 0.01
-
-
-def is_due(pool: Pool, goldens: list[Candidate], took_s: float | None, age_s: float | None) -> bool:
-    """Whether a promotion is worth its time now. Snapshots always are; copying 200,000 files takes many seconds.
-
-    `took_s` is how long the last one took, `age_s` how long ago that was; None where there was none.
-    """
-    if pool.method is CloneMethod.NONE:
-        return False
-    if pool.method is CloneMethod.SUBVOLUME or not goldens or took_s is None or age_s is None:
-        return True
-    return took_s <= CHEAP_S or age_s < 0 or age_s >= took_s / SHARE_OF_TIME
 
 
 def is_sound(slot: Slot, found: SlotState) -> bool:
@@ -64,29 +49,6 @@ def is_sound(slot: Slot, found: SlotState) -> bool:
         return not damage.find(root_fd, storage, thorough=False, engines=[data.engine])
     finally:
         os.close(root_fd)
-
-
-def last_cost(key_fd: int, now: float) -> tuple[float | None, float | None]:
-    """How long the last promotion took and how long ago it was, in seconds."""
-    try:
-        fd = slots.open_below(key_fd, "golden")
-    except OSError:
-        return None, None
-    try:
-        raw = state.read_state(fd, GOLDEN_NAME) or {}
-    except (OSError, ValueError):
-        return None, None
-    finally:
-        os.close(fd)
-    took_s, at = raw.get("took_s"), raw.get("promoted_at")
-    if not isinstance(took_s, (int, float)) or not isinstance(at, (int, float)):
-        return None, None
-    return float(took_s), now - at
-
-
-def is_instant(pool: Pool) -> bool:
-    """Whether a copy is a matter of milliseconds, whatever there is to copy."""
-    return pool.method is CloneMethod.SUBVOLUME
 
 
 def take_turn(key_fd: int) -> int | None:
@@ -126,29 +88,11 @@ class Copy(NamedTuple):
     values: dict[str, object]
 
 
-def promote(
-    pool: Pool,
-    key_fd: int,
-    slot: Slot,
-    raw: dict[str, object],
-    goldens: list[Candidate],
-    *,
-    clean: bool,
-) -> None:
-    """Make the slot's state the golden of its key. Needs the slot's lease and the key's lock, and no daemon on it. Only
-    where copies are instant.
-
-    `raw` is slot.json as it was found, `goldens` what the key has, `clean` tells that the last job's leftovers are out.
-    Raises OSError.
-    """
-    with _copied(pool, slot, raw, clean=clean) as copy:
-        _give_name(pool, key_fd, copy, goldens)
-
-
-def promote_beside(pool: Pool, key: str, slot: Slot, raw: dict[str, object], *, clean: bool) -> bool:
-    """The same where copies take time: the key is locked for the name alone. False when something as new has become the
-    golden meanwhile. Needs the slot's lease, and no daemon on it. Raises OSError, PoolUnusableError."""
-    with _copied(pool, slot, raw, clean=clean) as copy, slots.locked_key(pool, key, create=True) as key_fd:
+def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> bool:
+    """Make the slot's state the golden of its key; `raw` is slot.json as it was found. False when something as new has
+    become the golden meanwhile. Needs the slot's lease, and no daemon on it. Raises what clone.copy raises,
+    PoolUnusableError."""
+    with _copied(pool, slot, raw) as copy, slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
@@ -159,27 +103,27 @@ def promote_beside(pool: Pool, key: str, slot: Slot, raw: dict[str, object], *, 
 
 
 @contextlib.contextmanager
-def _copied(pool: Pool, slot: Slot, raw: dict[str, object], *, clean: bool) -> Iterator[Copy]:
+def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
     started = time.monotonic()
+    found = slots.parse_slot_state(raw).data
+    clone.share_layers(pool, slot.owner, found)
+    clone.check(pool, slot.owner)
     with directory.staged(pool) as stage:
         pool.trace.reach("promote.staged")
-        clone_directory(pool.method, slot.data_fd, stage.fd, "data", read_only=True)
+        clone.copy(pool, slot.owner, found, stage.fd)
         pool.trace.reach("promote.copied")
-        # A snapshot is made by a commit of the whole filesystem; a copy's data may still be on its way to the disk.
-        durable = pool.method is CloneMethod.SUBVOLUME
         values: dict[str, object] = {
             **raw,
             "id": stage.name,
             "from": slot.id,
-            "clean": clean,
-            "durable": durable,
+            "durable": False,
             "promoted_at": round(time.time(), 3),
             "took_s": round(time.monotonic() - started, 3),
             # What was synced at the end of the slot's daemon was not this copy, which is as old as this boot.
             "ended": None,
             "boot_id": procfs.read_boot_id(),
         }
-        state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=durable)
+        state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=False)
         pool.trace.reach("promote.recorded")
         yield Copy(stage, values)
 
@@ -199,8 +143,6 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]
 
     Raises PoolUnusableError, OSError.
     """
-    if pool.method is CloneMethod.NONE:
-        return None, "a pool without clones has no goldens"
     with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return None, "the pool has nothing of this key"
@@ -209,7 +151,7 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]
         found = [candidate for candidate in candidates if candidate.kind is Kind.SLOT]
         newer = [candidate for candidate in found if slots.needs_promotion(candidate.state, goldens, boot_id)]
         for candidate in sorted(newer, key=lambda candidate: candidate.state.sequence, reverse=True):
-            found_slot = _lease_if_good(key_fd, candidate.name, goldens, boot_id)
+            found_slot = _lease_if_good(pool, key_fd, candidate.name, goldens, boot_id)
             if found_slot is not None:
                 break
         else:
@@ -217,7 +159,9 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]
     if found_slot is not None:
         slot, raw = found_slot
         try:
-            is_golden = promote_beside(pool, key, slot, raw, clean=False)
+            is_golden = promote(pool, key, slot, raw)
+        except ValueError as error:
+            return None, f"slot {slot.id} is not as an engine left it: {error}"
         finally:
             slot.close()
         if not is_golden:
@@ -229,7 +173,7 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]
 
 
 def _lease_if_good(
-    key_fd: int, name: str, goldens: list[Candidate], boot_id: str
+    pool: Pool, key_fd: int, name: str, goldens: list[Candidate], boot_id: str
 ) -> tuple[Slot, dict[str, object]] | None:
     try:
         slot = slots.try_lease(key_fd, name)
@@ -241,7 +185,8 @@ def _lease_if_good(
         raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
         # Read again: it was not ours before.
         found = slots.parse_slot_state(raw)
-        if slots.needs_promotion(found, goldens, boot_id) and is_sound(slot, found):
+        is_good = slots.needs_promotion(found, goldens, boot_id) and is_sound(slot, found)
+        if is_good and not clone.examine(pool, slot.owner):
             return slot, raw
     except ValueError:
         pass
@@ -253,6 +198,9 @@ def _lease_if_good(
 
 
 def _why_none(found: list[Candidate], goldens: list[Candidate], boot_id: str) -> str:
+    drivers = {one.state.data.driver for one in found if one.state.data and not clone.is_possible(one.state.data)}
+    if drivers:
+        return f"layers of the driver {', '.join(sorted(drivers))} cannot be shared"
     if not any(candidate.state.is_trusted(boot_id) for candidate in found):
         return "no slot is in a state that can be trusted: no daemon came up on it, or the host went down since"
     if not goldens:
@@ -277,11 +225,11 @@ def _retire(pool: Pool, key_fd: int, other_fd: int, new: SlotState, goldens: lis
     if current is None:
         # Nothing, or something that cannot be read.
         directory.throw_away(pool, key_fd, "golden")
-    elif class_name(current) == class_name(new) and current.sequence != new.sequence:
+    elif class_name(current) == class_name(new):
         directory.throw_away(pool, key_fd, "golden.previous")
         os.rename("golden", "golden.previous", src_dir_fd=key_fd, dst_dir_fd=key_fd)
     else:
-        # Another class's, which stays; or the same state, cleaned meanwhile: golden.previous stays what it is.
+        # Another class's, which stays.
         name = class_name(current)
         directory.throw_away(pool, other_fd, name)
         os.rename("golden", name, src_dir_fd=key_fd, dst_dir_fd=other_fd)

@@ -6,13 +6,14 @@
                   free slots that are not trusted, free slots, golden.previous, golden.other, goldens;
                   each of these by least recent use, a golden's use being that of its key
 
-Nothing that is held goes. A golden goes after everything else that its key has: the slots are its clones and would
-keep its data occupied. For its size nothing goes that frees nothing of what is wanting, unless its key's golden goes
-too. A filesystem without inodes is as full as one without bytes.
+Nothing that is held goes. A golden goes after everything else that its key has: the slots are its clones, and would
+keep its layers occupied. A layer goes with the last that lists it. For its size nothing goes that frees nothing of what
+is wanting, unless its key's golden goes too. A filesystem without inodes is as full as one without bytes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,8 +43,8 @@ class Entry(NamedTuple):
 
     `key` is the directory name of its key, `name` its own path below that (slots/<id>, golden, golden.previous,
     golden.other/<class>). `held`: somebody holds its lease, or it is the caller's own. `superseded`: a free slot whose
-    state is older than a golden that can replace it. `last_used` in seconds since the epoch, `unique_bytes` and
-    `inodes` what its removal frees. `favoured` ones go last of their kind.
+    state is older than a golden that can replace it. `last_used` in seconds since the epoch, `own_bytes` and `inodes`
+    what its removal frees beside layers, `layers` those that it lists. `favoured` ones go last of their kind.
     """
 
     key: str
@@ -53,9 +54,10 @@ class Entry(NamedTuple):
     superseded: bool
     trusted: bool
     last_used: float
-    unique_bytes: int
+    own_bytes: int
     inodes: int = 0
     favoured: bool = False
+    layers: frozenset[str] = frozenset()
 
 
 class Budget(NamedTuple):
@@ -67,6 +69,16 @@ class Budget(NamedTuple):
     min_free_inodes: int | None = None
 
 
+class Size(NamedTuple):
+    """What something takes. Of a layer it is known once somebody has measured it."""
+
+    bytes: int
+    inodes: int
+
+
+NOTHING = Size(0, 0)
+
+
 class Usage(NamedTuple):
     """What a pool takes, and what its filesystem has left; None where it does not count inodes."""
 
@@ -74,11 +86,40 @@ class Usage(NamedTuple):
     free_bytes: int
     free_inodes: int | None = None
 
-    def after(self, gone: Iterable[Entry]) -> Usage:
-        going = list(gone)
-        freed = sum(entry.unique_bytes for entry in going)
-        inodes = None if self.free_inodes is None else self.free_inodes + sum(entry.inodes for entry in going)
-        return Usage(self.used_bytes - freed, self.free_bytes + freed, inodes)
+    def after(self, freed: Size) -> Usage:
+        inodes = None if self.free_inodes is None else self.free_inodes + freed.inodes
+        return Usage(self.used_bytes - freed.bytes, self.free_bytes + freed.bytes, inodes)
+
+
+class _Owners:
+    """How many entries list each layer, while entries go."""
+
+    def __init__(self, entries: Iterable[Entry], layer_sizes: Mapping[str, Size]) -> None:
+        self._sizes = layer_sizes
+        self._counts = Counter(layer_id for entry in entries for layer_id in entry.layers)
+
+    def freed_by(self, entry: Entry) -> Size:
+        """What would be free if it went now."""
+        last = [self._sizes.get(layer_id, NOTHING) for layer_id in entry.layers if self._counts[layer_id] == 1]
+        return Size(
+            entry.own_bytes + sum(size.bytes for size in last), entry.inodes + sum(size.inodes for size in last)
+        )
+
+    def would_free(self, entries: Sequence[Entry]) -> Size:
+        """What would be free if they went, one after the other."""
+        freed = self.remove(entries)
+        for entry in entries:
+            self._counts.update(entry.layers)
+        return freed
+
+    def remove(self, entries: Iterable[Entry]) -> Size:
+        """The same, and they go."""
+        total = NOTHING
+        for entry in entries:
+            freed = self.freed_by(entry)
+            self._counts.subtract(entry.layers)
+            total = Size(total.bytes + freed.bytes, total.inodes + freed.inodes)
+        return total
 
 
 class Eviction(NamedTuple):
@@ -98,7 +139,9 @@ class EvictionPlan(NamedTuple):
         return not self.lacking_bytes and not self.lacking_inodes
 
 
-def plan_evictions(entries: Iterable[Entry], budget: Budget, usage: Usage, now: float) -> EvictionPlan:
+def plan_evictions(
+    entries: Iterable[Entry], budget: Budget, usage: Usage, now: float, layer_sizes: Mapping[str, Size] | None = None
+) -> EvictionPlan:
     """Plan the evictions. `usage` is that before all of them, `now` seconds since the epoch.
 
     A last use that lies in the future counts as now: a clock that went wrong evicts nothing.
@@ -108,8 +151,9 @@ def plan_evictions(entries: Iterable[Entry], budget: Budget, usage: Usage, now: 
     free = sorted((entry for entry in known if not entry.held), key=lambda entry: _order(entry, uses))
     reasons = {entry: _reason_whatever_the_size(entry, now - uses[entry], budget) for entry in free}
     evictions = [Eviction(entry, reason) for entry, reason in reasons.items() if reason]
-    usage = usage.after(eviction.entry for eviction in evictions)
-    for_size = _plan_for_size([entry for entry in free if not reasons[entry]], budget, usage)
+    owners = _Owners(known, layer_sizes or {})
+    usage = usage.after(owners.remove(eviction.entry for eviction in evictions))
+    for_size = _plan_for_size([entry for entry in free if not reasons[entry]], budget, usage, owners)
     return for_size._replace(evictions=evictions + for_size.evictions)
 
 
@@ -133,7 +177,7 @@ def _reason_whatever_the_size(entry: Entry, age_s: float, budget: Budget) -> str
     return TOO_OLD if budget.max_age_s is not None and age_s > budget.max_age_s else None
 
 
-def _plan_for_size(entries: Iterable[Entry], budget: Budget, usage: Usage) -> EvictionPlan:
+def _plan_for_size(entries: Iterable[Entry], budget: Budget, usage: Usage, owners: _Owners) -> EvictionPlan:
     """Go through `entries`, which are in order, until the budget is kept."""
     evictions: list[Eviction] = []
     passed_over: dict[str, list[Entry]] = {}
@@ -141,20 +185,24 @@ def _plan_for_size(entries: Iterable[Entry], budget: Budget, usage: Usage) -> Ev
         reason = _reason_to_free(budget, usage)
         if reason is None:
             break
-        if not _frees(entry, reason, budget, usage):
+        # What was passed over goes with its key's golden, and with it the layers that both have.
+        together = [*passed_over.get(entry.key, ()), entry] if entry.kind is EntryKind.GOLDEN else [entry]
+        freed = owners.would_free(together)
+        if not _helps(freed, reason, budget, usage):
             passed_over.setdefault(entry.key, []).append(entry)
             continue
-        going = [*passed_over.pop(entry.key, ()), entry] if entry.kind is EntryKind.GOLDEN else [entry]
-        evictions += [Eviction(one, reason) for one in going]
-        usage = usage.after(going)
+        if entry.kind is EntryKind.GOLDEN:
+            passed_over.pop(entry.key, None)
+        evictions += [Eviction(one, reason) for one in together]
+        usage = usage.after(owners.remove(together))
     lacking_bytes = max(_excess_bytes(budget, usage), _missing_bytes(budget, usage), 0)
     return EvictionPlan(evictions, lacking_bytes, max(_missing_inodes(budget, usage), 0))
 
 
-def _frees(entry: Entry, reason: str, budget: Budget, usage: Usage) -> bool:
-    """Whether removing an entry frees anything of what is wanting."""
+def _helps(freed: Size, reason: str, budget: Budget, usage: Usage) -> bool:
+    """Whether that is anything of what is wanting."""
     wants_bytes = reason is TOO_LARGE or _missing_bytes(budget, usage) > 0
-    return (wants_bytes and entry.unique_bytes > 0) or (_missing_inodes(budget, usage) > 0 and entry.inodes > 0)
+    return (wants_bytes and freed.bytes > 0) or (_missing_inodes(budget, usage) > 0 and freed.inodes > 0)
 
 
 def _reason_to_free(budget: Budget, usage: Usage) -> str | None:

@@ -1,8 +1,8 @@
 """One start in a pool: lease the newest slot or clone the newest golden, from this key or its fallbacks.
 
 What is newest is settled under the key's lock; copying is done outside of it, with a shared lock on what is copied. A
-free slot that is good becomes the golden at once, before its new daemon changes it: whoever starts beside this one is
-then as warm as this one.
+free slot that is good becomes the golden before its new daemon changes it (`promote_due`): whoever starts beside this
+one is then as warm as this one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
-from cachedind.base.errors import PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.engine import doubt, in_use
 from cachedind.host import flock
-from cachedind.pool import directory, golden, slots
-from cachedind.pool.clone import CloneMethod
+from cachedind.pool import clone, directory, golden, slots
 from cachedind.pool.keys import BASE_KEY
+from cachedind.pool.layers import Owner
 from cachedind.pool.slots import Candidate, Kind, Requirements, Slot, SlotState
 
 if TYPE_CHECKING:
@@ -78,6 +77,20 @@ class TakenSlot(NamedTuple):
     source_key: str
     sequence: int
     promoted: bool = False
+    turn_fd: int | None = None
+    """Held while its state is to become the golden: who starts beside this waits a little for it."""
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self.slot.close()
+        if self.turn_fd is not None:
+            os.close(self.turn_fd)
+
+    def without_turn(self) -> TakenSlot:
+        """The same, and nobody waits for its state to become the golden any longer."""
+        if self.turn_fd is not None:
+            os.close(self.turn_fd)
+        return self._replace(turn_fd=None)
 
     @property
     def is_throwaway(self) -> bool:
@@ -91,35 +104,28 @@ class TakenSlot(NamedTuple):
 
 
 def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
-    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full).
-
-    Where copies take time, a state that is due becomes the golden with its slot's lease alone: who starts beside that
-    waits a little for it, and goes on with what there is.
-    """
+    """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full)."""
     leased, source, sequence = _choose(pool, slot_request, log)
     if leased is None and not slot_request.fresh and _has_waited(pool, slot_request, source):
         if source is not None:
             source.close()
         leased, source, sequence = _choose(pool, slot_request, log)
     if leased is not None:
-        taken = _introduce(leased.taken, slot_request.holder)
-        return taken if leased.turn_fd is None else _promote_beside(taken, leased.turn_fd, log)
+        return _introduce(leased, slot_request.holder)
     source_key = slot_request.key
     if source is None and not slot_request.fresh:
         source, source_key = _open_fallback(pool, slot_request, log)
-    if source is None and slot_request.read_only and not slot_request.fresh and not slots.has_clones(pool):
-        log.info("a pool without clones has nothing for CACHEDIND_ACCESS=ro to read: this start is cold")
-    return _introduce(_be_born(pool, slot_request, source, source_key, sequence), slot_request.holder)
+    try:
+        taken = _be_born(pool, slot_request, source, source_key, sequence)
+    except ValueError as error:
+        assert source is not None
+        with slots.locked_key(pool, source_key, create=False) as key_fd:
+            is_gone = key_fd is not None and _set_aside(pool, key_fd, source.name, f"it cannot be cloned: {error}", log)
+        return take(pool, slot_request if is_gone else slot_request._replace(fresh=True), log)
+    return _introduce(taken, slot_request.holder)
 
 
-class _Leased(NamedTuple):
-    """A leased slot; with `turn_fd` its state is to become the golden before a daemon has it."""
-
-    taken: TakenSlot
-    turn_fd: int | None
-
-
-def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Leased | None, _Source | None, int]:
+def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot | None, _Source | None, int]:
     """A slot of the key, or else a golden of it to clone, and this start's number."""
     with slots.locked_key(pool, slot_request.key, create=True) as key_fd:
         assert key_fd is not None
@@ -141,8 +147,6 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Leased | 
 
 def _has_waited(pool: Pool, slot_request: SlotRequest, source: _Source | None) -> bool:
     """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
-    if golden.is_instant(pool):
-        return False
     key_fd = slots.open_key(pool, slot_request.key, create=False)
     if key_fd is None:
         return False
@@ -158,7 +162,7 @@ def _introduce(taken: TakenSlot, holder: Holder) -> TakenSlot:
     try:
         write_holder(taken.slot.lock_fd, holder, f"the slot {taken.slot.id}")
     except BaseException:
-        taken.slot.close()
+        taken.close()
         raise
     taken.pool.trace.reach("lease.recorded")
     return taken
@@ -175,10 +179,10 @@ def _survey(pool: Pool, key_fd: int, slot_request: SlotRequest, log: Log) -> lis
 def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
     """Whether no daemon came up on a golden's last clone that nobody holds. Of the newest alone, as each look at a lock
     takes its time."""
-    for clone in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
-        if not clone.state.never_ready:
+    for one in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
+        if not one.state.never_ready:
             return False
-        if not slots.look(key_fd, clone.name, 0)[0]:
+        if not slots.look(key_fd, one.name, 0)[0]:
             return True
     return False
 
@@ -212,7 +216,7 @@ def _set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
 
 def _lease_newest(
     pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
-) -> _Leased | None:
+) -> TakenSlot | None:
     """The newest free slot, unless a golden is newer or better; promoted, or to be promoted, if it deserves it. Needs
     the key's lock."""
     for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
@@ -226,13 +230,13 @@ def _lease_newest(
             raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
             found = slots.parse_slot_state(raw)  # read again: it was not ours before
             due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
-            promoted = due and golden.is_instant(pool) and _promote(pool, key_fd, slot, raw, candidates, log)
-            turn_fd = golden.take_turn(key_fd) if due and not golden.is_instant(pool) else None
+            turn_fd = golden.take_turn(key_fd) if due else None
         except BaseException:
             slot.close()
             raise
-        taken = TakenSlot(pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, promoted)
-        return _Leased(taken, turn_fd)
+        return TakenSlot(
+            pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, turn_fd=turn_fd
+        )
     return None
 
 
@@ -242,10 +246,21 @@ def _try_lease(pool: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
     except slots.BadSlotError as error:
         _set_aside(pool, key_fd, name, str(error), log)
         return None
-    locked = None if slot is None else in_use.find_locked(slot.data_fd)
-    if slot is not None and locked is not None:
+    if slot is None:
+        return None
+    locked = in_use.find_locked(slot.data_fd)
+    if locked is not None:
         slot.close()
         log.warn(f"{name} is passed over: a daemon that does not hold its lease is at work on it ({locked} is locked)")
+        return None
+    try:
+        why = clone.examine(pool, slot.owner)
+    except BaseException:
+        slot.close()
+        raise
+    if why:
+        slot.close()
+        _set_aside(pool, key_fd, name, why, log)
         return None
     return slot
 
@@ -266,35 +281,22 @@ def _is_due(
     if not golden.is_sound(slot, found):
         log.debug("the slot's state is not promoted: something in it is damaged")
         return False
-    if not golden.is_due(pool, goldens, *golden.last_cost(key_fd, time.time())):
-        log.debug("the golden is left as it is: copying a new one would cost too much so soon after the last")
-        return False
     return True
 
 
-def _promote(
-    pool: Pool, key_fd: int, slot: Slot, raw: dict[str, object], candidates: list[Candidate], log: Log
-) -> bool:
-    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-    with _full_is_no_end(slot, log):
-        golden.promote(pool, key_fd, slot, raw, goldens, clean=False)
-        return True
-    return False
-
-
-def _promote_beside(taken: TakenSlot, turn_fd: int, log: Log) -> TakenSlot:
-    """As `_promote`, beside the starts of others. What cannot be copied costs warmth alone."""
-    slot = taken.slot
+def promote_due(taken: TakenSlot, changed: dict[str, object], log: Log) -> TakenSlot:
+    """Make the slot's state the golden of its key, where that is due. `changed` is what is no longer as slot.json had
+    it: another engine may have removed what the last job left. What cannot be copied costs warmth alone. Raises
+    PoolUnusableError, OSError."""
+    if taken.turn_fd is None:
+        return taken
+    promoted = False
     try:
-        with _full_is_no_end(slot, log):
-            promoted = golden.promote_beside(taken.pool, taken.key, slot, taken.raw, clean=False)
-            return taken._replace(promoted=promoted)
-    except BaseException:
-        slot.close()
-        raise
+        with _full_is_no_end(taken.slot, log):
+            promoted = golden.promote(taken.pool, taken.key, taken.slot, {**taken.raw, **changed})
     finally:
-        os.close(turn_fd)
-    return taken
+        os.close(taken.turn_fd)
+    return taken._replace(promoted=promoted, turn_fd=None)
 
 
 @contextlib.contextmanager
@@ -313,29 +315,26 @@ def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
 class _Source(NamedTuple):
     """A golden that is open to be cloned, kept from deletion by a shared lock on its directory."""
 
-    directory_fd: int
-    data_fd: int
+    name: str
+    owner: Owner
     found: SlotState
     raw: dict[str, object]
     doubt: str = ""
     slot: Slot | None = None
-    """The leased slot that it is, where it has not become the golden."""
+    """The leased slot that it is, where it is no golden."""
 
     def close(self) -> None:
         if self.slot is not None:
             self.slot.close()
             return
-        os.close(self.data_fd)
-        os.close(self.directory_fd)
+        os.close(self.owner.data_fd)
+        os.close(self.owner.directory_fd)
 
 
 def _open_newest_golden(
     pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], log: Log
 ) -> _Source | None:
-    """The newest golden of a key, made of a free slot first where one is newer; where copies take time it is that slot
-    itself. Needs the key's lock."""
-    if not slots.has_clones(pool):
-        return None
+    """The newest state of a key that can be cloned: a golden, or a free slot that is newer. Needs the key's lock."""
     ranked = slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
     for candidate in ranked:
         if candidate.kind is Kind.SLOT:
@@ -347,16 +346,13 @@ def _open_newest_golden(
                 raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
                 found = slots.parse_slot_state(raw)
                 due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
-                if due and not golden.is_instant(pool):
+                if due:
                     # What was synced at the end of its daemon is not the copy.
-                    return _Source(slot.directory_fd, slot.data_fd, found, {**raw, "ended": None}, slot=slot)
-                promoted = due and _promote(pool, key_fd, slot, raw, candidates, log)
+                    return _Source(candidate.name, slot.owner, found, {**raw, "ended": None}, slot=slot)
             except BaseException:
                 slot.close()
                 raise
             slot.close()
-            if promoted:
-                return _open_source(pool, key_fd, "golden", log)
         else:
             source = _open_source(pool, key_fd, candidate.name, log)
             if source is not None:
@@ -388,7 +384,7 @@ def _open_source(pool: Pool, key_fd: int, name: str, log: Log) -> _Source | None
             _set_aside(pool, key_fd, name, f"it cannot be cloned: {why}", log)
             return None
         undo.pop_all()
-        return _Source(directory_fd, data_fd, found, raw)
+        return _Source(name, Owner(directory_fd, data_fd), found, raw)
 
 
 def _open_fallback(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Source | None, str]:
@@ -422,14 +418,9 @@ def _be_born(
         # From now on it is as old as this boot, and doubted for what its golden is doubted for.
         raw |= {"boot_id": slot_request.boot_id, "doubt": source.doubt}
         raw["pure"] = source_key == BASE_KEY
-        slot = slots.create(pool, slot_request.key, source.data_fd, raw)
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL):
-            raise PoolUnusableError(
-                f"the pool {pool.path} cannot clone any longer: {error.strerror}",
-                "was it copied to another filesystem? Remove its pool.json to have its clone method found again",
-            ) from error
-        raise
+        if source.slot is not None:
+            clone.share_layers(pool, source.owner, source.found.data)
+        slot = slots.create(pool, slot_request.key, source.owner, raw)
     finally:
         source.close()
     return TakenSlot(pool, slot_request.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
@@ -438,7 +429,7 @@ def _be_born(
 def give_up(taken: TakenSlot, why: str, log: Log) -> None:
     """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
     clone of, or that this start has made of it. The lease ends. Raises OSError."""
-    taken.slot.close()
+    taken.close()
     is_golden_too = taken.warmth is Warmth.CLONED or taken.promoted
     golden_key = taken.source_key or taken.key
     for key in dict.fromkeys((taken.key, golden_key)):
@@ -467,20 +458,3 @@ def has_other(taken: TakenSlot, slot_request: SlotRequest) -> bool:
             for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
             if candidate.name != f"slots/{taken.slot.id}"
         )
-
-
-def promote_cleaned(taken: TakenSlot) -> None:
-    """Put the state without the last job's leftovers in place of the one with them, where that is a matter of
-    milliseconds. Raises OSError, PoolUnusableError.
-    """
-    pool = taken.pool
-    if not (taken.promoted and pool.method is CloneMethod.SUBVOLUME):
-        return
-    with slots.locked_key(pool, taken.key, create=False) as key_fd:
-        if key_fd is None:
-            return
-        candidates, _ = slots.read_candidates(key_fd)
-        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        current = next((candidate for candidate in goldens if candidate.name == "golden"), None)
-        if current is not None and current.state.sequence == taken.found.sequence:
-            golden.promote(pool, key_fd, taken.slot, taken.raw, goldens, clean=True)

@@ -21,9 +21,9 @@ from cachedind.base.model import DataRootState, EngineVersion, ImageStore
 from cachedind.dataroot import contents, lease
 from cachedind.engine import doubt
 from cachedind.host import flock
-from cachedind.pool import directory
-from cachedind.pool.clone import CloneMethod, clone_directory, make_directory
+from cachedind.pool import clone, directory
 from cachedind.pool.keys import directory_name
+from cachedind.pool.layers import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,6 @@ class SlotState(NamedTuple):
     parent: str = ""
     read_only: bool = False
     durable: bool = False
-    clean: bool = False
     pure: bool = False
     id: str = ""
     """A golden's, which its clones have as `parent`."""
@@ -185,7 +184,7 @@ def newest_clones(golden: SlotState, candidates: list[Candidate]) -> list[Candid
 
 def needs_promotion(slot: SlotState, goldens: list[Candidate], boot_id: str) -> bool:
     """Whether a free slot's state should become the golden: it is good, and newer than the golden of its class."""
-    if slot.read_only or not slot.is_trusted(boot_id):
+    if slot.read_only or not slot.is_trusted(boot_id) or not clone.is_possible(slot.data):
         return False
     return is_newest(slot, goldens)
 
@@ -223,7 +222,6 @@ def parse_slot_state(raw: dict[str, object]) -> SlotState:
         parent=parent[:200],
         read_only=raw.get("read_only") is True,
         durable=raw.get("durable") is True,
-        clean=raw.get("clean") is True,
         pure=raw.get("pure") is True,
         id=str(raw.get("id", ""))[:200],
         asked=asked if (asked := str(raw.get("asked", ""))) in ("driver", "store") else "",
@@ -420,6 +418,10 @@ class Slot(NamedTuple):
     data_fd: int
     previous: Holder | None
 
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.directory_fd, self.data_fd)
+
     def close(self) -> None:
         """Give the lease back."""
         for fd in (self.lock_fd, self.directory_fd, self.data_fd):
@@ -485,7 +487,7 @@ def _open_lock(directory_fd: int, *, create: bool) -> int:
 
 def clone_state(raw: dict[str, object], *, sequence: int, read_only: bool) -> dict[str, object]:
     """The slot.json of a clone, from its golden's golden.json."""
-    dropped = ("id", "from", "clean", "durable", "promoted_at", "took_s", "ended", "version", "min_reader")
+    dropped = ("id", "from", "durable", "promoted_at", "took_s", "ended", "version", "min_reader")
     kept = {name: value for name, value in raw.items() if name not in dropped}
     return {**kept, "sequence": sequence, "parent": str(raw.get("id", "")), "read_only": read_only}
 
@@ -516,18 +518,19 @@ def look(key_fd: int, name: str, timeout_s: float = 0.2) -> tuple[bool, Holder |
         return not flock.lock_shared(lock_fd), lease.read_holder(lock_fd)
 
 
-def create(pool: Pool, key: str, source_fd: int | None, values: dict[str, object]) -> Slot:
-    """A new slot, leased from its birth: a clone of the data that `source_fd` is open on, or empty. Raises OSError."""
+def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]) -> Slot:
+    """A new slot, leased from its birth: a clone of `source`, or empty. `values` are its state. Raises what clone.copy
+    raises, PoolUnusableError."""
     with directory.staged(pool) as stage, contextlib.ExitStack() as undo:
         lock_fd = _open_lock(stage.fd, create=True)
         undo.callback(os.close, lock_fd)
         if not directory.try_lock(lock_fd):
             raise AssertionError("somebody else locked a file that has just been made")
         pool.trace.reach("clone.staged")
-        if source_fd is None:
-            make_directory(pool.method, stage.fd, "data")
+        if source is None:
+            os.close(clone.make_data(stage.fd))
         else:
-            clone_directory(pool.method, source_fd, stage.fd, "data")
+            clone.copy(pool, source, parse_slot_state(values).data, stage.fd)
         pool.trace.reach("clone.copied")
         state.write_state(stage.fd, STATE_NAME, values, None, durable=False)
         pool.trace.reach("clone.recorded")
@@ -553,7 +556,3 @@ def _publish_slot(pool: Pool, key: str, stage: directory.Stage) -> None:
             directory.publish(pool, stage, slots_fd, stage.name)
         finally:
             os.close(slots_fd)
-
-
-def has_clones(pool: Pool) -> bool:
-    return pool.method is not CloneMethod.NONE

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.errors import PoolUnusableError
 from cachedind.dataroot import facts
 from cachedind.engine import pruning
 from cachedind.host import flock, linux, procfs, trees
-from cachedind.pool import clock, directory, slots
-from cachedind.pool.clone import CloneMethod
-from cachedind.pool.keys import directory_name
-from cachedind.pool.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Usage, plan_evictions
+from cachedind.pool import clock, directory, layers, records, slots
+from cachedind.pool.keys import BASE_KEY, directory_name
+from cachedind.pool.layers import Owner
+from cachedind.pool.limits import NOTHING, SUPERSEDED, Budget, Entry, EntryKind, Eviction, Size, Usage, plan_evictions
 from cachedind.pool.slots import Candidate, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from cachedind.pool.directory import Pool
     from cachedind.settings.config import Config
 
@@ -30,6 +35,10 @@ MIN_FREE_BYTES = 10 << 30
 MIN_FREE_INODES = 500_000
 FREEING_S = 60.0
 """How long to wait for btrfs to free what was deleted; it goes on by itself after that."""
+SLOW_S = 0.2
+"""A golden that took longer to copy has a clone made of it in advance."""
+GRACE_S = 1.0
+"""How old a layer is at least, when a sweep begins, that goes because nobody lists it."""
 KEEP_ASIDE = 3
 """How many bad slots are kept for inspection."""
 
@@ -56,13 +65,15 @@ def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
     sweep_stage(pool)
     tidy_aside(pool)
     evicted = evict(pool, settings, now)
-    pruning.note(pool.tree_fd, evicted.own_lacking_bytes)
+    pruning.note(pool.fd, evicted.own_lacking_bytes)
     deleted = empty_trash(pool)
     if deleted:
-        give_space_back(pool)
-    if key is not None and pool.method is CloneMethod.REFLINK:
-        make_durable(pool, key)
+        trees.wait_until_freed(pool.fd, FREEING_S)
+    if key is not None:
+        for each in (key, BASE_KEY):
+            make_durable(pool, each)
         prepare_spare(pool, key)
+    measure_layers(pool)
     return Report(evicted.evictions, evicted.lacking_bytes, deleted)
 
 
@@ -84,7 +95,98 @@ def sweep_stage(pool: Pool) -> None:
 
 
 def empty_trash(pool: Pool) -> int:
-    """Delete what is in trash, and return how many things that were. What is still being cloned waits."""
+    """Delete what is in trash, and the layers that nobody lists then; returns how many things that were. What is still
+    being cloned waits. One at a time for a pool: a sweep looks for lists in trash, too."""
+    lock_fd = os.open("trash", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=pool.fd)
+    try:
+        if not directory.try_lock(lock_fd):
+            return 0
+        deleted = _empty_trash(pool)
+        # What was deleted listed layers as long as it was there.
+        return deleted + (_empty_trash(pool) if sweep_layers(pool) else 0)
+    finally:
+        os.close(lock_fd)
+
+
+def sweep_layers(pool: Pool) -> int:
+    """Throw away the layers that nobody lists. Needs the lock of trash. Raises OSError."""
+
+    def throw_away(layer_id: str) -> None:
+        directory.throw_away(pool, pool.layers_fd, layer_id)
+
+    try:
+        return layers.sweep(pool.layers_fd, lambda: read_lists(pool), throw_away, GRACE_S)
+    except PoolUnusableError:  # a key stays locked: the next one sweeps
+        return 0
+
+
+def read_lists(pool: Pool) -> frozenset[str]:
+    """The layers that anybody lists, be it in trash. In the order in which owners move: stage, keys, aside, trash; in a
+    key goldens, which come of slots, first. Raises OSError."""
+    return frozenset(count_owners(pool))
+
+
+def count_owners(pool: Pool) -> Counter[str]:
+    """How many list each layer, as `read_lists`. Raises OSError."""
+    counts: Counter[str] = Counter()
+    for parent_fd in itertools.chain((pool.stage_fd,), _key_parts(pool), (pool.aside_fd, pool.trash_fd)):
+        for name in directory.names_in(parent_fd):
+            counts.update(_read_list(parent_fd, name))
+    return counts
+
+
+def _key_parts(pool: Pool) -> Iterator[int]:
+    """Descriptors of the directories in a key in which owners lie, each for as long as it is looked at."""
+    for key_name in sorted(directory.names_in(pool.keys_fd)):
+        key_fd = directory.open_directory(pool.keys_fd, key_name)
+        if key_fd is None:
+            continue
+        try:
+            # A promotion renames goldens: none may go from a name that is not read yet to one that is.
+            directory.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key directory {key_name}")
+            for part in (".", "golden.other", "slots"):
+                fd = directory.open_directory(key_fd, part)
+                if fd is not None:
+                    try:
+                        yield fd
+                    finally:
+                        os.close(fd)
+        finally:
+            os.close(key_fd)
+
+
+def _read_list(parent_fd: int, name: str) -> frozenset[str]:
+    """Of an owner, or of what was set aside; nothing of whatever else that is."""
+    found: frozenset[str] = frozenset()
+    fd = directory.open_directory(parent_fd, name)
+    if fd is None:
+        return found
+    try:
+        for owner_fd in (fd, directory.open_directory(fd, "slot")):
+            if owner_fd is not None:
+                found |= _layers_of(owner_fd)
+                if owner_fd != fd:
+                    os.close(owner_fd)
+        return found
+    finally:
+        os.close(fd)
+
+
+def _layers_of(owner_fd: int) -> frozenset[str]:
+    """What its list says, or, where a crash of the host has cut that short, what its data links to. Raises OSError."""
+    try:
+        return layers.read_list(owner_fd)
+    except layers.BadListError:
+        data_fd = directory.open_directory(owner_fd, "data")
+        if data_fd is None:
+            return frozenset()
+        try:
+            return records.find_links(data_fd)
+        finally:
+            os.close(data_fd)
+
+
+def _empty_trash(pool: Pool) -> int:
     deleted = 0
     for name in directory.names_in(pool.trash_fd):
         fd = directory.open_directory(pool.trash_fd, name)
@@ -103,17 +205,6 @@ def empty_trash(pool: Pool) -> int:
     return deleted
 
 
-def give_space_back(pool: Pool) -> None:
-    """Wait until what was deleted is free; an image gives it back to the host at once then, not when the filesystem
-    inside finds the time (12 s and more, and never what was freed shortly before the last unmount)."""
-    from cachedind.pool import loop_image
-
-    trees.wait_until_freed(pool.tree_fd, FREEING_S)
-    if pool.record.backing == "image":
-        with contextlib.suppress(OSError):  # not every filesystem below a loop device can take it
-            loop_image.give_back(pool.tree)
-
-
 def tidy_aside(pool: Pool) -> None:
     """Keep the newest bad slots only."""
     ages = []
@@ -129,37 +220,36 @@ def tidy_aside(pool: Pool) -> None:
 
 def evict(pool: Pool, settings: Config, now: float) -> Evicted:
     """Remove what the budget demands, and superseded slots in any case. Never a leased slot."""
-    now = clock.read_now(pool.tree_fd, now)
+    now = clock.read_now(pool.fd, now)
     budget = read_budget(pool, settings)
-    entries = survey(pool, sizes=False, now=now)
-    planned = plan_evictions(entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now)
+    planned = plan_evictions(
+        survey(pool, sizes=False, now=now).entries, Budget(None, None, budget.max_age_s), Usage(0, 0), now
+    )
     gone = [eviction for eviction in planned.evictions if remove_entry(pool, eviction.entry)]
     if empty_trash(pool):
-        trees.wait_until_freed(pool.tree_fd, FREEING_S)  # else it would count as used, and more would go
+        trees.wait_until_freed(pool.fd, FREEING_S)  # else it would count as used, and more would go
     if is_within(pool, budget):
         return Evicted(gone)
-    entries = survey(pool, sizes=True, now=now)
-    usage = read_usage(pool, entries)
-    planned = plan_evictions(entries, budget, usage, now)
+    entries, shared = survey(pool, sizes=True, now=now)
+    usage = read_usage(pool, entries, shared)
+    planned = plan_evictions(entries, budget, usage, now, shared)
     own = planned
     if not planned.is_enough and settings.pool_min_free_bytes is None:
         # Others fill the disk. All caches together would not help, and nobody has asked for that.
         kept_bytes = None if planned.lacking_bytes else budget.min_free_bytes
         kept_inodes = None if planned.lacking_inodes else budget.min_free_inodes
         own = plan_evictions(
-            entries, budget._replace(min_free_bytes=kept_bytes, min_free_inodes=kept_inodes), usage, now
+            entries, budget._replace(min_free_bytes=kept_bytes, min_free_inodes=kept_inodes), usage, now, shared
         )
     gone += [eviction for eviction in own.evictions if remove_entry(pool, eviction.entry)]
-    # Nobody but its slots fills an image.
-    fillers = planned if pool.record.backing == "image" else own
-    return Evicted(gone, planned.lacking_bytes, fillers.lacking_bytes)
+    return Evicted(gone, planned.lacking_bytes, own.lacking_bytes)
 
 
 def read_budget(pool: Pool, settings: Config) -> Budget:
     """What the pool may take: the settings', and where they say nothing about free space a twentieth of its filesystem,
     10 GiB at most, so that jobs do not find it full. Inodes as bytes: a twentieth, half a million at most, unless no
     free space is wanted."""
-    inside = os.statvfs(pool.tree_fd)
+    inside = os.statvfs(pool.fd)
     default = min(inside.f_blocks * inside.f_frsize // 20, MIN_FREE_BYTES)
     min_free = default if settings.pool_min_free_bytes is None else settings.pool_min_free_bytes
     min_inodes = None if settings.pool_min_free_bytes == 0 else min(inside.f_files // 20, MIN_FREE_INODES)
@@ -179,22 +269,23 @@ def make_room(pool: Pool, settings: Config, key: str, now: float) -> int:
     evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
     was_something = empty_trash(pool) > 0 or bool(gone)
     if was_something:
-        trees.wait_until_freed(pool.tree_fd, FREEING_S)
-    if not was_something or facts.is_cramped(pool.tree):
+        trees.wait_until_freed(pool.fd, FREEING_S)
+    if not was_something or facts.is_cramped(pool.path):
         own = directory_name(key)
-        entries = [entry._replace(favoured=entry.key == own) for entry in survey(pool, sizes=True, now=now)]
-        usage = read_usage(pool, entries)
-        planned = plan_evictions(entries, _plan_room(pool, usage), usage, now)
+        found, shared = survey(pool, sizes=True, now=now)
+        entries = [entry._replace(favoured=entry.key == own) for entry in found]
+        usage = read_usage(pool, entries, shared)
+        planned = plan_evictions(entries, _plan_room(pool, usage), usage, now, shared)
         if planned.is_enough:
             evicted += sum(remove_entry(pool, eviction.entry) for eviction in planned.evictions)
         empty_trash(pool)
-        trees.wait_until_freed(pool.tree_fd, FREEING_S)
+        trees.wait_until_freed(pool.fd, FREEING_S)
     return evicted
 
 
 def _plan_room(pool: Pool, usage: Usage) -> Budget:
     """Room for a start, of what is short."""
-    total = os.statvfs(pool.tree_fd)
+    total = os.statvfs(pool.fd)
     room_bytes = min(MAKE_ROOM_BYTES, total.f_blocks * total.f_frsize // 8)
     room_inodes = min(MAKE_ROOM_INODES, max(total.f_files // 8, facts.MIN_FREE_INODES))
     inodes_short = usage.free_inodes is not None and usage.free_inodes < room_inodes
@@ -209,38 +300,57 @@ def _plan_room(pool: Pool, usage: Usage) -> Budget:
 
 def is_within(pool: Pool, budget: Budget) -> bool:
     """Whether the budget is kept, as far as that can be told without measuring every file."""
-    if pool.record.backing != "image" and budget.max_bytes is not None:
+    if budget.max_bytes is not None:
         return False
-    usage = read_usage(pool, [])
-    fits = budget.max_bytes is None or usage.used_bytes <= budget.max_bytes
+    usage = read_usage(pool, [], {})
     has_inodes = (
         budget.min_free_inodes is None or usage.free_inodes is None or usage.free_inodes >= budget.min_free_inodes
     )
-    return fits and has_inodes and (budget.min_free_bytes is None or usage.free_bytes >= budget.min_free_bytes)
+    return has_inodes and (budget.min_free_bytes is None or usage.free_bytes >= budget.min_free_bytes)
 
 
-def read_usage(pool: Pool, entries: list[Entry]) -> Usage:
-    """Bytes that the pool uses, and bytes and inodes that are free for it. That an image does not outgrow the host is
-    its size's business.
-
-    In an image the filesystem inside knows what is used; in a directory the host's knows only about everybody, so what
-    was measured is added up.
-    """
-    inside = os.statvfs(pool.tree_fd)
-    free = inside.f_bavail * inside.f_frsize
-    inodes = inside.f_favail if inside.f_files else None
-    if pool.record.backing == "image":
-        return Usage((inside.f_blocks - inside.f_bfree) * inside.f_frsize, free, inodes)
-    return Usage(sum(entry.unique_bytes for entry in entries), free, inodes)
+def read_usage(pool: Pool, entries: list[Entry], shared: Mapping[str, Size]) -> Usage:
+    """Bytes that the pool uses, as far as that was measured, and bytes and inodes that are free for everybody on its
+    filesystem."""
+    there = os.statvfs(pool.fd)
+    return Usage(
+        sum(size.bytes for size in shared.values()) + sum(entry.own_bytes for entry in entries),
+        there.f_bavail * there.f_frsize,
+        there.f_favail if there.f_files else None,
+    )
 
 
-def survey(pool: Pool, *, sizes: bool, now: float) -> list[Entry]:
-    """Everything that could be evicted, in all keys. `sizes` measures, which takes a system call or two for each file.
+# ---- sizes -----------------------------------------------------------------------------------------------------------
 
-    Data that a key's goldens and slots share is counted once: with the one that goes last, which is a slot in use where
-    there is one, and else the golden.
-    """
+
+def measure_layers(pool: Pool) -> None:
+    """Note down how large each layer is that nobody has measured yet: two system calls for each file of it, once."""
+    for layer_id in layers.names(pool.layers_fd):
+        with contextlib.suppress(OSError, ValueError):
+            layers.measure(pool.layers_fd, layer_id)
+
+
+def read_layer_sizes(pool: Pool) -> dict[str, Size]:
+    """Of all layers, measured now where that was not done yet. Raises OSError."""
+    found = {}
+    for layer_id in layers.names(pool.layers_fd):
+        with contextlib.suppress(OSError, ValueError):
+            found[layer_id] = layers.measure(pool.layers_fd, layer_id)
+    return found
+
+
+class Survey(NamedTuple):
+    """Everything that could be evicted, and how large each thing is that several of these may have: layers, and files
+    with several names. Sizes only where they were asked for."""
+
+    entries: list[Entry]
+    shared: dict[str, Size]
+
+
+def survey(pool: Pool, *, sizes: bool, now: float) -> Survey:
+    """Look at all keys. `sizes` measures what is no layer, which takes a system call or two for each file of it."""
     found: list[Entry] = []
+    shared = read_layer_sizes(pool) if sizes else {}
     for key_name in sorted(directory.names_in(pool.keys_fd)):
         key_fd = directory.open_directory(pool.keys_fd, key_name)
         if key_fd is None:
@@ -248,41 +358,50 @@ def survey(pool: Pool, *, sizes: bool, now: float) -> list[Entry]:
         try:
             candidates, _ = slots.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-            entries = [_entry(key_fd, key_name, candidate, goldens, now) for candidate in candidates]
-            found += _with_sizes(key_fd, entries) if sizes else entries
+            for candidate in candidates:
+                entry = _entry(key_fd, key_name, candidate, goldens, now)
+                if sizes:
+                    measured = measure(key_fd, entry.name)
+                    shared |= measured.linked
+                    layer_ids = measured.layers.union(measured.linked)
+                    entry = entry._replace(own_bytes=measured.own.bytes, inodes=measured.own.inodes, layers=layer_ids)
+                found.append(entry)
         finally:
             os.close(key_fd)
-    return found
+    return Survey(found, shared)
 
 
-def _with_sizes(key_fd: int, entries: list[Entry]) -> list[Entry]:
-    measured = [measure(key_fd, entry.name) for entry in entries]
-    last = next((number for number, entry in enumerate(entries) if entry.held), 0)
-    return [
-        entry._replace(
-            unique_bytes=size.unique_bytes + (size.shared_bytes if number == last else 0),
-            inodes=size.files + size.directories,
-        )
-        for number, (entry, size) in enumerate(zip(entries, measured, strict=True))
-    ]
+class Measured(NamedTuple):
+    """What a slot or golden takes: alone, as the layers that it lists, and in files that have names elsewhere too, each
+    by a name that no layer has."""
+
+    own: Size = NOTHING
+    layers: frozenset[str] = frozenset()
+    linked: dict[str, Size] = {}  # noqa: RUF012
 
 
-def measure(key_fd: int, name: str) -> trees.Sizes:
-    """How large a slot's or golden's data is. What is gone meanwhile has no size."""
+def measure(key_fd: int, name: str) -> Measured:
+    """How large a slot or golden is. What is gone meanwhile has no size; of what has no list that can be read no layer
+    is known."""
     try:
         directory_fd = slots.open_below(key_fd, name)
     except OSError:
-        return trees.Sizes(0, 0, 0)
+        return Measured()
     try:
         data_fd = directory.open_directory(directory_fd, "data")
+        if data_fd is None:
+            return Measured()
+        try:
+            found = trees.measure(data_fd)
+        finally:
+            os.close(data_fd)
+        listed: frozenset[str] = frozenset()
+        with contextlib.suppress(OSError, ValueError):
+            listed = layers.read_list(directory_fd)
+        linked = {f"{device}:{inode}": Size(size, 1) for (device, inode), size in found.linked.items()}
+        return Measured(Size(found.bytes, found.files + found.directories), listed, linked)
     finally:
         os.close(directory_fd)
-    if data_fd is None:
-        return trees.Sizes(0, 0, 0)
-    try:
-        return trees.measure(data_fd)
-    finally:
-        os.close(data_fd)
 
 
 _KINDS = {"golden": EntryKind.GOLDEN, "golden.previous": EntryKind.PREVIOUS}
@@ -301,7 +420,7 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
         superseded=is_slot and not held and slots.superseded(found, goldens),
         trusted=found.is_trusted(procfs.read_boot_id()),
         last_used=used,
-        unique_bytes=0,
+        own_bytes=0,
     )
 
 
@@ -357,7 +476,7 @@ def drop_empty_key(pool: Pool, key_fd: int, name: str) -> None:
         directory.throw_away(pool, pool.keys_fd, name)
 
 
-# ---- where clones are copies: xfs ------------------------------------------------------------------------------------
+# ---- goldens ---------------------------------------------------------------------------------------------------------
 
 
 def make_durable(pool: Pool, key: str) -> None:
@@ -386,7 +505,8 @@ def _is_durable(golden_fd: int) -> bool:
 
 
 def prepare_spare(pool: Pool, key: str) -> bool:
-    """Copy the golden to a free slot, unless there is one: the next start beside this one need not copy then."""
+    """Clone the golden to a free slot, unless there is one, where that takes long: the next start beside this one need
+    not copy then."""
     with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return False
@@ -403,10 +523,13 @@ def prepare_spare(pool: Pool, key: str) -> bool:
     try:
         data_fd = directory.open_directory(directory_fd, "data")
         raw = state.read_state(directory_fd, slots.GOLDEN_NAME)
-        if data_fd is None or raw is None:
+        if data_fd is None:
             return False
         try:
-            slots.create(pool, key, data_fd, slots.clone_state(raw, sequence=number, read_only=False)).close()
+            if raw is None or not _is_slow(raw.get("took_s")):
+                return False
+            source = Owner(directory_fd, data_fd)
+            slots.create(pool, key, source, slots.clone_state(raw, sequence=number, read_only=False)).close()
         finally:
             os.close(data_fd)
     except ValueError:
@@ -414,3 +537,7 @@ def prepare_spare(pool: Pool, key: str) -> bool:
     finally:
         os.close(directory_fd)
     return True
+
+
+def _is_slow(took_s: object) -> bool:
+    return isinstance(took_s, (int, float)) and took_s >= SLOW_S

@@ -97,7 +97,7 @@ def promote(taken: TakenSlot, key: str) -> TakenSlot:
     raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
     # The private daemon came up on it.
     proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
-    golden.promote_beside(pool, key, slot, {**raw, **proven, "sequence": number}, clean=True)
+    golden.promote(pool, key, slot, {**raw, **proven, "sequence": number})
     if key != taken.key:
         return taken
     with slots.locked_key(pool, key, create=True) as key_fd:
@@ -125,4 +125,4 @@ def give_back(taken: TakenSlot) -> None:
                     directory.throw_away(pool, slots_fd, slot.id)
                 finally:
                     os.close(slots_fd)
-    slot.close()
+    taken.close()

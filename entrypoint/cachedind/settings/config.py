@@ -45,9 +45,6 @@ class Config(NamedTuple):
     path: str
     pool: str | None
     """None: not set, so there is one if something is mounted at /cachedind. Empty: none. Else an absolute path."""
-    pool_backing: str
-    """auto, directory or image."""
-    pool_size_bytes: int | None
     pool_max_bytes: int | None
     pool_min_free_bytes: int | None
     cache_max_bytes: int | None
@@ -115,8 +112,6 @@ def _make_config(values: Mapping[str, object], environ: Mapping[str, str], unrel
         iptables_legacy=environ.get("DOCKER_IPTABLES_LEGACY"),
         path=environ.get("PATH", os.defpath),
         pool=values["POOL"],  # type: ignore[arg-type]
-        pool_backing=values["POOL_BACKING"],  # type: ignore[arg-type]
-        pool_size_bytes=values["POOL_SIZE"],  # type: ignore[arg-type]
         pool_max_bytes=values["POOL_MAX_SIZE"],  # type: ignore[arg-type]
         pool_min_free_bytes=values["POOL_MIN_FREE"],  # type: ignore[arg-type]
         cache_max_bytes=values["CACHE_MAX_SIZE"],  # type: ignore[arg-type]

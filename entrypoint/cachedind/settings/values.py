@@ -111,12 +111,6 @@ def parse_pool(text: str) -> str | None:
     return path
 
 
-def parse_backing(text: str) -> str:
-    if text not in ("auto", "directory", "image"):
-        raise ValueError("auto, directory or image")
-    return text
-
-
 def parse_key(text: str) -> str:
     """A key without the blanks around it. Raises ValueError for an empty one and for one with a NUL."""
     key = text.strip()

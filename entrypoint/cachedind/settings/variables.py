@@ -49,24 +49,6 @@ VARIABLES = (
         empty_counts=True,
     ),
     Variable(
-        "POOL_BACKING",
-        "auto",
-        values.parse_backing,
-        "auto, directory, image",
-        "Where a new pool keeps its slots. directory: in the mounted directory itself. image: in a filesystem inside "
-        "one sparse file there, `pool.img`. auto: directory where the filesystem can clone (btrfs, xfs), else image "
-        "where that works, else directory.",
-    ),
-    Variable(
-        "POOL_SIZE",
-        "auto",
-        values.parse_size_or_auto,
-        "a size: 100GB, 100GiB; auto",
-        "The size of the filesystem in `pool.img`, at most; it is kept small enough to fill up before the host's disk "
-        "does. The file is sparse: it takes only as much disk as there is data in it. A new value takes effect at the "
-        "next start (xfs only grows). auto: as large as the disk allows.",
-    ),
-    Variable(
         "POOL_MAX_SIZE",
         "none",
         values.parse_size_or_none,
@@ -80,8 +62,7 @@ VARIABLES = (
         values.parse_free_bytes,
         "a size; auto, none",
         "How much of the pool's filesystem to keep free, by evicting as for POOL_MAX_SIZE. auto: 5 %, at most 10 GiB. "
-        "Unless it is none, 5 % of the inodes are kept free, too. With an image, that much of the host's disk is also "
-        "kept free (auto: 5 %, at least 1 GiB).",
+        "Unless it is none, 5 % of the inodes are kept free, too.",
     ),
     Variable(
         "MAX_AGE",

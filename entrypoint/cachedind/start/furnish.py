@@ -101,16 +101,18 @@ def clean(context: StartContext, prepared: Prepared) -> Prepared:
     """Remove the last job's leftovers from the slot, or move on to another one."""
     from cachedind.start import pool_mode
 
-    while prepared.taken is not None and prepared.past.moves <= MAX_MOVES + 1:
+    while (taken := prepared.taken) is not None and prepared.past.moves <= MAX_MOVES + 1:
         try:
             cleaned = pool_mode.clean(
-                context.settings, context.environ, prepared.storage, prepared.lease, prepared.taken, context.log
+                context.settings, context.environ, prepared.storage, prepared.lease, taken, context.log
             )
         except CleaningError as error:
             prepared = _leave_uncleaned(context, prepared, error)
             continue
-        return prepared._replace(cache_max_bytes=cleaned.cache_limit_bytes)
-    return prepared
+        was_changed = bool(cleaned.removed) or cleaned.cache_limit_bytes is not None
+        taken = pool_mode.promote_due(taken, prepared.lease, cleaned=was_changed, log=context.log)
+        return prepared._replace(taken=taken, cache_max_bytes=cleaned.cache_limit_bytes)
+    return prepared if taken is None else prepared._replace(taken=taken.without_turn())
 
 
 def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningError) -> Prepared:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
 import time
 from typing import TYPE_CHECKING
 
-from cachedind.base.errors import CachedindError, ImageImpossibleError, PoolUnusableError, ProgramMissingError
+from cachedind.base import state
+from cachedind.base.errors import CachedindError, PoolUnusableError, ProgramMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
-from cachedind.engine import remapping
+from cachedind.engine import immutable, remapping
 from cachedind.host import linux, mounts, procfs
-from cachedind.pool import directory, slot_lease, slots
+from cachedind.pool import clone, directory, slot_lease, slots
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_lease import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
@@ -56,7 +56,7 @@ def move_in(
         pool = _open(path, settings, log)
         taken = _take(pool, slot_request, data_root, settings, log)
         return bind(taken, data_root, log), taken
-    except (PoolUnusableError, ImageImpossibleError, ProgramMissingError) as error:
+    except (PoolUnusableError, ProgramMissingError) as error:
         bad: CachedindError = error
     except OSError as error:
         bad = _why_unusable(path, error)
@@ -90,15 +90,15 @@ def _open(path: str, settings: Config, log: Log) -> Pool:
     for note in notes:
         log.degraded(note)
     if pool.is_new:
-        log.info(f"made a new pool in {pool.path}: {pool.describe()}")
+        log.info(f"made a new pool in {pool.path} ({pool.fstype})")
     return pool
 
 
 def _take(pool: Pool, slot_request: SlotRequest, data_root: str, settings: Config, log: Log) -> TakenSlot:
-    if facts.is_cramped(pool.tree):
+    if facts.is_cramped(pool.path):
         _make_room(pool, slot_request, settings, log)
         os.makedirs(data_root, mode=0o710, exist_ok=True)
-        if facts.is_cramped(pool.tree) and not facts.is_cramped(data_root):
+        if facts.is_cramped(pool.path) and not facts.is_cramped(data_root):
             # A job that cannot write fails, however warm it is.
             raise _full(pool.path)
     try:
@@ -108,9 +108,9 @@ def _take(pool: Pool, slot_request: SlotRequest, data_root: str, settings: Confi
             raise
         _make_room(pool, slot_request, settings, log)
         taken = slot_lease.take(pool, slot_request, log)
-    if taken.warmth is Warmth.FRESH and facts.is_cramped(pool.tree):
+    if taken.warmth is Warmth.FRESH and facts.is_cramped(pool.path):
         # Data comes up on a full disk; an empty data-root does not.
-        taken.slot.close()
+        taken.close()
         raise _full(pool.path)
     return taken
 
@@ -128,13 +128,20 @@ def _make_room(pool: Pool, slot_request: SlotRequest, settings: Config, log: Log
 
 
 def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
-    """Put a slot in the data-root's place. Raises OSError. Needs CAP_SYS_ADMIN."""
+    """Put a slot in the data-root's place, and the layers that it links to in theirs. Raises OSError. Needs
+    CAP_SYS_ADMIN."""
     slot = taken.slot
     if mounts.bind(slot.data_fd, data_root):
         log.warn(
             f"{data_root} already has content, which the pool's slot hides; it is kept as it is; "
             "CACHEDIND_POOL= (empty) uses it instead of the pool"
         )
+    try:
+        mounts.bind_read_only(taken.pool.layers_fd, slot.data_fd, data_root, immutable.SHARED_AT)
+    except BaseException:
+        linux.umount(data_root, linux.MNT_DETACH)
+        taken.close()
+        raise
     taken.pool.trace.reach("bind.bound")
     return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slots.STATE_NAME)
 
@@ -142,9 +149,6 @@ def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
 def _leave(pool: Pool | None) -> None:
     if pool is not None:
         pool.close()
-    for point in mounts.mount_points_at([directory.IMAGE_MOUNT]):
-        with contextlib.suppress(OSError):
-            linux.umount(point, linux.MNT_DETACH)
 
 
 def clean(
@@ -171,13 +175,24 @@ def clean(
         trace=taken.pool.trace,
         wanted=wanted,
     )
-    if not leftovers and wanted is None:
-        return cleaned
-    try:
-        slot_lease.promote_cleaned(taken)
-    except (OSError, PoolUnusableError) as error:
-        log.warn(f"the golden keeps the last job's leftovers ({error}); each clone of it is cleaned by itself")
     return cleaned
+
+
+def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> TakenSlot:
+    """Make what the slot has the golden of its key, where that is due, before a job's daemon changes it. An engine that
+    has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
+    PoolUnusableError."""
+    if taken.turn_fd is None:
+        return taken
+    changed: dict[str, object] = {}
+    if cleaned:
+        now = state.read_state(lease.directory_fd, lease.state_name) or {}
+        changed = {"engine": now.get("engine")}
+    try:
+        return slot_lease.promote_due(taken, changed, log)
+    except (ValueError, OSError, PoolUnusableError, ProgramMissingError) as error:
+        log.warn(f"slot {taken.slot.id} does not become the golden of its key: {error}")
+        return taken._replace(turn_fd=None)
 
 
 def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
@@ -187,7 +202,7 @@ def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken:
     if taken.warmth is Warmth.FRESH:
         return None
     try:
-        wanted_bytes = pruning.take_note(taken.pool.tree_fd)
+        wanted_bytes = pruning.take_note(taken.pool.fd)
     except OSError:
         return None
     if wanted_bytes <= 0:
@@ -241,7 +256,7 @@ def seed(
     put_in = functools.partial(
         seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=pool.trace
     )
-    if slot_request.read_only or not slots.has_clones(pool):
+    if slot_request.read_only or not clone.is_possible_with(target.storage):
         return put_in()
     key = pool_seeds.golden_key(taken)
     with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance that is putting the same seeds in")):
@@ -260,7 +275,7 @@ def promote_interrupted(taken: TakenSlot, slot_request: SlotRequest, log: Log) -
     """What a start that was killed has put in is complete: let others have it, if they do not already."""
     from cachedind.seeds import pool_seeds
 
-    if not slot_request.read_only and slots.has_clones(taken.pool):
+    if not slot_request.read_only and clone.is_possible(taken.found.data):
         with pool_seeds.turn(taken.pool, pool_seeds.golden_key(taken), lambda: None):
             _promote_seeded(taken, pool_seeds.golden_key(taken), log)
 
@@ -291,7 +306,7 @@ def hide(taken: TakenSlot, observer: Witness, log: Log) -> None:
 
     pool = taken.pool
     try:
-        witness.hide(observer, mounts.mount_points_at([pool.tree, pool.path]))
+        witness.hide(observer, mounts.mount_points_at([pool.path]))
     except OSError as error:
         log.warn(f"the pool stays mounted at {pool.path}: {error.strerror}; jobs can see other projects' slots there")
     pool.trace.reach("hide.unmounted")

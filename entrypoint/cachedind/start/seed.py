@@ -52,6 +52,13 @@ def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared,
             cost = "the images of the seeds are missing"
             context.log.degraded(Degradation("no seeds are put in", error.cause, cost, error.hint))
             break
+        except OSError as error:
+            cost = "the images of the seeds are not there"
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            context.log.degraded(
+                Degradation("no seeds are put in", why, cost, "check the disk, its space and its mode")
+            )
+            break
         seeding.report_bad(result.bad, context.log)
         return prepared._replace(seeded=result.images, bad=(*bad, *result.bad)), None
     return prepared._replace(bad=bad), None

@@ -11,6 +11,7 @@ from cachedind.base.model import Degradation
 from cachedind.dataroot import contents, decision, facts, trials
 from cachedind.engine import remapping
 from cachedind.host import procfs
+from cachedind.pool import clone
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
@@ -74,7 +75,11 @@ def decide(
         log.degraded(degradation)
     more: dict[str, object] = {}
     if taken is not None:
-        decision.check_driver_in_pool(plan)
+        if not clone.is_possible_with(plan):
+            log.warn(
+                f"layers of {plan.driver} cannot be shared: slots with it are leased, one job after the other, and an "
+                "instance beside another one starts cold; with overlay2 (the default) none does"
+            )
         more = {
             "arch": os.uname().machine,
             "begun": taken.sequence,

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cachedind.__main__ import main
-from cachedind.pool import directory
 from cachedind.pool.directory import Pool
 from helpers import tenants
 from helpers.children import in_child
@@ -48,13 +47,6 @@ def cachedind(tmp_path: Path) -> Command:
         return done
 
     return cachedind
-
-
-@pytest.fixture(autouse=True)
-def image_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    path = tmp_path / "image"
-    monkeypatch.setattr(directory, "IMAGE_MOUNT", str(path))
-    return path
 
 
 @pytest.fixture

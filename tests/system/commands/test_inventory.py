@@ -86,16 +86,18 @@ def test_a_slot_of_another_boot_is_suspicious(pool: Pool, cachedind: Command) ->
 def test_sizes_tell_what_removing_would_free(pool: Pool, cachedind: Command) -> None:
     first = tenants.take(pool, tenants.slot_request())
     tenants.begin(first)
-    tenants.write(first, "layer", "x" * MIB)
+    tenants.build(first, "layer", size=MIB)
     tenants.come_up(first)
     first.slot.close()
     again = tenants.take(pool, tenants.slot_request())
     tenants.write(again, "own", "y" * MIB)
-    linux.syncfs(pool.tree_fd)
+    linux.syncfs(pool.fd)
     found = {entry["name"]: entry for entry in cachedind("ls", "--json", "--pool", pool.path).entries}
     slot = found[f"slots/{again.slot.id}"]
-    assert (slot["unique_bytes"], slot["shared_bytes"]) == (MIB, MIB)
-    assert (found["golden"]["unique_bytes"], found["golden"]["shared_bytes"]) == (0, MIB)
+    assert slot["unique_bytes"] == pytest.approx(MIB, abs=MIB // 8)
+    assert slot["shared_bytes"] == pytest.approx(MIB, abs=MIB // 8)
+    assert found["golden"]["unique_bytes"] < MIB // 8
+    assert found["golden"]["shared_bytes"] == slot["shared_bytes"]
     unmeasured = cachedind("ls", "--json", "--no-sizes", "--pool", pool.path).entries
     assert {entry["unique_bytes"] for entry in unmeasured} == {None}
     again.slot.close()
@@ -152,11 +154,11 @@ def test_where_no_pool_is_none_is_made(tmp_path: Path, cachedind: Command, words
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 9, "min_reader": 9, "backing": "directory"}', "is of a later cachedind"),
+        ('{"version": 9, "min_reader": 9}', "is of a later cachedind"),
         ("{", "cannot be understood"),
         ("", "cannot be understood"),
-        ('{"min_reader": 1, "backing": "tape", "fstype": "x"}', "cannot be understood"),
-        ('{"min_reader": 1, "backing": "directory", "clone": "by hand", "fstype": "x"}', "cannot be understood"),
+        ('{"version": 1, "min_reader": 1, "backing": "directory"}', "is of version 1"),
+        ('{"min_reader": 1}', "is of version None"),
     ],
 )
 def test_a_pool_that_this_version_does_not_know_is_left_alone(
@@ -191,10 +193,10 @@ def test_the_status_counts_what_is_there(pool: Pool, cachedind: Command) -> None
     os.mkdir("gone", dir_fd=pool.trash_fd)
     where = directory.set_aside(pool, pool.stage_fd, "half-made", "it looked\nbad", 1000.0)
     report = json.loads(cachedind("status", "--json", "--pool", pool.path, POOL_MAX_SIZE="1GB", MAX_AGE="2d").stdout)
-    assert report["pool"] == {"path": pool.path, "backing": "directory", "clone_method": "subvolume"}
+    assert report["pool"] == {"path": pool.path}
     assert report["filesystem"]["fstype"] == "btrfs"
     assert report["filesystem"]["total_bytes"] == 512 * MIB
-    assert report["image"] is None
+    assert report["layers"] == {"count": 0, "bytes": 0}
     assert report["holds"] == {
         "keys": 2,
         "goldens": 0,
@@ -244,7 +246,7 @@ def test_the_forecast_is_what_a_start_then_does(pool: Pool) -> None:
     tenants.begin(another[0])
     tenants.come_up(another[0])
     first.close()
-    lend = f"make slots/{first.id} of key k its golden, and clone that"
+    lend = f"clone slots/{first.id} of key k"
     assert forecast.forecast(pool, tenants.slot_request(read_only=True)) == lend
     compare(tenants.slot_request("branch", ("none", "k")), lend, Warmth.CLONED)
     compare(tenants.slot_request(), f"lease slots/{first.id} of key k", Warmth.LEASED)
@@ -298,7 +300,7 @@ def break_everything(pool: Pool, victim: Path) -> None:
     (keys / "loop").mkdir()
     (keys / "loop" / "slots").symlink_to("../loop")
     (keys / "loop" / "golden.other").symlink_to(victim)
-    aside = Path(pool.tree) / "aside"
+    aside = Path(pool.path) / "aside"
     for number, text in enumerate(("{", "[]", '{"min_reader": 1, "why": {"a": 1}, "at": "x", "was": 3}')):
         (aside / str(number)).mkdir()
         (aside / str(number) / "why.json").write_text(text)
@@ -344,7 +346,7 @@ def test_garbage_is_told_and_nothing_worse(pool: Pool, cachedind: Command, tmp_p
 
 @pytest.mark.parametrize("part", ["keys", "aside", "stage", "trash"])
 def test_a_part_of_the_pool_that_is_none(pool: Pool, cachedind: Command, tmp_path: Path, part: str) -> None:
-    path = Path(pool.tree) / part
+    path = Path(pool.path) / part
     path.rmdir()
     path.symlink_to(tmp_path)
     done = cachedind("ls", "--pool", pool.path)

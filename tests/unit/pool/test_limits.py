@@ -147,7 +147,7 @@ def test_a_golden_is_as_young_as_its_keys_last_use(in_use: Entry) -> None:
     entries = [golden("k", idle_s=9999), golden("other", idle_s=9999), in_use]
     assert planned(entries, Budget(None, None, 1000)) == [("other", "golden", TOO_OLD)]
     # By size as well: "other" has been idle for less long than this golden alone, but for longer than the key.
-    entries = [golden("k", idle_s=9999), golden("other", idle_s=500), in_use._replace(unique_bytes=0)]
+    entries = [golden("k", idle_s=9999), golden("other", idle_s=500), in_use._replace(own_bytes=0)]
     assert planned(entries, Budget(995, None, None)) == [("other", "golden", TOO_LARGE)]
 
 
@@ -188,7 +188,7 @@ ENTRIES = st.lists(
         superseded=st.booleans(),
         trusted=st.booleans(),
         last_used=st.floats(NOW - 2000, NOW + 500),
-        unique_bytes=st.integers(0, 100),
+        own_bytes=st.integers(0, 100),
         inodes=st.integers(0, 100),
         favoured=st.booleans(),
     ),
@@ -213,7 +213,7 @@ def lacking_inodes(budget: Budget, usage: Usage) -> int:
 
 
 def freed(evictions: list[Eviction]) -> int:
-    return sum(one.unique_bytes for one, _ in evictions)
+    return sum(one.own_bytes for one, _ in evictions)
 
 
 def after(usage: Usage, evictions: list[Eviction]) -> Usage:
@@ -241,7 +241,7 @@ def test_never_more_than_needed_and_what_is_lacking_is_told(entries: list[Entry]
         assert lacking(budget, before) > 0 or lacking_inodes(budget, before) > 0
     evicted = {one for one, _ in plan.evictions}
     kept = [one for one in entries if not one.held and one not in evicted]
-    assert not (plan.lacking_bytes and any(one.unique_bytes for one in kept))
+    assert not (plan.lacking_bytes and any(one.own_bytes for one in kept))
     assert not (plan.lacking_inodes and any(one.inodes for one in kept))
 
 
@@ -269,5 +269,5 @@ def test_what_is_too_old_does_not_depend_on_sizes(entries: list[Entry], budget: 
         found = plan_evictions(plan_of, limits, usage, NOW).evictions
         return [(one.key, one.name, reason) for one, reason in found if reason in (SUPERSEDED, TOO_OLD)]
 
-    sizeless = [one._replace(unique_bytes=0) for one in entries]
+    sizeless = [one._replace(own_bytes=0) for one in entries]
     assert whatever_the_size(entries, budget) == whatever_the_size(sizeless, Budget(None, None, budget.max_age_s))

@@ -27,7 +27,7 @@ def test_defaults() -> None:
     assert settings.log_level is Level.INFO
     assert settings.iptables_legacy is None
     assert (settings.docker_host, settings.tls_certdir, settings.tls_san, settings.docker_driver) == ("",) * 4
-    assert (settings.pool, settings.pool_backing, settings.pool_size_bytes) == (None, "auto", None)
+    assert settings.pool is None
     limits = (settings.pool_max_bytes, settings.pool_min_free_bytes, settings.cache_max_bytes, settings.max_age_s)
     assert limits == (None,) * 4
     assert (settings.key, settings.fallback_keys, settings.read_only) == ("default", (), False)
@@ -50,8 +50,6 @@ def test_every_variable_is_read() -> None:
             "CACHEDIND_LOG_FORMAT": "json",
             "CACHEDIND_LOG_LEVEL": "DEBUG",
             "CACHEDIND_POOL": "/srv/pool",
-            "CACHEDIND_POOL_BACKING": "image",
-            "CACHEDIND_POOL_SIZE": "100GiB",
             "CACHEDIND_POOL_MAX_SIZE": "90GB",
             "CACHEDIND_POOL_MIN_FREE": "5GB",
             "CACHEDIND_CACHE_MAX_SIZE": "20GB",
@@ -94,8 +92,6 @@ def test_every_variable_is_read() -> None:
         "iptables_legacy": "",
         "path": "/bin",
         "pool": "/srv/pool",
-        "pool_backing": "image",
-        "pool_size_bytes": 100 * 2**30,
         "pool_max_bytes": 90 * 10**9,
         "pool_min_free_bytes": 5 * 10**9,
         "cache_max_bytes": 20 * 10**9,
@@ -253,8 +249,8 @@ def test_zero_is_refused_where_it_could_mean_everything_or_nothing() -> None:
     assert load({"CACHEDIND_POOL_MIN_FREE": "none"}).pool_min_free_bytes == 0
     assert load({"CACHEDIND_POOL_MIN_FREE": "auto"}).pool_min_free_bytes is None
     with pytest.raises(SettingsError) as caught:
-        load({f"CACHEDIND_{name}": "0" for name in ("POOL_SIZE", "POOL_MAX_SIZE", "CACHE_MAX_SIZE", "MAX_AGE")})
-    assert caught.value.cause.count("='0' is not above zero; to set nothing, say ") == 4
+        load({f"CACHEDIND_{name}": "0" for name in ("POOL_MAX_SIZE", "CACHE_MAX_SIZE", "MAX_AGE")})
+    assert caught.value.cause.count("='0' is not above zero; to set nothing, say ") == 3
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -273,8 +269,7 @@ def test_all_errors_are_reported_at_once() -> None:
                 "CACHEDIND_LOG_FORMAT": "xml",
                 "CACHEDIND_STRICT": "perhaps",
                 "CACHEDIND_POOL": "pool",
-                "CACHEDIND_POOL_BACKING": "zfs",
-                "CACHEDIND_POOL_SIZE": "big",
+                "CACHEDIND_POOL_MAX_SIZE": "big",
                 "CACHEDIND_ACCESS": "rwx",
                 "CACHEDIND_KILL_AT": "dawn",
                 "CACHEDIND_ALLOW_VSF": "1",
@@ -283,7 +278,7 @@ def test_all_errors_are_reported_at_once() -> None:
         )
     assert caught.value.exit_code == 64
     complaints = caught.value.cause.split("; ")
-    assert len(complaints) == 13
+    assert len(complaints) == 12
     assert "CACHEDIND_LOCK_TIMEOUT='soon' is not a time such as 30s, 5m or 14d" in complaints
     assert "CACHEDIND_ALLOW_VSF is not a variable of cachedind, did you mean CACHEDIND_ALLOW_VFS?" in complaints
     assert "CACHEDIND_SEEDS is not a variable of cachedind, did you mean CACHEDIND_SEED?" in complaints

@@ -1,0 +1,231 @@
+"""A copy that shares layers, on real filesystems: what is linked, copied, left out and refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.base.trace import Trace
+from cachedind.pool import layers, records
+from cachedind.pool.layers import BadLinkError, Owner
+
+FSTYPES = ["ext4", "xfs", "btrfs", "tmpfs"]
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
+CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
+SNAPSHOTS = "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots"
+BLOBS = "containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
+ROOTS = ["", "100000.100000"]
+
+
+class Place(NamedTuple):
+    """A slot with the data of an engine, some layers of which are shared, and an empty directory for the copy."""
+
+    path: Path
+    root: str
+    store_fd: int
+    owner: Owner
+    copy_fd: int
+
+    @property
+    def source(self) -> Path:
+        return self.path / "slot/data" / self.root
+
+    @property
+    def target(self) -> Path:
+        return self.path / "copy" / self.root
+
+    def copy(self, storage: StoragePlan = GRAPH, *results: str) -> frozenset[str]:
+        allowed = layers.read_list(self.owner.directory_fd)
+        plan = records.plan_copy(storage, frozenset(results))
+        return records.copy(self.owner.data_fd, self.copy_fd, self.root, plan, allowed)
+
+
+def write(path: Path, text: str = "x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def fill(root: Path) -> None:
+    for name in ("shared", "mutable"):
+        for file in ("diff/file", "diff/below/more", "work/index/left", "link", "lower", "committed"):
+            write(root / "overlay2" / name / file, f"{name} {file}")
+        (root / "overlay2" / name / "merged").mkdir()
+        (root / "overlay2/l").mkdir(exist_ok=True)
+        (root / f"overlay2/l/{name}").symlink_to(f"../{name}/diff")
+        for file in ("fs/file", "work/index/left"):
+            write(root / SNAPSHOTS / name / file, f"{name} {file}")
+    for file in (
+        "image/overlay2/layerdb/sha256/0/cache-id",
+        "image/overlay2/repositories.json",
+        "image/overlay2/layerdb/tmp/half",
+        f"{BLOBS}/0",
+        "containerd/daemon/io.containerd.content.v1.content/ingest/half/data",
+        "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db",
+        "buildkit/metadata_v2.db",
+        "volumes/metadata.db",
+        "volumes/a/_data/file",
+        "tmp/left",
+        "engine-id",
+        "what-nobody-knows/a/b",
+    ):
+        write(root / file, file)
+
+
+@pytest.fixture(params=ROOTS, ids=["plain", "remapped"])
+def place(directory: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    root: str = request.param
+    for name in ("layers", "copy", "slot/data"):
+        (directory / name).mkdir(parents=True)
+    data = directory / "slot/data" / root
+    fill(data)
+    write(directory / "slot/data/.cachedind/kept/a")
+    write(directory / "slot/data/.cachedind/aside/1/why.json")
+    (directory / "slot/data/.cachedind/layers").mkdir()
+    slot = directory / "slot"
+    owner = Owner(os.open(slot, DIRECTORY), os.open(slot / "data", DIRECTORY))
+    store_fd, copy_fd = os.open(directory / "layers", DIRECTORY), os.open(directory / "copy", DIRECTORY)
+    below = f"{root}/" if root else ""
+    shared = [f"{below}overlay2/shared/diff", f"{below}{SNAPSHOTS}/shared"]
+    layers.share(store_fd, owner, shared, "", Trace())
+    yield Place(directory, root, store_fd, owner, copy_fd)
+    for fd in (store_fd, copy_fd, *owner):
+        os.close(fd)
+
+
+def same_file(place: Place, path: str) -> bool:
+    return (place.source / path).samefile(place.target / path)
+
+
+@pytest.mark.parametrize("directory", FSTYPES, indirect=True)
+def test_graph_driver(place: Place) -> None:
+    [layer_id] = place.copy()
+    target = place.target
+    assert (
+        layers.id_in(f"{place.root}/overlay2/x/diff".lstrip("/"), os.readlink(target / "overlay2/shared/diff"))
+        == layer_id
+    )
+    assert sorted(os.listdir(target / "overlay2/shared")) == ["committed", "diff", "link", "lower", "work"]
+    assert os.listdir(target / "overlay2/shared/work") == []
+    assert os.readlink(target / "overlay2/l/shared") == "../shared/diff"
+    assert (target / "overlay2/mutable/diff/below/more").read_text() == "mutable diff/below/more"
+    assert not same_file(place, "overlay2/mutable/diff/file")
+    assert same_file(place, "image/overlay2/layerdb/sha256/0/cache-id")
+    assert same_file(place, "overlay2/shared/lower")
+    for mutable in ("buildkit/metadata_v2.db", "engine-id", "volumes/metadata.db", "what-nobody-knows/a/b"):
+        assert (target / mutable).read_text() == mutable
+        assert not same_file(place, mutable)
+    assert os.listdir(target / "tmp") == os.listdir(target / "image/overlay2/layerdb/tmp") == []
+    assert (place.path / "copy/.cachedind/kept/a").exists()
+    assert os.listdir(place.path / "copy/.cachedind/layers") == os.listdir(place.path / "copy/.cachedind/aside") == []
+
+
+@pytest.mark.parametrize("directory", FSTYPES, indirect=True)
+def test_containerd_store(place: Place) -> None:
+    (place.source / "overlay2").rename(place.path / "gone")
+    [layer_id] = place.copy(CONTAINERD)
+    target = place.target / SNAPSHOTS
+    assert layer_id in os.readlink(target / "shared")
+    assert sorted(os.listdir(place.path / "layers" / layer_id / "content")) == ["fs", "work"]
+    assert (target / "mutable/fs/file").read_text() == "mutable fs/file"
+    assert same_file(place, f"{BLOBS}/0")
+    assert not same_file(place, "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db")
+    assert os.listdir(place.target / "containerd/daemon/io.containerd.content.v1.content/ingest") == []
+
+
+@pytest.mark.parametrize("directory", FSTYPES, indirect=True)
+def test_results_of_builds_are_directories_of_linked_files(place: Place) -> None:
+    place.copy(GRAPH, "mutable")
+    for name in ("diff/file", "diff/below/more", "link"):
+        assert same_file(place, f"overlay2/mutable/{name}")
+    assert not (place.target / "overlay2/mutable/diff").is_symlink()
+
+
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_owners_modes_times_and_attributes_are_the_same(place: Place) -> None:
+    for number, path in enumerate(("overlay2", "overlay2/shared", "overlay2/mutable/diff/file", "volumes", "buildkit")):
+        os.chmod(place.source / path, 0o711)
+        os.chown(place.source / path, 1000 + number, 2000)
+    os.setxattr(place.source / "overlay2/mutable/diff", "trusted.overlay.opaque", b"y")
+    os.utime(place.source / "overlay2/mutable/diff/file", (1, 2))
+    place.copy()
+    for number, path in enumerate(("overlay2", "overlay2/shared", "overlay2/mutable/diff/file", "volumes", "buildkit")):
+        status = (place.target / path).stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o711, 1000 + number, 2000), path
+    assert os.getxattr(place.target / "overlay2/mutable/diff", "trusted.overlay.opaque") == b"y"
+    assert (place.target / "overlay2/mutable/diff/file").stat().st_mtime == 2
+
+
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_copy_of_a_copy_is_the_same_again(place: Place) -> None:
+    first = place.copy()
+    again = place.path / "again"
+    again.mkdir()
+    copy_fd = os.open(again, DIRECTORY)
+    try:
+        assert records.copy(place.copy_fd, copy_fd, place.root, records.plan_copy(GRAPH), first) == first
+    finally:
+        os.close(copy_fd)
+    done = subprocess.run(["diff", "--recursive", "--no-dereference", place.path / "copy", again], check=False)
+    assert done.returncode == 0
+
+
+PLANTED = {
+    "another id": "../../.cachedind/layers/" + "0" * 32 + "/content",
+    "absolute": "/etc",
+    "upwards": "../../../../../etc",
+    "a loop": "diff",
+    "inside": "../mutable/diff",
+}
+
+
+@pytest.mark.parametrize("target", PLANTED.values(), ids=PLANTED.keys())
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_planted_link_is_refused(place: Place, target: str) -> None:
+    if place.root:
+        target = target.replace("../../.cachedind", "../../../.cachedind")
+    link = place.source / "overlay2/shared/diff"
+    link.unlink()
+    link.symlink_to(target)
+    with pytest.raises(BadLinkError, match="shared/diff"):
+        place.copy()
+
+
+@pytest.mark.parametrize("what", ["overlay2", "image/overlay2", "image", "overlay2/mutable", "containerd/daemon"])
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_link_in_a_directorys_place_leads_nowhere(place: Place, what: str) -> None:
+    elsewhere = place.path / "elsewhere"
+    elsewhere.mkdir()
+    write(elsewhere / "secret")
+    (place.source / what).rename(place.path / "gone")
+    (place.source / what).symlink_to(elsewhere)
+    place.copy()
+    assert os.readlink(place.target / what) == str(elsewhere), "copied as the link that it is"
+
+
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_full_disk_is_called_that(place: Place) -> None:
+    small = place.path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+    (place.source / "overlay2/mutable/diff/large").write_bytes(b"x" * 1_000_000)
+    small_fd = os.open(small, DIRECTORY)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            records.copy(
+                place.owner.data_fd,
+                small_fd,
+                place.root,
+                records.plan_copy(None),
+                layers.read_list(place.owner.directory_fd),
+            )
+    finally:
+        os.close(small_fd)
+        subprocess.run(["umount", str(small)], check=True)
