@@ -170,7 +170,7 @@ class Estate:
     def goldens(self) -> list[str]:
         """The key's whole goldens: with a state file and data."""
         script = (
-            f"for golden in {KEY}/golden {KEY}/golden.previous {KEY}/golden.other/*; do\n"
+            f"for golden in {KEY}/scopes/%/golden {KEY}/scopes/%/golden.previous {KEY}/scopes/%/golden.other/*; do\n"
             '  if [ -s "$golden/golden.json" ] && [ -d "$golden/data/buildkit" ]; then basename "$golden"; fi\n'
             "done"
         )

@@ -15,7 +15,7 @@ from cachedind.base.trace import Trace
 from cachedind.dataroot import contents, witness
 from cachedind.dataroot.lease import Lease
 from cachedind.host import procfs
-from cachedind.pool import directory, layers, slot_lease, slots
+from cachedind.pool import choice, directory, layers, slot_lease, slot_state
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_lease import SlotRequest, TakenSlot
 from cachedind.settings import config
@@ -42,7 +42,7 @@ def slot_request(
     engine: EngineVersion = ENGINE,
     store: ImageStore | None = None,
 ) -> SlotRequest:
-    requirements = slots.Requirements(engine, ARCH, store)
+    requirements = choice.Requirements(engine, ARCH, store)
     holder = Holder("c0ffee", f"pid-{os.getpid()}", time.time())
     return SlotRequest(key, fallback_keys, read_only, requirements, procfs.read_boot_id(), holder)
 
@@ -55,17 +55,17 @@ def take(pool: Pool, wanted: SlotRequest) -> TakenSlot:
 def begin(taken: TakenSlot, engine: EngineVersion = ENGINE, driver: str = "overlay2") -> None:
     """What boot notes down before the daemon touches anything."""
     directory_fd = taken.slot.directory_fd
-    before = contents.read_data_root_state(directory_fd, slots.STATE_NAME)
+    before = contents.read_data_root_state(directory_fd, slot_state.STATE_NAME)
     plan = StoragePlan(ImageStore.GRAPHDRIVER, driver, "")
     now = contents.next_state(before, plan, engine=engine, fstype="?", boot_id=procfs.read_boot_id(), now=time.time())
-    more: dict[str, object] = {"arch": ARCH, "begun": taken.sequence}
-    contents.write_data_root_state(directory_fd, slots.STATE_NAME, now, more)
+    more: dict[str, object] = {"arch": ARCH, "begun": taken.sequence, "before": taken.before}
+    contents.write_data_root_state(directory_fd, slot_state.STATE_NAME, now, more)
 
 
 def come_up(taken: TakenSlot) -> None:
     """What the witness notes down."""
     slot = taken.slot
-    witness.note_ready(Lease(slot.lock_fd, slot.directory_fd, "", None, 0.0, slots.STATE_NAME), 0.1)
+    witness.note_ready(Lease(slot.lock_fd, slot.directory_fd, "", None, 0.0, slot_state.STATE_NAME), 0.1)
 
 
 def write(taken: TakenSlot, name: str, text: str = "data") -> None:
@@ -123,6 +123,6 @@ def job(pool: Pool, wanted: SlotRequest, name: str, engine: EngineVersion = ENGI
 
 def golden(pool: Pool, key: str = "k") -> dict[str, object]:
     """What golden.json says."""
-    text = (Path(pool.path) / "keys" / key / "golden" / slots.GOLDEN_NAME).read_text()
+    text = (Path(pool.path) / "keys" / key / "scopes/%/golden" / slot_state.GOLDEN_NAME).read_text()
     found: dict[str, object] = json.loads(text)
     return found

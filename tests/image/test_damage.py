@@ -225,7 +225,7 @@ def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Eng
         dind.kill()
         dind.remove()
     visitor = Visitor(engine, pool)
-    visitor.sh(f"for f in keys/default/slots/*/data/{HURT} keys/default/golden/data/{HURT}; do {NOISE}; done")
+    visitor.sh(f"for f in keys/default/slots/*/data/{HURT} keys/default/scopes/%/golden/data/{HURT}; do {NOISE}; done")
     dind = home.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert dind.run_image(what) == build_id
@@ -245,7 +245,7 @@ def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine
     victim.start()
     victim.wait_exit()
     victim.remove()
-    Visitor(engine, pool).sh("for d in keys/default/golden*; do mv $d trash/; done")
+    Visitor(engine, pool).sh("for d in keys/default/scopes/%/golden*; do mv $d trash/; done")
     second = home.start(engine, pool)
     assert any("a private daemon came up on it" in line for line in second.messages), second.log()
     assert second.build(what).uncached == []

@@ -256,7 +256,7 @@ def test_slow_is_not_dead(ward: Ward, flavour: Flavour) -> None:
 
 
 def slots_and_goldens(visitor: Visitor) -> str:
-    return visitor.sh("ls -d keys/default/golden* keys/default/slots/*; ls aside")
+    return visitor.sh("ls -d keys/default/scopes/%/golden* keys/default/slots/*; ls aside")
 
 
 def test_in_a_pool_slow_is_not_dead_either(engine: Engine) -> None:

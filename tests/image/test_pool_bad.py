@@ -105,7 +105,7 @@ DAMAGES = (
         Damage(f"{KEY}/slots/{SLOT}/slot.json", how, f"slots/{SLOT} {ASIDE}", "cloned", strict=how == "garbage")
         for how in JSON
     ),
-    *(Damage(f"{KEY}/golden/golden.json", how, f"golden {ASIDE}", "cloned", beside=True) for how in JSON),
+    *(Damage(f"{KEY}/scopes/%/golden/golden.json", how, f"golden {ASIDE}", "cloned", beside=True) for how in JSON),
     Damage(f"{KEY}/key.json", "garbage", ""),
     Damage(f"{KEY}/key.json", "directory", ""),
     Damage(f"{KEY}/sequence", "garbage", ""),
@@ -129,9 +129,9 @@ DAMAGES = (
     Damage(f"{KEY}/slots/{SLOT}", "file", f"slots/{SLOT} {ASIDE}", "cloned"),
     Damage(f"{KEY}/slots/{SLOT}", "link", f"slots/{SLOT} {ASIDE}", "cloned"),
     Damage(f"{KEY}/slots/{SLOT}/data", "link", f"slots/{SLOT} {ASIDE}", "cloned"),
-    Damage(f"{KEY}/golden", "link", f"golden {ASIDE}", "cloned", beside=True),
-    Damage(f"{KEY}/golden/data", "link beside", f"golden {ASIDE}", "cloned", beside=True),
-    Damage(f"{KEY}/golden.other", "link", f"golden.other {ASIDE}"),
+    Damage(f"{KEY}/scopes/%/golden", "link", f"golden {ASIDE}", "cloned", beside=True),
+    Damage(f"{KEY}/scopes/%/golden/data", "link beside", f"golden {ASIDE}", "cloned", beside=True),
+    Damage(f"{KEY}/scopes/%/golden.other", "link", f"golden.other {ASIDE}"),
 )
 
 
@@ -176,7 +176,8 @@ def test_damage_costs_warmth_at_most_and_nothing_outside(estates: Estates, damag
 
 
 def test_a_pool_of_a_later_version_is_neither_used_nor_changed(estates: Estates) -> None:
-    look = f"cat pool.json; ls -lR --time-style=full-iso . {KEY}/slots {KEY}/golden | grep -v pool.lock | sha256sum"
+    places = f". {KEY}/slots {KEY}/scopes/%/golden"
+    look = f"cat pool.json; ls -lR --time-style=full-iso {places} | grep -v pool.lock | sha256sum"
     says = "of a later cachedind.*; use that version's image, or another directory"
     with estates.lend(BTRFS) as estate:
         estate.vacate()

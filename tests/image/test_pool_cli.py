@@ -112,7 +112,7 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
     done = desk.visit("promote", "group/project", "--json")
     assert (done.status, json.loads(done.stdout)["slot"]) == (0, slot_of(first))
     rows = desk.rows()
-    assert rows["golden"]["shared_bytes"] > 16 * MIB
+    assert rows["scopes/%/golden"]["shared_bytes"] > 16 * MIB
     assert rows[slot]["unique_bytes"] < 8 * MIB, "the golden shares it"
     second = home.start(engine, pool, env={"CACHEDIND_KEY": "branch", "CACHEDIND_FALLBACK_KEYS": "group/project"})
     assert (second.summary or "").startswith("cloned: ")

@@ -127,7 +127,8 @@ def test_a_read_only_instance_sees_the_golden_and_leaves_no_trace(engine: Engine
 
 
 def digest_of_golden(engine: Engine, pool: Volume) -> str:
-    script = "cd /volume/keys/default/golden/data; find . -type f -print0 | sort -z | xargs -0 sha256sum; find . | sort"
+    golden = "/volume/keys/default/scopes/%/golden/data"
+    script = f"cd {golden}; find . -type f -print0 | sort -z | xargs -0 sha256sum; find . | sort"
     return engine.in_volume(pool, f"({script}) | sha256sum")
 
 

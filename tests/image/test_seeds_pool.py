@@ -238,7 +238,7 @@ def test_a_read_only_instance_loads_for_itself_alone(engine: Engine) -> None:
     source.put({"seed.tar": docker_archive(seed)})
     reader = enter(engine, BTRFS, pool, source, ACCESS="ro")
     assert seeded(reader) == ["seed:1"]
-    assert engine.in_volume(pool, "ls -d /volume/keys/*/golden 2>/dev/null || true") == ""
+    assert engine.in_volume(pool, "ls -d /volume/keys/*/scopes/%/golden 2>/dev/null || true") == ""
     writer = enter(engine, BTRFS, pool, source)
     assert seeded(writer) == ["seed:1"]
     later = enter(engine, BTRFS, pool, source, ACCESS="ro")

@@ -249,7 +249,7 @@ def gc(as_json: bool, path: str | None) -> None:
 @_json_option
 @_pool_option
 def promote(key: str, as_json: bool, path: str | None) -> None:
-    """Make the newest free slot of KEY its golden now, without waiting for the next start to do so.
+    """Make the newest free slot of each scope of KEY its golden now, without waiting for the next start to do so.
 
     The exit code is 1 when there is none that is newer than the golden, free, and known to be good.
     """
@@ -260,15 +260,17 @@ def promote(key: str, as_json: bool, path: str | None) -> None:
     from cachedind.pool import golden, upkeep
 
     with _opened(path) as (pool, _):
-        slot_id, why = golden.promote_newest(pool, key, procfs.read_boot_id())
-        if slot_id is not None:
+        done = golden.promote_newest(pool, key, procfs.read_boot_id())
+        if any(promotion.slot_id for promotion in done):
             upkeep.make_durable(pool, key)
+    done = done or [golden.Promotion("", None, "the pool has nothing of this key")]
     if as_json:
-        _echo_json({"key": key, "slot": slot_id, "why": why})
+        _echo_json([{"key": key, "scope": one.scope, "slot": one.slot_id, "why": one.words} for one in done])
     else:
-        label = inventory.label(key)
-        click.echo(f"key {label}: {why}" if slot_id is None else f"key {label}: slot {slot_id}: {why}")
-    sys.exit(0 if slot_id is not None else 1)
+        for scope, slot_id, words in done:
+            where = f"key {inventory.label(key)}" + (f", scope {inventory.printable(scope)}" if scope else "")
+            click.echo(f"{where}: {words}" if slot_id is None else f"{where}: slot {slot_id}: {words}")
+    sys.exit(0 if any(promotion.slot_id for promotion in done) else 1)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cachedind.commands.inventory import label
-from cachedind.pool import slots
-from cachedind.pool.slots import Kind
+from cachedind.commands.inventory import label, printable
+from cachedind.pool import choice, key_directory, scopes, slots
+from cachedind.pool.slot_state import Kind
 
 if TYPE_CHECKING:
     from cachedind.pool.directory import Pool
@@ -28,20 +28,20 @@ def forecast(pool: Pool, slot_request: SlotRequest) -> str:
 
 def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
     """`lend`: the start must leave this key's slots alone and wants a clone."""
-    key_fd = slots.open_key(pool, key, create=False)
+    key_fd = key_directory.open_key(pool, key, create=False)
     if key_fd is None:
         return None
     try:
-        candidates, _ = slots.read_candidates(key_fd)
+        candidates, _ = key_directory.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
+        for candidate in choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
             if candidate.kind is Kind.GOLDEN:
-                return f"clone the {candidate.name} of key {label(key)}"
+                return f"clone the {printable(scopes.describe(candidate.name))} of key {label(key)}"
             if slots.look(key_fd, candidate.name)[0]:
                 continue
-            if not lend:
+            if not lend and candidate.state.scope == slot_request.scope:
                 return f"lease {candidate.name} of key {key}"
-            if slots.needs_promotion(candidate.state, goldens, slot_request.boot_id):
+            if choice.needs_promotion(candidate.state, goldens, slot_request.boot_id):
                 return f"clone {candidate.name} of key {label(key)}"
     finally:
         os.close(key_fd)

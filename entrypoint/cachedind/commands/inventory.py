@@ -16,8 +16,8 @@ from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
 from cachedind.host import procfs
-from cachedind.pool import directory, keys, slots, upkeep
-from cachedind.pool.slots import Candidate, Kind
+from cachedind.pool import choice, directory, key_directory, keys, scopes, slots, survey, sweeping
+from cachedind.pool.slot_state import Candidate, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,15 +49,16 @@ class Row(NamedTuple):
     """A slot or a golden.
 
     `key` is the key as given, or its directory's name where nothing tells the key; `name` the path below that
-    directory, empty where the whole directory cannot be read; `why` says what is wrong with something unreadable.
-    `holder` is who holds a slot (`held`) or held it last. Times in seconds since the epoch; sizes in bytes, None where
-    they were not measured.
+    directory, empty where the whole directory cannot be read; `scope` which job of the key it is of; `why` says what is
+    wrong with something unreadable. `holder` is who holds a slot (`held`) or held it last. Times in seconds since the
+    epoch; sizes in bytes, None where they were not measured.
     """
 
     key: str
     directory: str
     name: str
     condition: Condition
+    scope: str = ""
     why: str = ""
     trusted: bool = False
     read_only: bool = False
@@ -144,17 +145,19 @@ def _read_key_rows(pool: Pool, key_name: str, boot_id: str, me: Holder) -> list[
     try:
         key_fd = directory.open_directory(pool.keys_fd, key_name)
         if key_fd is None:
-            return [Row(key, key_name, "", Condition.UNREADABLE, "it is not a directory")]
+            return [Row(key, key_name, "", Condition.UNREADABLE, why="it is not a directory")]
         try:
-            candidates, bad = slots.read_candidates(key_fd)
+            candidates, bad = key_directory.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
             rows = [_read_row(key_fd, key, key_name, candidate, goldens, boot_id, me) for candidate in candidates]
             rows += [_read_bad(key_fd, key, key_name, name, why, me) for name, why in bad]
         finally:
             os.close(key_fd)
     except OSError as error:
-        return [Row(key, key_name, "", Condition.UNREADABLE, error.strerror or str(error))]
-    return sorted(rows, key=lambda row: (row.name.startswith("slots/"), not row.held, -(row.last_used or 0), row.name))
+        return [Row(key, key_name, "", Condition.UNREADABLE, why=error.strerror or str(error))]
+    return sorted(
+        rows, key=lambda row: (row.scope, row.name.startswith("slots/"), not row.held, -(row.last_used or 0), row.name)
+    )
 
 
 def _read_row(
@@ -168,6 +171,7 @@ def _read_row(
         key=key,
         directory=key_name,
         name=candidate.name,
+        scope=found.scope,
         condition=judge(candidate, goldens, boot_id, held=held, had_holder=holder is not None),
         trusted=found.is_trusted(boot_id),
         read_only=found.read_only,
@@ -185,13 +189,15 @@ def _read_row(
 def judge(candidate: Candidate, goldens: list[Candidate], boot_id: str, *, held: bool, had_holder: bool) -> Condition:
     """Pure. `had_holder`: somebody has held the slot, so that it is no clone that waits for its first start."""
     if candidate.kind is Kind.GOLDEN:
-        named = {"golden": Condition.GOLDEN, "golden.previous": Condition.PREVIOUS}
-        return named.get(candidate.name, Condition.OTHER)
+        if scopes.is_named(candidate.name, scopes.GOLDEN):
+            return Condition.GOLDEN
+        is_previous = scopes.is_named(candidate.name, scopes.PREVIOUS)
+        return Condition.PREVIOUS if is_previous else Condition.OTHER
     found = candidate.state
     verdicts = (
         (held, Condition.HELD),
         (found.read_only, Condition.THROW_AWAY),
-        (slots.superseded(found, goldens), Condition.SUPERSEDED),
+        (choice.superseded(found, goldens), Condition.SUPERSEDED),
         (found.data is None, Condition.EMPTY),
         (not found.is_trusted(boot_id), Condition.SUSPICIOUS),
         (not had_holder, Condition.SPARE),
@@ -202,7 +208,7 @@ def judge(candidate: Candidate, goldens: list[Candidate], boot_id: str, *, held:
 def _read_bad(key_fd: int, key: str, key_name: str, name: str, why: str, me: Holder) -> Row:
     held, holder = slots.look(key_fd, name) if name.startswith("slots/") else (False, None)
     here = held and _is_here(holder, me)
-    return Row(key, key_name, name, Condition.UNREADABLE, why, held=held, holder=holder, here=here)
+    return Row(key, key_name, name, Condition.UNREADABLE, why=why, held=held, holder=holder, here=here)
 
 
 def _is_here(holder: Holder | None, me: Holder) -> bool:
@@ -212,8 +218,8 @@ def _is_here(holder: Holder | None, me: Holder) -> bool:
 def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
     """The rows with their sizes, one by one: of its own, which takes a system call or two for each file of that, and of
     the layers that it lists."""
-    sizes = upkeep.read_layer_sizes(pool)
-    owners = upkeep.count_owners(pool)
+    sizes = survey.read_layer_sizes(pool)
+    owners = sweeping.count_owners(pool)
     for row in rows:
         found = None
         if row.name:
@@ -229,12 +235,12 @@ def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
         yield row._replace(unique_bytes=found.own.bytes + alone, shared_bytes=shared)
 
 
-def _measure(pool: Pool, row: Row) -> upkeep.Measured | None:
+def _measure(pool: Pool, row: Row) -> survey.Measured | None:
     key_fd = directory.open_directory(pool.keys_fd, row.directory)
     if key_fd is None:
         return None
     try:
-        return upkeep.measure(key_fd, row.name)
+        return survey.measure(key_fd, row.name)
     finally:
         os.close(key_fd)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cachedind.base import state
 from cachedind.commands.inventory import Condition, read_rows
 from cachedind.dataroot import facts
-from cachedind.pool import directory, upkeep
+from cachedind.pool import directory, eviction, survey
 from cachedind.settings import build_cache
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_status(pool: Pool, settings: Config, now: float) -> Report:
         "trash": len(directory.names_in(pool.trash_fd)),
     }
     report["aside"] = read_aside(pool)
-    budget = upkeep.read_budget(pool, settings)
+    budget = eviction.read_budget(pool, settings)
     space = os.statvfs(pool.fd)
     cache_bytes = settings.cache_max_bytes or build_cache.default_max_bytes(space.f_blocks * space.f_frsize)
     report["limits"] = {
@@ -63,7 +63,7 @@ def _read_space(path: str) -> Report:
 
 
 def _read_layers(pool: Pool) -> Report:
-    sizes = upkeep.read_layer_sizes(pool).values()
+    sizes = survey.read_layer_sizes(pool).values()
     return {"count": len(sizes), "bytes": sum(size.bytes for size in sizes)}
 
 

@@ -12,7 +12,7 @@ from cachedind.base.errors import NotInPoolError, SlotHeldError
 from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
 from cachedind.dataroot import lease
 from cachedind.host import trees
-from cachedind.pool import directory, slots, upkeep
+from cachedind.pool import directory, eviction, key_directory, scopes, slots, sweeping, upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,8 @@ class Removed(NamedTuple):
         key = label(self.key)
         if not self.name:
             return f"removed {key}"
-        what = f"slot {self.name.removeprefix('slots/')}" if self.name.startswith("slots/") else self.name
+        is_slot = self.name.startswith("slots/")
+        what = f"slot {self.name.removeprefix('slots/')}" if is_slot else scopes.describe(self.name)
         return f"removed {printable(what)} of key {key}"
 
 
@@ -144,7 +145,7 @@ def _names(pool: Pool, key_name: str) -> list[str]:
     if key_fd is None:
         return []
     try:
-        candidates, bad = slots.read_candidates(key_fd)
+        candidates, bad = key_directory.read_candidates(key_fd)
     except OSError:
         return []
     finally:
@@ -165,7 +166,7 @@ def remove(pool: Pool, target: Target) -> Outcome:
         outcome.removed.append(Removed(key, ""))
         return outcome
     try:
-        directory.wait_for_lock(key_fd, slots.KEY_LOCK_TIMEOUT_S, f"the key {key!r} of the pool {pool.path}")
+        directory.wait_for_lock(key_fd, key_directory.KEY_LOCK_TIMEOUT_S, f"the key {key!r} of the pool {pool.path}")
         if not directory.is_current(key_fd, pool.keys_fd, target.directory):
             return outcome  # somebody else has removed it
         names = _names(pool, target.directory)
@@ -173,7 +174,7 @@ def remove(pool: Pool, target: Target) -> Outcome:
             _remove_one(pool, key_fd, key, name, outcome)
         if not names and not target.name:
             outcome.removed.append(Removed(key, ""))
-        upkeep.drop_empty_key(pool, key_fd, target.directory)
+        eviction.drop_empty_key(pool, key_fd, target.directory)
     finally:
         os.close(key_fd)
     return outcome
@@ -193,7 +194,7 @@ def _remove_one(pool: Pool, key_fd: int, key: str, name: str, outcome: Outcome) 
                 return
     try:
         parent, _, last = name.rpartition("/")
-        parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
+        parent_fd = key_directory.open_below(key_fd, parent) if parent else os.dup(key_fd)
         try:
             directory.throw_away(pool, parent_fd, last)
         finally:
@@ -212,7 +213,7 @@ def remove_all(pool: Pool) -> Outcome:
     for name in sorted(directory.names_in(pool.aside_fd)):
         directory.throw_away(pool, pool.aside_fd, name)
         outcome.removed.append(Removed(f"aside/{name}", ""))
-    upkeep.sweep_stage(pool)
+    sweeping.sweep_stage(pool)
     return outcome
 
 
@@ -224,8 +225,8 @@ def delete(pool: Pool, free_bytes_before: int) -> int:
 
     Others who write meanwhile make that less. Raises OSError.
     """
-    upkeep.empty_trash(pool)
-    trees.wait_until_freed(pool.fd, upkeep.FREEING_S)
+    sweeping.empty_trash(pool)
+    trees.wait_until_freed(pool.fd, sweeping.FREEING_S)
     return max(0, read_free_bytes(pool) - free_bytes_before)
 
 

@@ -18,7 +18,7 @@ from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
 from cachedind.pool import directory, keys, slot_lease
 from cachedind.pool.slot_lease import Warmth
-from cachedind.pool.slots import STATE_NAME
+from cachedind.pool.slot_state import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
 from cachedind.seeds.model import SeedError, SeedKind
 from cachedind.start import furnish, pool_mode

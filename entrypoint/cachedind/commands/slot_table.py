@@ -44,6 +44,8 @@ def print_rows(rows: Sequence[Row], now: float, *, sizes: bool, console: Console
         console.print("The pool is empty.")
         return
     left_out = [] if sizes else ["UNIQUE", "SHARED"]
+    if not any(row.scope for row in rows):
+        left_out.append("SCOPE")
     if not console.is_terminal:
         print_table(console, _draw(rows, _columns(rows, now, left_out), {}))
         return
@@ -105,6 +107,7 @@ def _needed_width(columns: Sequence[_Column]) -> int:
 def _columns(rows: Sequence[Row], now: float, left_out: Sequence[str]) -> list[_Column]:
     columns = [
         _Column("KEY", [label(row.key) for row in rows]),
+        _Column("SCOPE", [printable(row.scope) or "-" for row in rows]),
         _Column("SLOT", [_slot(row) for row in rows]),
         _Column("STATE", [_state(row, with_host="HOST" not in left_out) for row in rows]),
         _Column("LAST USED", [_last_used(row, now) for row in rows]),

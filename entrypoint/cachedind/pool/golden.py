@@ -1,4 +1,4 @@
-"""Promotion: a slot's good state becomes its key's golden, from which others are cloned.
+"""Promotion: a slot's good state becomes the golden of its scope, from which others are cloned.
 
 The slot's layers move into the layer store, and the golden gets a copy of its records, with the slot's lease alone and
 beside the starts of others; the key is locked for the name. Meanwhile `golden.lock` is held, so that a start which has
@@ -19,14 +19,15 @@ from cachedind.base import state
 from cachedind.base.model import StoragePlan
 from cachedind.engine import damage, directories, remapping
 from cachedind.host import flock, procfs
-from cachedind.pool import clone, directory, slots
-from cachedind.pool.slots import GOLDEN_NAME, Kind, SlotState, class_name
+from cachedind.pool import changes, choice, clone, directory, key_directory, scopes, slot_state, slots
+from cachedind.pool.slot_state import GOLDEN_NAME, Kind, SlotState, class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool, Stage
-    from cachedind.pool.slots import Candidate, Slot
+    from cachedind.pool.slot_state import Candidate
+    from cachedind.pool.slots import Slot
 
 LOCK_NAME = "golden.lock"
 
@@ -51,21 +52,22 @@ def is_sound(slot: Slot, found: SlotState) -> bool:
         os.close(root_fd)
 
 
-def take_turn(key_fd: int) -> int | None:
-    """Be the one who copies for a key: a descriptor to be closed after that, or None where somebody else does. Needs
+def take_turn(key_fd: int, scope: str) -> int | None:
+    """Be the one who copies for a scope: a descriptor to be closed after that, or None where somebody else does. Needs
     the key's lock. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=key_fd)
+    with scopes.opened(key_fd, scope) as scope_fd:
+        fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=scope_fd)
     if directory.try_lock(fd):
         return fd
     os.close(fd)
     return None
 
 
-def wait_for_turn(key_fd: int, timeout_s: float) -> bool:
-    """Wait until nobody copies for a key; False where nobody did, or still does after so many seconds."""
+def wait_for_turn(scope_fd: int, timeout_s: float) -> bool:
+    """Wait until nobody copies for a scope; False where nobody did, or still does after so many seconds."""
     try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=key_fd)
+        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=scope_fd)
     except OSError:
         return False
     try:
@@ -89,14 +91,14 @@ class Copy(NamedTuple):
 
 
 def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> bool:
-    """Make the slot's state the golden of its key; `raw` is slot.json as it was found. False when something as new has
-    become the golden meanwhile. Needs the slot's lease, and no daemon on it. Raises what clone.copy raises,
+    """Make the slot's state the golden of its scope; `raw` is slot.json as it was found. False when something as new
+    has become the golden meanwhile. Needs the slot's lease, and no daemon on it. Raises what clone.copy raises,
     PoolUnusableError."""
-    with _copied(pool, slot, raw) as copy, slots.locked_key(pool, key, create=True) as key_fd:
+    with _copied(pool, slot, raw) as copy, key_directory.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
-        candidates, _ = slots.read_candidates(key_fd)
+        candidates, _ = key_directory.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        if not slots.is_newest(slots.parse_slot_state(copy.values), goldens):
+        if not choice.is_newest(slot_state.parse_slot_state(copy.values), goldens):
             return False
         _give_name(pool, key_fd, copy, goldens)
     return True
@@ -105,7 +107,7 @@ def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> bool:
 @contextlib.contextmanager
 def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
     started = time.monotonic()
-    found = slots.parse_slot_state(raw).data
+    found = slot_state.parse_slot_state(raw).data
     clone.share_layers(pool, slot.owner, found)
     clone.check(pool, slot.owner)
     with directory.staged(pool) as stage:
@@ -117,6 +119,8 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
             "id": stage.name,
             "from": slot.id,
             "durable": False,
+            "begun": 0,
+            "nothing_new": False,
             "promoted_at": round(time.time(), 3),
             "took_s": round(time.monotonic() - started, 3),
             # What was synced at the end of the slot's daemon was not this copy, which is as old as this boot.
@@ -129,51 +133,63 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
 
 
 def _give_name(pool: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
-    with _others(key_fd) as other_fd:
-        new = slots.parse_slot_state(copy.values)
-        _retire(pool, key_fd, other_fd, new, goldens)
+    new = slot_state.parse_slot_state(copy.values)
+    with scopes.opened(key_fd, new.scope) as scope_fd, _others(scope_fd) as other_fd:
+        _retire(pool, scope_fd, other_fd, new, goldens)
         pool.trace.reach("promote.retired")
-        directory.publish(pool, copy.stage, key_fd, "golden")
+        directory.publish(pool, copy.stage, scope_fd, scopes.GOLDEN)
         pool.trace.reach("promote.named")
         directory.throw_away(pool, other_fd, class_name(new))
 
 
-def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]:
-    """Make the newest free trusted slot of a key its golden. Returns its id, or None, and what there is to say.
+class Promotion(NamedTuple):
+    """What promote_newest has done for a scope: the id of the slot, or None, and what there is to say."""
 
-    Raises PoolUnusableError, OSError.
-    """
-    with slots.locked_key(pool, key, create=False) as key_fd:
-        if key_fd is None:
-            return None, "the pool has nothing of this key"
-        candidates, _ = slots.read_candidates(key_fd)
-        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-        found = [candidate for candidate in candidates if candidate.kind is Kind.SLOT]
-        newer = [candidate for candidate in found if slots.needs_promotion(candidate.state, goldens, boot_id)]
-        for candidate in sorted(newer, key=lambda candidate: candidate.state.sequence, reverse=True):
-            found_slot = _lease_if_good(pool, key_fd, candidate.name, goldens, boot_id)
-            if found_slot is not None:
-                break
-        else:
-            found_slot = None
+    scope: str
+    slot_id: str | None
+    words: str
+
+
+def promote_newest(pool: Pool, key: str, boot_id: str) -> list[Promotion]:
+    """Make the newest free trusted slot of each scope of a key its golden. Nothing for a key that the pool does not
+    have. Raises PoolUnusableError, OSError."""
+    with key_directory.locked_key(pool, key, create=False) as key_fd:
+        candidates = [] if key_fd is None else key_directory.read_candidates(key_fd)[0]
+    names = sorted({candidate.state.scope for candidate in candidates})
+    return [_promote_newest(pool, key, scope, boot_id) for scope in names]
+
+
+def _promote_newest(pool: Pool, key: str, scope: str, boot_id: str) -> Promotion:
+    found_slot, newer, found, goldens = None, False, [], []
+    with key_directory.locked_key(pool, key, create=False) as key_fd:
+        if key_fd is not None:
+            candidates = [one for one in key_directory.read_candidates(key_fd)[0] if one.state.scope == scope]
+            goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+            found = [candidate for candidate in candidates if candidate.kind is Kind.SLOT]
+            due = [candidate for candidate in found if choice.needs_promotion(candidate.state, goldens, boot_id)]
+            newer = bool(due)
+            for candidate in sorted(due, key=lambda candidate: candidate.state.sequence, reverse=True):
+                found_slot = _lease_if_good(pool, key_fd, candidate.name, candidates, boot_id)
+                if found_slot is not None:
+                    break
     if found_slot is not None:
         slot, raw = found_slot
         try:
             is_golden = promote(pool, key, slot, raw)
         except ValueError as error:
-            return None, f"slot {slot.id} is not as an engine left it: {error}"
+            return Promotion(scope, None, f"slot {slot.id} is not as an engine left it: {error}")
         finally:
             slot.close()
         if not is_golden:
-            return None, "a newer state has become the golden meanwhile"
-        return slot.id, "its state is the golden of the key now"
+            return Promotion(scope, None, "a newer state has become the golden meanwhile")
+        return Promotion(scope, slot.id, "its state is the golden now")
     if newer:
-        return None, "what is newer than the golden is held by running instances"
-    return None, _why_none(found, goldens, boot_id)
+        return Promotion(scope, None, "what is newer than the golden is held by running instances")
+    return Promotion(scope, None, _why_none(found, goldens, boot_id))
 
 
 def _lease_if_good(
-    pool: Pool, key_fd: int, name: str, goldens: list[Candidate], boot_id: str
+    pool: Pool, key_fd: int, name: str, candidates: list[Candidate], boot_id: str
 ) -> tuple[Slot, dict[str, object]] | None:
     try:
         slot = slots.try_lease(key_fd, name)
@@ -182,10 +198,9 @@ def _lease_if_good(
     if slot is None:
         return None
     try:
-        raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
-        # Read again: it was not ours before.
-        found = slots.parse_slot_state(raw)
-        is_good = slots.needs_promotion(found, goldens, boot_id) and is_sound(slot, found)
+        raw, found = changes.read_judged(key_fd, slot, max(one.state.sequence for one in candidates))
+        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        is_good = choice.needs_promotion(found, goldens, boot_id) and is_sound(slot, found)
         if is_good and not clone.examine(pool, slot.owner):
             return slot, raw
     except ValueError:
@@ -209,27 +224,28 @@ def _why_none(found: list[Candidate], goldens: list[Candidate], boot_id: str) ->
 
 
 @contextlib.contextmanager
-def _others(key_fd: int) -> Iterator[int]:
+def _others(scope_fd: int) -> Iterator[int]:
     with contextlib.suppress(FileExistsError):
-        os.mkdir("golden.other", 0o700, dir_fd=key_fd)
-    fd = os.open("golden.other", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=key_fd)
+        os.mkdir(scopes.OTHER, 0o700, dir_fd=scope_fd)
+    fd = os.open(scopes.OTHER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scope_fd)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _retire(pool: Pool, key_fd: int, other_fd: int, new: SlotState, goldens: list[Candidate]) -> None:
+def _retire(pool: Pool, scope_fd: int, other_fd: int, new: SlotState, goldens: list[Candidate]) -> None:
     """Free the name "golden" for `new`."""
-    current = next((golden.state for golden in goldens if golden.name == "golden"), None)
+    own = scopes.golden_name(new.scope)
+    current = next((golden.state for golden in goldens if golden.name == own), None)
     if current is None:
         # Nothing, or something that cannot be read.
-        directory.throw_away(pool, key_fd, "golden")
+        directory.throw_away(pool, scope_fd, scopes.GOLDEN)
     elif class_name(current) == class_name(new):
-        directory.throw_away(pool, key_fd, "golden.previous")
-        os.rename("golden", "golden.previous", src_dir_fd=key_fd, dst_dir_fd=key_fd)
+        directory.throw_away(pool, scope_fd, scopes.PREVIOUS)
+        os.rename(scopes.GOLDEN, scopes.PREVIOUS, src_dir_fd=scope_fd, dst_dir_fd=scope_fd)
     else:
         # Another class's, which stays.
         name = class_name(current)
         directory.throw_away(pool, other_fd, name)
-        os.rename("golden", name, src_dir_fd=key_fd, dst_dir_fd=other_fd)
+        os.rename(scopes.GOLDEN, name, src_dir_fd=scope_fd, dst_dir_fd=other_fd)

@@ -4,11 +4,11 @@
     by age      what nobody used for max_age_s
     by size     while the pool is over its budget, one after the other:
                   free slots that are not trusted, free slots, golden.previous, golden.other, goldens;
-                  each of these by least recent use, a golden's use being that of its key
+                  each of these by least recent use, a golden's use being that of its scope
 
-Nothing that is held goes. A golden goes after everything else that its key has: the slots are its clones, and would
+Nothing that is held goes. A golden goes after everything else that its scope has: the slots are its clones, and would
 keep its layers occupied. A layer goes with the last that lists it. For its size nothing goes that frees nothing of what
-is wanting, unless its key's golden goes too. A filesystem without inodes is as full as one without bytes.
+is wanting, unless its scope's golden goes too. A filesystem without inodes is as full as one without bytes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _ORDER = tuple(EntryKind)
 class Entry(NamedTuple):
     """Something in a pool that can be evicted.
 
-    `key` is the directory name of its key, `name` its own path below that (slots/<id>, golden, golden.previous,
-    golden.other/<class>). `held`: somebody holds its lease, or it is the caller's own. `superseded`: a free slot whose
-    state is older than a golden that can replace it. `last_used` in seconds since the epoch, `own_bytes` and `inodes`
-    what its removal frees beside layers, `layers` those that it lists. `favoured` ones go last of their kind.
+    `key` is the directory name of its key, `name` its own path below that (slots/<id>, scopes/<scope>/golden). `held`:
+    somebody holds its lease, or it is the caller's own. `superseded`: a free slot whose state is older than a golden
+    that can replace it. `last_used` in seconds since the epoch, `own_bytes` and `inodes` what its removal frees beside
+    layers, `layers` those that it lists. `favoured` ones go last of their kind.
     """
 
     key: str
@@ -58,6 +58,12 @@ class Entry(NamedTuple):
     inodes: int = 0
     favoured: bool = False
     layers: frozenset[str] = frozenset()
+    scope: str = ""
+
+    @property
+    def family(self) -> tuple[str, str]:
+        """Whose golden it would be: its key and scope."""
+        return self.key, self.scope
 
 
 class Budget(NamedTuple):
@@ -158,12 +164,12 @@ def plan_evictions(
 
 
 def _last_uses(entries: Sequence[Entry], now: float) -> dict[Entry, float]:
-    """When each entry was used last. Using any of a key's entries is a use of its golden, for they are its clones."""
+    """When each entry was used last. Using any of a scope's entries is a use of its golden: they are its clones."""
     own = {entry: now if entry.held else min(entry.last_used, now) for entry in entries}
-    keys: dict[str, float] = {}
+    last: dict[tuple[str, str], float] = {}
     for entry, used in own.items():
-        keys[entry.key] = max(used, keys.get(entry.key, used))
-    return {entry: keys[entry.key] if entry.kind is EntryKind.GOLDEN else used for entry, used in own.items()}
+        last[entry.family] = max(used, last.get(entry.family, used))
+    return {entry: last[entry.family] if entry.kind is EntryKind.GOLDEN else used for entry, used in own.items()}
 
 
 def _order(entry: Entry, uses: Mapping[Entry, float]) -> tuple[bool, int, bool, float, str, str]:
@@ -180,19 +186,19 @@ def _reason_whatever_the_size(entry: Entry, age_s: float, budget: Budget) -> str
 def _plan_for_size(entries: Iterable[Entry], budget: Budget, usage: Usage, owners: _Owners) -> EvictionPlan:
     """Go through `entries`, which are in order, until the budget is kept."""
     evictions: list[Eviction] = []
-    passed_over: dict[str, list[Entry]] = {}
+    passed_over: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         reason = _reason_to_free(budget, usage)
         if reason is None:
             break
-        # What was passed over goes with its key's golden, and with it the layers that both have.
-        together = [*passed_over.get(entry.key, ()), entry] if entry.kind is EntryKind.GOLDEN else [entry]
+        # What was passed over goes with its scope's golden, and with it the layers that both have.
+        together = [*passed_over.get(entry.family, ()), entry] if entry.kind is EntryKind.GOLDEN else [entry]
         freed = owners.would_free(together)
         if not _helps(freed, reason, budget, usage):
-            passed_over.setdefault(entry.key, []).append(entry)
+            passed_over.setdefault(entry.family, []).append(entry)
             continue
         if entry.kind is EntryKind.GOLDEN:
-            passed_over.pop(entry.key, None)
+            passed_over.pop(entry.family, None)
         evictions += [Eviction(one, reason) for one in together]
         usage = usage.after(owners.remove(together))
     lacking_bytes = max(_excess_bytes(budget, usage), _missing_bytes(budget, usage), 0)

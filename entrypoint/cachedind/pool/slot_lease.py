@@ -1,4 +1,4 @@
-"""One start in a pool: lease the newest slot or clone the newest golden, from this key or its fallbacks.
+"""One start in a pool: lease the newest slot or clone the newest golden, of this scope, its key, or the fallbacks.
 
 What is newest is settled under the key's lock; copying is done outside of it, with a shared lock on what is copied. A
 free slot that is good becomes the golden before its new daemon changes it (`promote_due`): whoever starts beside this
@@ -18,10 +18,12 @@ from cachedind.base import state
 from cachedind.base.model import Degradation
 from cachedind.engine import doubt, in_use
 from cachedind.host import flock
-from cachedind.pool import clone, directory, golden, slots
+from cachedind.pool import changes, choice, clone, directory, golden, key_directory, scopes, slot_state, slots
+from cachedind.pool.choice import Requirements
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.layers import Owner
-from cachedind.pool.slots import Candidate, Kind, Requirements, Slot, SlotState
+from cachedind.pool.slot_state import Candidate, Kind, SlotState
+from cachedind.pool.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +62,10 @@ class SlotRequest(NamedTuple):
     avoid: frozenset[str] = frozenset()
     """Ids of slots that this start has passed over."""
 
+    @property
+    def scope(self) -> str:
+        return self.requirements.scope
+
 
 class TakenSlot(NamedTuple):
     """A leased slot and where its content came from.
@@ -79,6 +85,8 @@ class TakenSlot(NamedTuple):
     promoted: bool = False
     turn_fd: int | None = None
     """Held while its state is to become the golden: who starts beside this waits a little for it."""
+    passed_over: str = ""
+    """Why it is nothing warmer, where there was something."""
 
     def close(self) -> None:
         """Give the lease back."""
@@ -91,6 +99,16 @@ class TakenSlot(NamedTuple):
         if self.turn_fd is not None:
             os.close(self.turn_fd)
         return self._replace(turn_fd=None)
+
+    @property
+    def before(self) -> int:
+        """The sequence of the state that it begins with; 0 where that is not of its own scope."""
+        is_own = self.warmth is not Warmth.FRESH and self.source_key == self.key
+        return self.found.sequence if is_own and self.found.scope == self.scope else 0
+
+    @property
+    def scope(self) -> str:
+        return slot_state.parse_scope(self.raw)
 
     @property
     def is_throwaway(self) -> bool:
@@ -112,14 +130,15 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
         leased, source, sequence = _choose(pool, slot_request, log)
     if leased is not None:
         return _introduce(leased, slot_request.holder)
-    source_key = slot_request.key
+    source_key, passed_over = slot_request.key, ""
     if source is None and not slot_request.fresh:
+        passed_over = _why_nothing(pool, slot_request)
         source, source_key = _open_fallback(pool, slot_request, log)
     try:
-        taken = _be_born(pool, slot_request, source, source_key, sequence)
+        taken = _be_born(pool, slot_request, source, source_key, sequence)._replace(passed_over=passed_over)
     except ValueError as error:
         assert source is not None
-        with slots.locked_key(pool, source_key, create=False) as key_fd:
+        with key_directory.locked_key(pool, source_key, create=False) as key_fd:
             is_gone = key_fd is not None and _set_aside(pool, key_fd, source.name, f"it cannot be cloned: {error}", log)
         return take(pool, slot_request if is_gone else slot_request._replace(fresh=True), log)
     return _introduce(taken, slot_request.holder)
@@ -127,10 +146,10 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
 
 def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot | None, _Source | None, int]:
     """A slot of the key, or else a golden of it to clone, and this start's number."""
-    with slots.locked_key(pool, slot_request.key, create=True) as key_fd:
+    with key_directory.locked_key(pool, slot_request.key, create=True) as key_fd:
         assert key_fd is not None
         candidates = _survey(pool, key_fd, slot_request, log)
-        sequence, aside = slots.draw_sequence(key_fd, candidates)
+        sequence, aside = key_directory.draw_sequence(key_fd, candidates)
         if aside is not None:
             log.warn(
                 f"the sequence of the key {slot_request.key} was not a file, and is counted anew; "
@@ -142,16 +161,38 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot 
             leased = _lease_newest(pool, key_fd, slot_request, candidates, sequence, log)
             if leased is not None:
                 return leased, None, sequence
-        return None, _open_newest_golden(pool, key_fd, slot_request, candidates, log), sequence
+        return None, _open_newest_golden(pool, key_fd, slot_request, candidates, sequence, log), sequence
+
+
+def _why_nothing(pool: Pool, slot_request: SlotRequest) -> str:
+    """Why a start finds nothing of its key, where there is something."""
+    key_fd = key_directory.open_key(pool, slot_request.key, create=False)
+    if key_fd is None:
+        return ""
+    try:
+        candidates, _ = key_directory.read_candidates(key_fd)
+        misfits = choice.describe_misfits(candidates, slot_request.requirements)
+        if misfits:
+            return misfits
+        full = [one.name for one in candidates if one.state.data is not None and one.kind is Kind.SLOT]
+        held = sum(slots.look(key_fd, name, 0)[0] for name in full)
+        return f"no golden, and {held} of its slots held by running instances" if held else ""
+    finally:
+        os.close(key_fd)
 
 
 def _has_waited(pool: Pool, slot_request: SlotRequest, source: _Source | None) -> bool:
     """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
-    key_fd = slots.open_key(pool, slot_request.key, create=False)
+    key_fd = key_directory.open_key(pool, slot_request.key, create=False)
     if key_fd is None:
         return False
     try:
-        return golden.wait_for_turn(key_fd, WAIT_S if source is None else WAIT_WITH_OTHER_S)
+        own = os.path.dirname(scopes.golden_name(slot_request.scope))
+        return any(
+            golden.wait_for_turn(scope_fd, WAIT_S if source is None else WAIT_WITH_OTHER_S)
+            for name, scope_fd in scopes.each(key_fd)
+            if scope_fd is not None and (name == own or source is None)
+        )
     finally:
         os.close(key_fd)
 
@@ -170,7 +211,7 @@ def _introduce(taken: TakenSlot, holder: Holder) -> TakenSlot:
 
 def _survey(pool: Pool, key_fd: int, slot_request: SlotRequest, log: Log) -> list[Candidate]:
     """What the key has, and this start has not passed over. What cannot be understood is set aside."""
-    candidates, bad = slots.read_candidates(key_fd)
+    candidates, bad = key_directory.read_candidates(key_fd)
     for name, why in bad:
         _set_aside(pool, key_fd, name, why, log)
     return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in slot_request.avoid]
@@ -179,7 +220,7 @@ def _survey(pool: Pool, key_fd: int, slot_request: SlotRequest, log: Log) -> lis
 def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
     """Whether no daemon came up on a golden's last clone that nobody holds. Of the newest alone, as each look at a lock
     takes its time."""
-    for one in slots.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
+    for one in choice.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
         if not one.state.never_ready:
             return False
         if not slots.look(key_fd, one.name, 0)[0]:
@@ -200,16 +241,15 @@ def _set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
             slot.close()
     if log.strict:
         mend = "a start without CACHEDIND_STRICT sets it aside and takes what is next best"
-        log.degraded(Degradation(f"{name} of the pool is bad", why, "nothing of it was changed", mend))
-    parent, _, last = name.rpartition("/")
-    parent_fd = slots.open_below(key_fd, parent) if parent else os.dup(key_fd)
+        log.degraded(Degradation(f"{scopes.describe(name)} of the pool is bad", why, "nothing of it was changed", mend))
+    parent_fd = key_directory.open_parent(key_fd, name)
     try:
-        where = directory.set_aside(pool, parent_fd, last, why, time.time())
+        where = directory.set_aside(pool, parent_fd, name.rpartition("/")[2], why, time.time())
     except FileNotFoundError:
         return True
     finally:
         os.close(parent_fd)
-    what = f"{name} of the pool is set aside"
+    what = f"{scopes.describe(name)} of the pool is set aside"
     log.degraded(Degradation(what, why, f"it is kept as {where}", f"cachedind rm {where} drops it"))
     return True
 
@@ -217,27 +257,34 @@ def _set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
 def _lease_newest(
     pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
 ) -> TakenSlot | None:
-    """The newest free slot, unless a golden is newer or better; promoted, or to be promoted, if it deserves it. Needs
-    the key's lock."""
-    for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
-        if candidate.kind is Kind.GOLDEN:
+    """The scope's newest free slot, unless a golden is newer or better; to be promoted, if it deserves it. Needs the
+    key's lock."""
+    passed: set[str] = set()
+    while True:
+        ranked = choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
+        candidate = next((one for one in ranked if one.name not in passed), None)
+        if candidate is None or candidate.kind is Kind.GOLDEN or candidate.state.scope != slot_request.scope:
             return None
         slot = _try_lease(pool, key_fd, candidate.name, log)
         if slot is None:
+            passed.add(candidate.name)
             continue
         pool.trace.reach("lease.locked")
         try:
-            raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
-            found = slots.parse_slot_state(raw)  # read again: it was not ours before
+            raw, found = changes.read_judged(key_fd, slot, sequence)
+            if found != candidate.state and found.sequence < candidate.state.sequence:
+                # It is no more than its job began with: others may be newer.
+                slot.close()
+                candidates = [one._replace(state=found) if one is candidate else one for one in candidates]
+                continue
             due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
-            turn_fd = golden.take_turn(key_fd) if due else None
+            turn_fd = golden.take_turn(key_fd, found.scope) if due else None
         except BaseException:
             slot.close()
             raise
         return TakenSlot(
             pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, turn_fd=turn_fd
         )
-    return None
 
 
 def _try_lease(pool: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
@@ -274,9 +321,9 @@ def _is_due(
     candidates: list[Candidate],
     log: Log,
 ) -> bool:
-    """Whether a slot's state should become the golden of its key now."""
+    """Whether a slot's state should become the golden of its scope now."""
     goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-    if not slots.needs_promotion(found, goldens, slot_request.boot_id):
+    if not choice.needs_promotion(found, goldens, slot_request.boot_id):
         return False
     if not golden.is_sound(slot, found):
         log.debug("the slot's state is not promoted: something in it is damaged")
@@ -285,7 +332,7 @@ def _is_due(
 
 
 def promote_due(taken: TakenSlot, changed: dict[str, object], log: Log) -> TakenSlot:
-    """Make the slot's state the golden of its key, where that is due. `changed` is what is no longer as slot.json had
+    """Make the slot's state the golden of its scope, where that is due. `changed` is what is no longer as slot.json had
     it: another engine may have removed what the last job left. What cannot be copied costs warmth alone. Raises
     PoolUnusableError, OSError."""
     if taken.turn_fd is None:
@@ -306,7 +353,7 @@ def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        what = f"slot {slot.id} does not become the golden of its key"
+        what = f"slot {slot.id} does not become the golden of its scope"
         cost = "instances beside this one start from an older state"
         mend = "give the pool more room, or see what fills it: cachedind ls"
         log.degraded(Degradation(what, "the pool is full", cost, mend))
@@ -332,19 +379,18 @@ class _Source(NamedTuple):
 
 
 def _open_newest_golden(
-    pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], log: Log
+    pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
 ) -> _Source | None:
     """The newest state of a key that can be cloned: a golden, or a free slot that is newer. Needs the key's lock."""
-    ranked = slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
+    ranked = choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
     for candidate in ranked:
         if candidate.kind is Kind.SLOT:
-            # For somebody else's key, or for a throw-away: the slot stays free, its state is what is wanted.
+            # For another key or scope, or for a throw-away: the slot stays free, its state is what is wanted.
             slot = _try_lease(pool, key_fd, candidate.name, log)
             if slot is None:
                 continue
             try:
-                raw = state.read_state(slot.directory_fd, slots.STATE_NAME) or {}
-                found = slots.parse_slot_state(raw)
+                raw, found = changes.read_judged(key_fd, slot, sequence)
                 due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
                 if due:
                     # What was synced at the end of its daemon is not the copy.
@@ -372,12 +418,12 @@ def _open_source(pool: Pool, key_fd: int, name: str, log: Log) -> _Source | None
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.ExitStack() as undo:
         try:
-            directory_fd = slots.open_below(key_fd, name)
+            directory_fd = key_directory.open_below(key_fd, name)
             undo.callback(os.close, directory_fd)
             if not flock.lock_shared(directory_fd):  # it is being deleted
                 return None
-            raw = state.read_state(directory_fd, slots.GOLDEN_NAME) or {}
-            found = slots.parse_slot_state(raw)
+            raw = state.read_state(directory_fd, slot_state.GOLDEN_NAME) or {}
+            found = slot_state.parse_slot_state(raw)
             data_fd = os.open("data", flags, dir_fd=directory_fd)
         except (ValueError, FileNotFoundError, NotADirectoryError) as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -389,10 +435,12 @@ def _open_source(pool: Pool, key_fd: int, name: str, log: Log) -> _Source | None
 
 def _open_fallback(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Source | None, str]:
     for key in slot_request.fallback_keys:
-        with slots.locked_key(pool, key, create=False) as key_fd:
+        with key_directory.locked_key(pool, key, create=False) as key_fd:
             if key_fd is None:
                 continue
-            source = _open_newest_golden(pool, key_fd, slot_request, _survey(pool, key_fd, slot_request, log), log)
+            candidates = _survey(pool, key_fd, slot_request, log)
+            number, _ = key_directory.draw_sequence(key_fd, candidates)
+            source = _open_newest_golden(pool, key_fd, slot_request, candidates, number, log)
         if source is not None:
             return source, key
     return None, ""
@@ -407,14 +455,20 @@ def _be_born(
             "arch": slot_request.requirements.arch,
             "sequence": 0,
             "read_only": slot_request.read_only,
+            "scope": slot_request.scope,
             "pure": True,
         }
         slot = slots.create(pool, slot_request.key, None, raw)
-        return TakenSlot(pool, slot_request.key, slot, Warmth.FRESH, slots.parse_slot_state(raw), raw, "", sequence)
+        return TakenSlot(
+            pool, slot_request.key, slot, Warmth.FRESH, slot_state.parse_slot_state(raw), raw, "", sequence
+        )
     try:
-        # Another key's numbers mean nothing in this one.
-        own = source.found.sequence if source_key == slot_request.key else 0
-        raw = slots.clone_state(source.raw, sequence=own, read_only=slot_request.read_only)
+        # Another key's numbers mean nothing in this one, and another scope's state is not this one's.
+        is_own = source_key == slot_request.key and source.found.scope == slot_request.scope
+        own = source.found.sequence if is_own else 0
+        raw = slot_state.clone_state(
+            source.raw, scope=slot_request.scope, sequence=own, read_only=slot_request.read_only
+        )
         # From now on it is as old as this boot, and doubted for what its golden is doubted for.
         raw |= {"boot_id": slot_request.boot_id, "doubt": source.doubt}
         raw["pure"] = source_key == BASE_KEY
@@ -433,13 +487,13 @@ def give_up(taken: TakenSlot, why: str, log: Log) -> None:
     is_golden_too = taken.warmth is Warmth.CLONED or taken.promoted
     golden_key = taken.source_key or taken.key
     for key in dict.fromkeys((taken.key, golden_key)):
-        with slots.locked_key(taken.pool, key, create=False) as key_fd:
+        with key_directory.locked_key(taken.pool, key, create=False) as key_fd:
             if key_fd is None:
                 continue
             if key == taken.key:
                 _set_aside(taken.pool, key_fd, f"slots/{taken.slot.id}", why, log)
-            for candidate in slots.read_candidates(key_fd)[0]:
-                same = slots.class_name(candidate.state) == slots.class_name(taken.found)
+            for candidate in key_directory.read_candidates(key_fd)[0]:
+                same = slot_state.class_name(candidate.state) == slot_state.class_name(taken.found)
                 same = same and candidate.state.sequence == taken.found.sequence
                 if is_golden_too and key == golden_key and candidate.kind is Kind.GOLDEN and same:
                     _set_aside(taken.pool, key_fd, candidate.name, why, log)
@@ -447,14 +501,14 @@ def give_up(taken: TakenSlot, why: str, log: Log) -> None:
 
 def has_other(taken: TakenSlot, slot_request: SlotRequest) -> bool:
     """Whether the key has another trusted state for this start, of which a slot could be had. Raises OSError."""
-    with slots.locked_key(taken.pool, taken.key, create=False) as key_fd:
+    with key_directory.locked_key(taken.pool, taken.key, create=False) as key_fd:
         if key_fd is None:
             return False
-        candidates, _ = slots.read_candidates(key_fd)
+        candidates, _ = key_directory.read_candidates(key_fd)
         return any(
             candidate.state.is_trusted(slot_request.boot_id)
             and candidate.state.sequence != taken.found.sequence
             and (candidate.kind is Kind.GOLDEN or not slots.look(key_fd, candidate.name, 0)[0])
-            for candidate in slots.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
+            for candidate in choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
             if candidate.name != f"slots/{taken.slot.id}"
         )

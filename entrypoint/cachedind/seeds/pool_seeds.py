@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
-from cachedind.pool import directory, golden, slots
+from cachedind.pool import choice, directory, golden, key_directory
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_lease import Warmth
-from cachedind.pool.slots import STATE_NAME, Kind
+from cachedind.pool.slot_state import STATE_NAME, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cachedind.pool.choice import Requirements
     from cachedind.pool.directory import Pool
     from cachedind.pool.slot_lease import TakenSlot
-    from cachedind.pool.slots import Requirements
 
 LOCK_NAME = "seeds.lock"
 TURN_TIMEOUT_S = 1800.0
@@ -41,7 +41,7 @@ def turn(pool: Pool, key: str, on_wait: Callable[[], None]) -> Iterator[bool]:
 
     Raises PoolUnusableError after TURN_TIMEOUT_S seconds, OSError.
     """
-    key_fd = slots.open_key(pool, key, create=True)
+    key_fd = key_directory.open_key(pool, key, create=True)
     assert key_fd is not None
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -69,15 +69,15 @@ class OpenGolden(NamedTuple):
 def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str) -> Iterator[OpenGolden | None]:
     """The golden that a start with these requirements would clone, or None."""
     found = None
-    with slots.locked_key(pool, key, create=False) as key_fd:
+    with key_directory.locked_key(pool, key, create=False) as key_fd:
         if key_fd is not None:
-            candidates, _ = slots.read_candidates(key_fd)
+            candidates, _ = key_directory.read_candidates(key_fd)
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-            ranked = slots.plan_choice(goldens, requirements, boot_id)
+            ranked = choice.plan_choice(goldens, requirements, boot_id)
             data = ranked[0].state.data if ranked else None
             if data is not None:
                 with contextlib.suppress(OSError):
-                    fd = slots.open_below(key_fd, f"{ranked[0].name}/data{data.remap and '/'}{data.remap}")
+                    fd = key_directory.open_below(key_fd, f"{ranked[0].name}/data{data.remap and '/'}{data.remap}")
                     found = OpenGolden(fd, StoragePlan(data.store, data.driver, "the golden was made with it"))
     try:
         yield found
@@ -90,22 +90,25 @@ def promote(taken: TakenSlot, key: str) -> TakenSlot:
     """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot with the
     sequence number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
     pool, slot = taken.pool, taken.slot
-    with slots.locked_key(pool, key, create=True) as key_fd:
+    with key_directory.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
-        candidates, _ = slots.read_candidates(key_fd)
-        number, _ = slots.draw_sequence(key_fd, candidates)
+        candidates, _ = key_directory.read_candidates(key_fd)
+        number, _ = key_directory.draw_sequence(key_fd, candidates)
     raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
     # The private daemon came up on it.
     proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
-    golden.promote(pool, key, slot, {**raw, **proven, "sequence": number})
+    scope = "" if key == BASE_KEY else taken.scope
+    golden.promote(pool, key, slot, {**raw, **proven, "sequence": number, "scope": scope})
     if key != taken.key:
         return taken
-    with slots.locked_key(pool, key, create=True) as key_fd:
+    with key_directory.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
-        candidates, _ = slots.read_candidates(key_fd)
+        candidates, _ = key_directory.read_candidates(key_fd)
         # The start's own number has to be higher than its golden's, or what the job adds would never be promoted.
-        own, _ = slots.draw_sequence(key_fd, candidates)
-        state.write_state(slot.directory_fd, STATE_NAME, {"sequence": number, "begun": own}, raw, durable=False)
+        own, _ = key_directory.draw_sequence(key_fd, candidates)
+        state.write_state(
+            slot.directory_fd, STATE_NAME, {"sequence": number, "before": number, "begun": own}, raw, durable=False
+        )
         return taken._replace(sequence=own)
 
 
@@ -115,12 +118,12 @@ def give_back(taken: TakenSlot) -> None:
     pool, slot = taken.pool, taken.slot
     if taken.warmth is Warmth.LEASED and not taken.is_pure:
         raw = state.read_state(slot.directory_fd, STATE_NAME)
-        names = ("started_at", "ready_at", "ready_s", "sequence", "boot_id", "ended", "doubt")
+        names = ("started_at", "ready_at", "ready_s", "sequence", "begun", "before", "boot_id", "ended", "doubt")
         state.write_state(slot.directory_fd, STATE_NAME, {name: taken.raw.get(name) for name in names}, raw)
     else:
-        with slots.locked_key(pool, taken.key, create=False) as key_fd:
+        with key_directory.locked_key(pool, taken.key, create=False) as key_fd:
             if key_fd is not None:
-                slots_fd = slots.open_below(key_fd, "slots")
+                slots_fd = key_directory.open_below(key_fd, "slots")
                 try:
                     directory.throw_away(pool, slots_fd, slot.id)
                 finally:

@@ -50,6 +50,7 @@ class Config(NamedTuple):
     cache_max_bytes: int | None
     max_age_s: float | None
     key: str
+    scope: str
     fallback_keys: tuple[str, ...]
     """In order of preference, without `key`."""
     read_only: bool
@@ -117,6 +118,7 @@ def _make_config(values: Mapping[str, object], environ: Mapping[str, str], unrel
         cache_max_bytes=values["CACHE_MAX_SIZE"],  # type: ignore[arg-type]
         max_age_s=values["MAX_AGE"],  # type: ignore[arg-type]
         key=values["KEY"],  # type: ignore[arg-type]
+        scope=values["SCOPE"],  # type: ignore[arg-type]
         fallback_keys=tuple(key for key in values["FALLBACK_KEYS"] if key != values["KEY"]),  # type: ignore[attr-defined]
         read_only=bool(values["ACCESS"]),
         keep=values["KEEP"],  # type: ignore[arg-type]
@@ -146,5 +148,10 @@ def _text(variable: Variable, environ: Mapping[str, str]) -> str:
     own = environ.get(PREFIX + variable.name)
     if own is not None and variable.empty_counts:
         return own.strip()
-    given = (environ.get(name, "").strip() for name in (PREFIX + variable.name, *variable.instead))
+    given = (_value(name, environ) for name in (PREFIX + variable.name, *variable.instead))
     return next(filter(None, given), variable.default)
+
+
+def _value(name: str, environ: Mapping[str, str]) -> str:
+    first, *more = (environ.get(part, "").strip() for part in name.split("/"))
+    return "/".join(filter(None, (first, *more))) if first else ""

@@ -119,6 +119,17 @@ def parse_key(text: str) -> str:
     return key
 
 
+_PART_OF_MANY = re.compile(r"\s*\b\d+/\d+$")
+"""What GitLab puts after the name of a job that runs in several at once (`parallel: 3`)."""
+
+
+def parse_scope(text: str) -> str:
+    """A job's name, the same for all parts of a parallel one: "build 2/3" is "build". Raises ValueError for a NUL."""
+    if "\0" in text:
+        raise ValueError("any text without a NUL in it")
+    return _PART_OF_MANY.sub("", text.strip()).strip()
+
+
 def parse_keys(text: str) -> tuple[str, ...]:
     """Keys separated by commas or line ends, each once. Raises ValueError as `parse_key` does."""
     names = re.split(r"[,\n]", text)

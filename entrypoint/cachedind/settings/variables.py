@@ -24,6 +24,10 @@ _OF_A_LINK = re.compile(
 )
 
 
+# The name of the job in GitLab, GitHub, Woodpecker, Drone and Buildkite.
+_JOB_NAMES = ("CI_JOB_NAME", "GITHUB_JOB", "CI_WORKFLOW_NAME/CI_STEP_NAME", "DRONE_STAGE_NAME", "BUILDKITE_STEP_KEY")
+
+
 class Variable(NamedTuple):
     """One CACHEDIND_ variable: its name without the prefix, its default as text, its parser and its meaning."""
 
@@ -35,7 +39,8 @@ class Variable(NamedTuple):
     empty_counts: bool = False
     """Whether an empty value means something, and is not the same as not set."""
     instead: tuple[str, ...] = ()
-    """Full names of other tools' variables that are read, in this order, when this one is not set."""
+    """Full names of other tools' variables that are read, in this order, when this one is not set; A/B is the values
+    of both."""
 
 
 VARIABLES = (
@@ -87,6 +92,17 @@ VARIABLES = (
         "Whose cache it is: instances with the same key share one. Not set: the project's name from "
         f"{', '.join(f'`{name}`' for name in _PROJECT_NAMES)}, the first that is set.",
         instead=_PROJECT_NAMES,
+    ),
+    Variable(
+        "SCOPE",
+        "",
+        values.parse_scope,
+        "any text",
+        "Which job of the project it is: each begins with what it has left itself, and only its own states replace "
+        "each other; a job that has none yet begins with another one's. Not set: the job's name from "
+        f"{', '.join(f'`{name}`' for name in _JOB_NAMES)}, the first that is set, without "
+        "the ` 1/3` of a parallel job.",
+        instead=_JOB_NAMES,
     ),
     Variable(
         "FALLBACK_KEYS",

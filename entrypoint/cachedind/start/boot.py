@@ -89,6 +89,7 @@ def start(
     if prepared.taken is not None:
         from cachedind.start import pool_mode
 
+        pool_mode.note_beginning(prepared.taken, prepared.storage, context.settings, log)
         pool_mode.hide(prepared.taken, observer, log)
     report(prepared, stopwatch, log)
     environment = daemon_environment(environ, path=path, listen_fds=len(api.sockets))
@@ -162,7 +163,12 @@ def report(prepared: Prepared, stopwatch: Stopwatch, log: Log) -> None:
         data = taken.found.data
         last_used_s = None if data is None else time.time() - data.started_at
         origin = summary.Origin.of_slot(
-            taken.key, taken.slot.id, taken.warmth.value, taken.source_key, layers, last_used_s, prepared.seeded
+            summary.Lender(taken.key, taken.scope, taken.source_key, taken.found.scope, taken.passed_over),
+            taken.slot.id,
+            taken.warmth.value,
+            layers,
+            last_used_s,
+            prepared.seeded,
         )
     line, fields = summary.summarise(prepared.storage, prepared.place, origin, layers=layers, stopwatch=stopwatch)
     log.info(line, **fields)

@@ -15,7 +15,7 @@ from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
 from cachedind.engine import immutable, remapping
 from cachedind.host import linux, mounts, procfs
-from cachedind.pool import clone, directory, slot_lease, slots
+from cachedind.pool import changes, choice, clone, directory, slot_lease, slot_state
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_lease import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 def make_slot_request(settings: Config, daemon: DaemonSettings) -> SlotRequest:
     """What this start can use of a pool. Raises DriverConflictError, ProgramMissingError."""
-    requirements = slots.build_requirements(
-        decision.build_request(settings, daemon), facts.read_engine_version(settings.path)
+    requirements = choice.build_requirements(
+        decision.build_request(settings, daemon), facts.read_engine_version(settings.path), settings.scope
     )
     holder = facts.read_holder_of_now(time.time())
     fallbacks = settings.fallback_keys
@@ -116,10 +116,10 @@ def _take(pool: Pool, slot_request: SlotRequest, data_root: str, settings: Confi
 
 
 def _make_room(pool: Pool, slot_request: SlotRequest, settings: Config, log: Log) -> None:
-    from cachedind.pool import upkeep
+    from cachedind.pool import eviction  # seldom needed
 
     log.info(f"the pool {pool.path} is full: evicting what was least recently used, which may take a while")
-    evicted = upkeep.make_room(pool, settings, slot_request.key, time.time())
+    evicted = eviction.make_room(pool, settings, slot_request.key, time.time())
     if evicted:
         log.warn(
             f"the pool {pool.path} was full: {evicted} of its slots and goldens were evicted, least recently used "
@@ -143,7 +143,7 @@ def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
         taken.close()
         raise
     taken.pool.trace.reach("bind.bound")
-    return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slots.STATE_NAME)
+    return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slot_state.STATE_NAME)
 
 
 def _leave(pool: Pool | None) -> None:
@@ -298,6 +298,15 @@ def move_on(taken: TakenSlot, slot_request: SlotRequest, data_root: str, log: Lo
     pool_seeds.give_back(taken)
     another = slot_lease.take(taken.pool, slot_request, log)
     return bind(another, data_root, log), another
+
+
+def note_beginning(taken: TakenSlot, storage: StoragePlan, settings: Config, log: Log) -> None:
+    """Note down what the job begins with, so that the next start can tell what it has left. Needs the lease, and no
+    daemon on the slot."""
+    try:
+        changes.note_beginning(taken.slot.owner, storage, keeps=bool(settings.keep))
+    except OSError as error:
+        log.debug(f"what the slot holds is not noted down: {error}; what its job leaves counts as new")
 
 
 def hide(taken: TakenSlot, observer: Witness, log: Log) -> None:

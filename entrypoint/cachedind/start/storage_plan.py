@@ -83,6 +83,7 @@ def decide(
         more = {
             "arch": os.uname().machine,
             "begun": taken.sequence,
+            "before": taken.before,
             "read_only": taken.is_throwaway,
             "holder": facts.read_holder_of_now(time.time())._asdict(),
         }

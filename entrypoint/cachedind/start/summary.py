@@ -38,6 +38,23 @@ def describe_age(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+class Lender(NamedTuple):
+    """Whose state a slot began with: `source_key` (empty for the seeds') and `source_scope`, for a start of `key` and
+    `scope`; `passed_over` says why it was nothing warmer."""
+
+    key: str
+    scope: str
+    source_key: str
+    source_scope: str
+    passed_over: str = ""
+
+    def describe(self) -> str:
+        of_scope = f"scope {self.source_scope}" if self.source_scope else "no scope"
+        if self.source_key != self.key:
+            return f"key {self.source_key}" + (f", {of_scope}" if self.source_scope else "")
+        return "its golden" if self.source_scope == self.scope else f"the state of {of_scope}"
+
+
 class Origin(NamedTuple):
     """Where this start's cache came from: in one word, in a few, and as fields of a JSON log."""
 
@@ -59,29 +76,35 @@ class Origin(NamedTuple):
 
     @classmethod
     def of_slot(
-        cls, key: str, slot: str, warmth: str, source_key: str, layers: int, last_used_s: float | None, seeded: int = 0
+        cls, lender: Lender, slot: str, warmth: str, layers: int, last_used_s: float | None, seeded: int = 0
     ) -> Origin:
-        """Pool mode. `warmth` is "leased", "cloned" or "fresh"; `source_key` is the key whose golden was cloned, empty
-        for the seeds'; `seeded` is how many images of seeds this start has put in."""
-        of_key = f"key {key}"
+        """Pool mode. `warmth` is "leased", "cloned" or "fresh"; `seeded` is how many images of seeds this start has put
+        in."""
+        key, source_key = lender.key, lender.source_key
+        of_key = f"key {key}" + (f", scope {lender.scope}" if lender.scope else "")
+        why = f" ({lender.passed_over})" if lender.passed_over else ""
         more = f", and {_images(seeded)} of seeds" if seeded else ""
         if layers and ((warmth == "cloned" and source_key == BASE_KEY) or (warmth == "fresh" and seeded)):
             where = "put in" if seeded else "from the pool"
-            temperature, words = "seeded", f"{_layers(layers)} of seeds, {where}; {of_key}, slot {slot}"
-        elif warmth == "fresh" or not layers:
-            temperature, words = "cold", f"nothing for {of_key} in the pool yet, slot {slot}"
+            temperature, words = "seeded", f"{_layers(layers)} of seeds, {where}; {of_key}{why}, slot {slot}"
+        elif not layers and warmth != "fresh":
+            temperature, words = "cold", f"a state without layers, {of_key}{why}, slot {slot}"
+        elif warmth == "fresh":
+            nothing = f"nothing that this start can use{why}; {of_key}" if why else f"the pool has nothing for {of_key}"
+            temperature, words = "cold", f"{nothing}, slot {slot}"
         elif warmth == "cloned":
-            lender = "its golden" if source_key == key else f"the golden of key {source_key}"
             temperature, words = (
                 "cloned",
-                f"{_layers(layers)} from {lender}{_age(last_used_s)}{more}, {of_key}, slot {slot}",
+                f"{_layers(layers)} from {lender.describe()}{_age(last_used_s)}{more}, {of_key}{why}, slot {slot}",
             )
         else:
             temperature, words = "warm", f"{_layers(layers)}{_age(last_used_s)}{more}, {of_key}, slot {slot}"
         fields: dict[str, object] = {
             "key": key,
+            "scope": lender.scope,
             "slot": slot,
             "source_key": source_key,
+            "source_scope": lender.source_scope,
             "last_used_s": _rounded(last_used_s),
             "seeded": seeded,
         }

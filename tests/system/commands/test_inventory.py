@@ -14,7 +14,7 @@ from cachedind.base.model import Holder
 from cachedind.commands import forecast, inventory
 from cachedind.dataroot import facts
 from cachedind.host import flock, linux, procfs
-from cachedind.pool import directory, slots
+from cachedind.pool import directory, key_directory, slot_state, slots
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_lease import SlotRequest, Warmth
 from helpers import tenants
@@ -47,8 +47,8 @@ def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> No
     assert everything(Path(pool.path)) == before, "looking has changed something"
     assert (done.status, done.stderr) == (0, "")
     assert done.states == {
-        "golden": "golden",
-        f"golden.other/26.1-graphdriver-overlay2-{tenants.ARCH}": "golden (other engine)",
+        "scopes/%/golden": "golden",
+        f"scopes/%/golden.other/26.1-graphdriver-overlay2-{tenants.ARCH}": "golden (other engine)",
         f"slots/{first}": "held",
         f"slots/{beside[0].slot.id}": "free",
         f"slots/{beside[1].slot.id}": "superseded",
@@ -77,7 +77,7 @@ def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> No
 
 def test_a_slot_of_another_boot_is_suspicious(pool: Pool, cachedind: Command) -> None:
     slot_id = tenants.job(pool, tenants.slot_request(), "one")
-    path = key_path(pool) / "slots" / slot_id / slots.STATE_NAME
+    path = key_path(pool) / "slots" / slot_id / slot_state.STATE_NAME
     path.write_text(path.read_text().replace(procfs.read_boot_id(), "another-boot"))
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{slot_id}": "suspicious"}
     assert cachedind("promote", "k", "--pool", pool.path).status == 1
@@ -96,8 +96,8 @@ def test_sizes_tell_what_removing_would_free(pool: Pool, cachedind: Command) -> 
     slot = found[f"slots/{again.slot.id}"]
     assert slot["unique_bytes"] == pytest.approx(MIB, abs=MIB // 8)
     assert slot["shared_bytes"] == pytest.approx(MIB, abs=MIB // 8)
-    assert found["golden"]["unique_bytes"] < MIB // 8
-    assert found["golden"]["shared_bytes"] == slot["shared_bytes"]
+    assert found["scopes/%/golden"]["unique_bytes"] < MIB // 8
+    assert found["scopes/%/golden"]["shared_bytes"] == slot["shared_bytes"]
     unmeasured = cachedind("ls", "--json", "--no-sizes", "--pool", pool.path).entries
     assert {entry["unique_bytes"] for entry in unmeasured} == {None}
     again.slot.close()
@@ -123,7 +123,7 @@ def test_who_looks_takes_nobody_who_looks_for_a_holder(pool: Pool) -> None:
     slot_id = tenants.job(pool, tenants.slot_request(), "one")
     fd = os.open(key_path(pool) / "slots" / slot_id / slots.LOCK_NAME, os.O_RDONLY)
     assert flock.lock_shared(fd)
-    with slots.locked_key(pool, "k", create=False) as key_fd:
+    with key_directory.locked_key(pool, "k", create=False) as key_fd:
         assert key_fd is not None
         started = time.monotonic()
         held, holder = slots.look(key_fd, f"slots/{slot_id}")
@@ -288,18 +288,20 @@ def break_everything(pool: Pool, victim: Path) -> None:
     (good.parent / "link").symlink_to(victim)
     (good.parent / "file").write_text("x")
     os.mkdir(os.fsencode(good.parent) + b"/\xff\xfe")
-    (key_path(pool) / "golden").symlink_to(victim)
-    (key_path(pool) / "golden.previous").write_text("x")
+    (key_path(pool) / "scopes/%").mkdir(parents=True)
+    (key_path(pool) / "scopes/%/golden").symlink_to(victim)
+    (key_path(pool) / "scopes/%/golden.previous").write_text("x")
+    (key_path(pool) / "scopes/odd").symlink_to(victim)
     keys = key_path(pool).parent
     (keys / "link").symlink_to(victim)
     (keys / "file").write_text("x")
     for name in (f"{ESCAPE}key", "x" * 190 + "~" + "0" * 60, "%zz", "lost+found"):
         (keys / name).mkdir()
         (keys / name / "key.json").write_text(json.dumps({"min_reader": 1, "key": "k"}))
-        (keys / name / "golden").mkdir()
+        (keys / name / "scopes/%/golden").mkdir(parents=True)
     (keys / "loop").mkdir()
     (keys / "loop" / "slots").symlink_to("../loop")
-    (keys / "loop" / "golden.other").symlink_to(victim)
+    (keys / "loop" / "scopes").symlink_to(victim)
     aside = Path(pool.path) / "aside"
     for number, text in enumerate(("{", "[]", '{"min_reader": 1, "why": {"a": 1}, "at": "x", "was": 3}')):
         (aside / str(number)).mkdir()

@@ -11,7 +11,7 @@ import pytest
 
 from cachedind.base import state
 from cachedind.host import procfs
-from cachedind.pool import directory, golden, slots
+from cachedind.pool import directory, golden, key_directory, slot_state, slots
 from cachedind.pool.directory import Pool
 from helpers import tenants
 from helpers.children import child
@@ -32,18 +32,21 @@ def test_promote_takes_the_newest_that_is_free_and_good(pool: Pool, cachedind: C
     third.slot.close()  # the newest, but no daemon came up on it; the second is held
 
     done = cachedind("promote", "k", "--pool", pool.path)
-    assert (done.status, done.stdout) == (0, f"key k: slot {first.slot.id}: its state is the golden of the key now\n")
-    assert set(os.listdir(f"{pool.path}/keys/k/golden/data")) == {".cachedind", first.slot.id}
+    assert (done.status, done.stdout) == (0, f"key k: slot {first.slot.id}: its state is the golden now\n")
+    assert set(os.listdir(f"{pool.path}/keys/k/scopes/%/golden/data")) == {".cachedind", first.slot.id}
     done = cachedind("promote", "k", "--json", "--pool", pool.path)
     assert done.status == 1
-    assert json.loads(done.stdout) == {
-        "key": "k",
-        "slot": None,
-        "why": "what is newer than the golden is held by running instances",
-    }
+    assert json.loads(done.stdout) == [
+        {
+            "key": "k",
+            "scope": "",
+            "slot": None,
+            "why": "what is newer than the golden is held by running instances",
+        }
+    ]
     second.slot.close()
     assert cachedind("promote", "k", "--pool", pool.path).status == 0
-    assert os.listdir(f"{pool.path}/keys/k/golden/data") == [second.slot.id]
+    assert set(os.listdir(f"{pool.path}/keys/k/scopes/%/golden/data")) == {".cachedind", second.slot.id}
     done = cachedind("promote", "k", "--pool", pool.path)
     assert (done.status, done.stdout) == (1, "key k: the golden is as new as the newest slot\n")
     done = cachedind("promote", "nope", "--pool", pool.path)
@@ -57,13 +60,13 @@ def test_a_slot_that_somebody_had_since_is_not_promoted(pool: Pool, monkeypatch:
     def after_a_bad_start(key_fd: int, name: str) -> Any:
         slot = lease(key_fd, name)
         assert slot is not None
-        before = state.read_state(slot.directory_fd, slots.STATE_NAME)
-        state.write_state(slot.directory_fd, slots.STATE_NAME, {"ready_at": None}, before)
+        before = state.read_state(slot.directory_fd, slot_state.STATE_NAME)
+        state.write_state(slot.directory_fd, slot_state.STATE_NAME, {"ready_at": None}, before)
         return slot
 
     monkeypatch.setattr(slots, "try_lease", after_a_bad_start)
-    assert golden.promote_newest(pool, "k", procfs.read_boot_id())[0] is None
-    assert not (key_path(pool) / "golden").exists()
+    assert golden.promote_newest(pool, "k", procfs.read_boot_id())[0].slot_id is None
+    assert not (key_path(pool) / "scopes/%/golden").exists()
 
 
 def test_why_nothing_is_promoted(pool: Pool, filesystems: Filesystems, cachedind: Command) -> None:
@@ -78,8 +81,8 @@ def test_a_promoted_copy_is_on_the_disk(filesystems: Filesystems, cachedind: Com
     with contextlib.closing(tenants.open_pool(filesystems.make("xfs"))) as pool:
         tenants.job(pool, tenants.slot_request(), "one")
         assert cachedind("promote", "k", "--pool", pool.path).status == 0
-        fd = slots.open_below(pool.keys_fd, "k/golden")
-        assert (state.read_state(fd, slots.GOLDEN_NAME) or {})["durable"] is True
+        fd = key_directory.open_below(pool.keys_fd, "k/scopes/%/golden")
+        assert (state.read_state(fd, slot_state.GOLDEN_NAME) or {})["durable"] is True
         os.close(fd)
 
 

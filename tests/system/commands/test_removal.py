@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedind.host import linux
-from cachedind.pool import directory, slots
+from cachedind.pool import directory, key_directory, sweeping
 from cachedind.pool.directory import Pool
 from helpers import tenants
 from helpers.children import child
@@ -55,14 +55,14 @@ def test_one_slot_of_many(pool: Pool, cachedind: Command) -> None:
     found = fill(pool, "a", "b")
     assert cachedind("rm", "--slot", found["a"], "--pool", pool.path).status == 0
     left = {(entry["key"], entry["name"]) for entry in cachedind("ls", "--json", "--pool", pool.path).entries}
-    assert left == {("a", "golden"), ("b", "golden"), ("b", f"slots/{found['b']}")}
+    assert left == {("a", "scopes/%/golden"), ("b", "scopes/%/golden"), ("b", f"slots/{found['b']}")}
 
 
 def test_what_was_set_aside_is_dropped_by_the_name_that_the_log_gave_it(pool: Pool, cachedind: Command) -> None:
     fill(pool, "k")
-    key_fd = slots.open_key(pool, "k", create=False)
+    key_fd = key_directory.open_key(pool, "k", create=False)
     assert key_fd is not None
-    where = directory.set_aside(pool, key_fd, "golden", "a test", time.time())
+    where = directory.set_aside(pool, key_fd, "scopes/%/golden", "a test", time.time())
     os.close(key_fd)
     done = cachedind("rm", where, "--pool", pool.path)
     assert (done.status, done.stdout.splitlines()[0]) == (0, f"removed {where}")
@@ -107,12 +107,11 @@ def test_a_start_beside_a_removal_is_never_robbed(pool: Pool, cachedind: Command
 
     def remove_again_and_again() -> None:
         from cachedind.commands import removal
-        from cachedind.pool import upkeep
 
         own = directory.open_existing(pool.path, pool.trace)
         while True:
             removal.remove_all(own)
-            upkeep.empty_trash(own)
+            sweeping.empty_trash(own)
 
     with child(remove_again_and_again):
         for _ in range(60):
@@ -145,7 +144,7 @@ def test_gc_keeps_to_the_limits_of_its_own_environment_and_tells_what_it_lacks(p
     tenants.write(held, "own", "y" * MIB)
     linux.syncfs(pool.fd)
     report = json.loads(cachedind("gc", "--json", "--pool", pool.path, POOL_MAX_SIZE="1kB").stdout)
-    assert {(entry["key"], entry["name"]) for entry in report["evicted"]} >= {("b", "golden")}
+    assert {(entry["key"], entry["name"]) for entry in report["evicted"]} >= {("b", "scopes/%/golden")}
     assert report["lacking_bytes"] > MIB // 2
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{held.slot.id}": "held"}
     text = cachedind("gc", "--pool", pool.path, POOL_MAX_SIZE="1kB")

@@ -45,7 +45,7 @@ def holding(data_root: Path, holder: Holder = ME) -> Callable[[], None]:
     """What a child does that takes the lease and keeps it."""
 
     def hold() -> None:
-        take(data_root, holder=holder)
+        take(data_root, 5.0, holder)  # who looks holds the lock for a moment
         forever()
 
     return hold

@@ -6,7 +6,7 @@ import pytest
 
 from cachedind.base.model import DataRootState, EngineVersion, ImageStore
 from cachedind.commands.inventory import Condition, judge, printable
-from cachedind.pool.slots import Candidate, Kind, SlotState
+from cachedind.pool.slot_state import Candidate, Kind, SlotState
 
 
 def slot(sequence: int, *, ready: bool = True, boot_id: str = "b", read_only: bool = False) -> Candidate:
@@ -16,7 +16,7 @@ def slot(sequence: int, *, ready: bool = True, boot_id: str = "b", read_only: bo
     return Candidate(Kind.SLOT, f"slots/{sequence}", SlotState(data, "x86_64", sequence, read_only=read_only))
 
 
-GOLDEN = slot(5)._replace(kind=Kind.GOLDEN, name="golden")
+GOLDEN = slot(5)._replace(kind=Kind.GOLDEN, name="scopes/%/golden")
 
 
 EMPTY = Candidate(Kind.SLOT, "slots/0", SlotState(None, "x86_64", 0))
@@ -36,8 +36,8 @@ EMPTY = Candidate(Kind.SLOT, "slots/0", SlotState(None, "x86_64", 0))
         (slot(9), False, True, Condition.FREE),
         (EMPTY, False, True, Condition.SUPERSEDED),
         (GOLDEN, False, False, Condition.GOLDEN),
-        (GOLDEN._replace(name="golden.previous"), False, False, Condition.PREVIOUS),
-        (GOLDEN._replace(name="golden.other/x"), False, False, Condition.OTHER),
+        (GOLDEN._replace(name="scopes/%/golden.previous"), False, False, Condition.PREVIOUS),
+        (GOLDEN._replace(name="scopes/%/golden.other/x"), False, False, Condition.OTHER),
     ],
 )
 def test_what_something_is(candidate: Candidate, held: bool, had_holder: bool, expected: Condition) -> None:

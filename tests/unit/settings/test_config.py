@@ -55,6 +55,7 @@ def test_every_variable_is_read() -> None:
             "CACHEDIND_CACHE_MAX_SIZE": "20GB",
             "CACHEDIND_MAX_AGE": "14d",
             "CACHEDIND_KEY": "group/project",
+            "CACHEDIND_SCOPE": "build image 2/3",
             "CACHEDIND_FALLBACK_KEYS": "main,default",
             "CACHEDIND_ACCESS": "ro",
             "CACHEDIND_KEEP": "volumes,networks",
@@ -97,6 +98,7 @@ def test_every_variable_is_read() -> None:
         "cache_max_bytes": 20 * 10**9,
         "max_age_s": 14 * 86400,
         "key": "group/project",
+        "scope": "build image",
         "fallback_keys": ("main", "default"),
         "read_only": True,
         "keep": frozenset({"volumes", "networks"}),
@@ -180,6 +182,31 @@ def test_key_is_the_first_project_name_of_the_ci(index: int) -> None:
     assert load({**environ, "CACHEDIND_KEY": " "}).key == CI_NAMES[index].lower()
     assert load({**environ, "CACHEDIND_KEY": " mine "}).key == "mine"
     assert load({**environ, "CACHEDIND_KEY": "default"}).key == "default"
+
+
+@pytest.mark.parametrize(
+    ("environ", "scope"),
+    [
+        ({}, ""),
+        ({"CI_JOB_NAME": "build"}, "build"),
+        ({"CI_JOB_NAME": "build 1/3"}, "build"),
+        ({"CI_JOB_NAME": "build 12/12", "GITHUB_JOB": "x"}, "build"),
+        ({"CI_JOB_NAME": "build: [linux, amd64]"}, "build: [linux, amd64]"),
+        ({"CI_JOB_NAME": "test/unit"}, "test/unit"),
+        ({"CI_JOB_NAME": "python 3.12"}, "python 3.12"),
+        ({"CI_JOB_NAME": "v1/2 3/4"}, "v1/2"),
+        ({"GITHUB_JOB": "docker"}, "docker"),
+        ({"CI_WORKFLOW_NAME": "release", "CI_STEP_NAME": "image"}, "release/image"),
+        ({"CI_WORKFLOW_NAME": "release"}, "release"),
+        ({"CI_STEP_NAME": "image"}, ""),
+        ({"DRONE_STAGE_NAME": "arm"}, "arm"),
+        ({"BUILDKITE_STEP_KEY": "bk"}, "bk"),
+        ({"CACHEDIND_SCOPE": "mine", "CI_JOB_NAME": "build"}, "mine"),
+        ({"CACHEDIND_SCOPE": "", "CI_JOB_NAME": "build"}, "build"),
+    ],
+)
+def test_scope_is_the_jobs_name_without_its_part_of_many(environ: dict[str, str], scope: str) -> None:
+    assert load(environ).scope == scope
 
 
 def test_fallback_keys_are_told_apart_by_commas_and_line_ends() -> None:

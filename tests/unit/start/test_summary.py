@@ -9,7 +9,7 @@ import pytest
 
 from cachedind.base.model import ImageStore, Mount, StoragePlan
 from cachedind.dataroot.facts import Place
-from cachedind.start.summary import Origin, Stopwatch, describe_age, summarise
+from cachedind.start.summary import Lender, Origin, Stopwatch, describe_age, summarise
 
 PLACE = Place(
     "/var/lib/docker",
@@ -93,17 +93,48 @@ def test_the_age_of_a_data_root_that_was_never_leased_is_not_told() -> None:
     [
         ("leased", "a/b", 3, "warm: 3 layers, last used 60 s ago, key a/b, slot 5107 (xfs, "),
         ("cloned", "a/b", 1, "cloned: 1 layer from its golden, last used 60 s ago, key a/b, slot 5107 (xfs, "),
-        ("cloned", "main", 3, "cloned: 3 layers from the golden of key main, last used 60 s ago, key a/b, slot 5107 "),
-        ("cloned", "a/b", 0, "cold: nothing for key a/b in the pool yet, slot 5107 (xfs, "),
-        ("fresh", "", 0, "cold: nothing for key a/b in the pool yet, slot 5107 (xfs, "),
+        ("cloned", "main", 3, "cloned: 3 layers from key main, last used 60 s ago, key a/b, slot 5107 "),
+        ("cloned", "a/b", 0, "cold: a state without layers, key a/b, slot 5107 (xfs, "),
+        ("fresh", "", 0, "cold: the pool has nothing for key a/b, slot 5107 (xfs, "),
     ],
 )
 def test_a_start_in_a_pool_says_whose_cache_it_has(warmth: str, source_key: str, layers: int, begins: str) -> None:
-    origin = Origin.of_slot("a/b", "5107", warmth, source_key, layers, 60)
+    origin = Origin.of_slot(Lender("a/b", "", source_key, ""), "5107", warmth, layers, 60)
     line, fields = summarise(PLAN, PLACE, origin, layers=layers, stopwatch=stopwatch())
     assert line.startswith(begins)
     assert (fields["key"], fields["slot"], fields["source_key"]) == ("a/b", "5107", source_key)
     assert fields["cache"] == line.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("lender", "warmth", "begins"),
+    [
+        (Lender("k", "build", "k", "build"), "leased", "warm: 3 layers, last used 60 s ago, key k, scope build, slot"),
+        (Lender("k", "lint", "k", "build"), "cloned", "cloned: 3 layers from the state of scope build, last used 60 s"),
+        (
+            Lender("k", "lint", "k", ""),
+            "cloned",
+            "cloned: 3 layers from the state of no scope, last used 60 s ago, key",
+        ),
+        (Lender("k", "lint", "main", "build"), "cloned", "cloned: 3 layers from key main, scope build, last used 60 s"),
+        (Lender("k", "lint", "main", ""), "cloned", "cloned: 3 layers from key main, last used 60 s ago, key k, scope"),
+        (
+            Lender("k", "", "", "", "what is there is of a newer engine (29.1.0)"),
+            "fresh",
+            "cold: nothing that this start can use (what is there is of a newer engine (29.1.0)); key k, slot 5107 (",
+        ),
+        (
+            Lender("k", "", "main", "", "what is there is in another image store (containerd)"),
+            "cloned",
+            "cloned: 3 layers from key main, last used 60 s ago, key k (what is there is in another image store (cont",
+        ),
+    ],
+)
+def test_a_start_says_which_jobs_state_it_has_and_why_nothing_warmer(lender: Lender, warmth: str, begins: str) -> None:
+    origin = Origin.of_slot(lender, "5107", warmth, 3, 60)
+    line, fields = summarise(PLAN, PLACE, origin, layers=3, stopwatch=stopwatch())
+    assert line.startswith(begins)
+    assert (fields["scope"], fields["source_scope"]) == (lender.scope, lender.source_scope)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +166,7 @@ def test_images_that_were_put_in_are_told(layers: int, last_used_s: float | None
     ],
 )
 def test_a_pool_tells_seeds_from_a_jobs_cache(warmth: str, source_key: str, seeded: int, begins: str) -> None:
-    origin = Origin.of_slot("k", "5107", warmth, source_key, 3, 60, seeded)
+    origin = Origin.of_slot(Lender("k", "", source_key, ""), "5107", warmth, 3, 60, seeded)
     line, _ = summarise(PLAN, PLACE, origin, layers=3, stopwatch=stopwatch())
     assert line.startswith(begins)
 

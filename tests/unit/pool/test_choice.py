@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 
 from cachedind.base.model import DataRootState, Ended, EngineVersion, ImageStore
 from cachedind.engine.doubt import CRASHED, UNPROVEN
-from cachedind.pool.slots import (
-    Candidate,
-    Kind,
+from cachedind.pool.choice import (
     Requirements,
-    SlotState,
-    class_name,
+    describe_misfits,
     is_compatible,
     needs_promotion,
-    parse_slot_state,
     plan_choice,
     superseded,
+    why_incompatible,
 )
+from cachedind.pool.slot_state import Candidate, Kind, SlotState, class_name, parse_slot_state
 
 BOOT = "b00t"
 OLD, NEW = EngineVersion(26, 1, 5), EngineVersion(28, 5, 2)
@@ -39,10 +37,11 @@ def state(
     arch: str = "x86_64",
     read_only: bool = False,
     durable: bool = False,
+    scope: str = "",
 ) -> SlotState:
     driver = "overlay2" if store is GRAPH else "overlayfs"
     data = DataRootState(engine, store, driver, "btrfs", boot_id, 1000.0, 1001.0 if ready else None)
-    return SlotState(data, arch, sequence, read_only=read_only, durable=durable)
+    return SlotState(data, arch, sequence, read_only=read_only, durable=durable, scope=scope)
 
 
 def slot(name: str, found: SlotState) -> Candidate:
@@ -156,12 +155,62 @@ def test_a_driver_that_nobody_asked_for_is_the_keys() -> None:
     assert order(slot("vfs", VFS._replace(asked=""))) == ["slots/vfs"]
 
 
-def test_throw_aways_and_other_architectures_are_nobodys() -> None:
+def test_throw_aways_other_architectures_and_what_has_nothing_new_are_nobodys() -> None:
+    assert order(slot("emptied", state(9)._replace(nothing_new=True))) == []
     assert order(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
 
 
 def test_an_empty_slot_is_the_last_choice() -> None:
     assert order(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
+
+
+BUILD = WISH._replace(scope="build")
+
+
+def test_the_own_scopes_state_comes_before_newer_ones_of_others() -> None:
+    own, other = slot("own", state(3, scope="build")), golden(state(9, scope="web"), "web")
+    assert order(own, other, requirements=BUILD) == ["slots/own", "web"]
+    assert order(own, other, requirements=WISH._replace(scope="web")) == ["web", "slots/own"]
+    assert order(own, other) == ["web", "slots/own"], "no scope is one, too"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        state(5, scope="build", boot_id="the host went down"),
+        state(5, scope="build")._replace(pure=True),
+        SlotState(None, "x86_64", 0, scope="build"),
+    ],
+    ids=["doubted", "seeds alone", "empty"],
+)
+def test_a_state_of_the_own_scope_that_is_worth_little_comes_after_others(own: SlotState) -> None:
+    assert order(slot("own", own), golden(state(2, scope="web"), "web"), requirements=BUILD) == ["web", "slots/own"]
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (state(3), ""),
+        (state(3, engine=EngineVersion(29, 1, 0)), "of a newer engine (29.1.0)"),
+        (state(3, arch="aarch64"), "of another architecture (aarch64)"),
+        (with_data(state(3), remap="100000.100000"), "with other remapped users (100000.100000)"),
+        (VFS, "with another storage driver (vfs)"),
+    ],
+)
+def test_why_a_state_is_not_used(found: SlotState, reason: str) -> None:
+    assert why_incompatible(found, WISH) == reason
+    assert is_compatible(found, WISH) is not bool(reason)
+    assert why_incompatible(state(3, store=CTRD), WISH._replace(store=GRAPH)) == "in another image store (containerd)"
+
+
+def test_what_a_cold_start_says_of_a_keys_states() -> None:
+    newer, vfs = slot("a", state(3, engine=EngineVersion(29, 1, 0))), slot("b", VFS)
+    assert describe_misfits([], WISH) == ""
+    assert describe_misfits([slot("e", EMPTY), slot("ro", state(3, read_only=True))], WISH) == ""
+    assert describe_misfits([newer], WISH) == "what is there is of a newer engine (29.1.0)"
+    assert describe_misfits([newer, vfs], WISH) == (
+        "none that fits of 2: of a newer engine (29.1.0), with another storage driver (vfs)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,6 +226,9 @@ def test_an_empty_slot_is_the_last_choice() -> None:
         (state(3, boot_id="before the crash"), [], False),
         (state(3, read_only=True), [], False),
         (EMPTY, [], False),
+        (state(3, scope="a"), [golden(state(4, scope="b"))], True),
+        (state(3, scope="a"), [golden(state(4, scope="a"))], False),
+        (state(3)._replace(nothing_new=True), [], False),
     ],
 )
 def test_when_a_slot_becomes_the_golden(found: SlotState, goldens: list[Candidate], wanted: bool) -> None:
@@ -196,6 +248,10 @@ def test_when_a_slot_becomes_the_golden(found: SlotState, goldens: list[Candidat
         (state(5, read_only=True), [], True),
         (EMPTY, [], False),
         (EMPTY, [golden(state(1))], True),
+        (state(3, scope="a"), [golden(state(4, scope="b"))], False),
+        (SlotState(None, "x86_64", 0, scope="a"), [golden(state(4, scope="b"))], False),
+        (state(4)._replace(nothing_new=True), [golden(state(4))], True),
+        (state(0)._replace(nothing_new=True), [], True),
     ],
 )
 def test_which_free_slots_nobody_would_miss(found: SlotState, goldens: list[Candidate], expected: bool) -> None:

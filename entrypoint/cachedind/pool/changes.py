@@ -1,0 +1,164 @@
+"""What a job has made of the state that it began with: told by the layers that were there before it, and are now.
+
+A state with no layer more and none less than before is that state again, and one that has lost most of what it began
+with (a job's last step was `docker system prune -af`) is worth less: neither replaces anything. Only when two jobs of a
+scope, one after the other, leave so little is that what the project wants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from cachedind.base import state
+from cachedind.engine import damage, immutable, remapping
+from cachedind.host import beneath
+from cachedind.pool import clone, scopes, slot_state
+
+if TYPE_CHECKING:
+    from cachedind.base.model import DataRootState, StoragePlan
+    from cachedind.pool.layers import Owner
+    from cachedind.pool.slot_state import SlotState
+    from cachedind.pool.slots import Slot
+
+NAME = "begun.json"
+"""In a slot's directory: the names of the directories of layers that were there when its job began."""
+EMPTIED = "emptied"
+"""In a scope's directory: the number of the last start when a job of the scope was found to have left less."""
+
+
+class Change(StrEnum):
+    NONE = "none"
+    EMPTIED = "emptied"
+    SOME = "some"
+
+
+def judge(before: frozenset[str], there: frozenset[str], whole: frozenset[str], *, keeps: bool) -> Change:
+    """Pure. Names of layers: `before` the job, `there` now, `whole` those of them that no engine writes to any more:
+    what has come and is not whole belongs to containers, and goes. `keeps` tells that such things stay for the next."""
+    if 2 * len(whole) < len(before):
+        return Change.EMPTIED
+    if before <= there and whole <= before and not keeps:
+        return Change.NONE
+    return Change.SOME
+
+
+def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool) -> None:
+    """Note down what is there before a job's daemon comes up. Needs the lease, and no daemon on the data. Raises
+    OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(NAME, dir_fd=owner.directory_fd)
+    parent, _ = immutable.shared_directories(storage)
+    if not parent:
+        return
+    remap = storage.remap.directory if storage.remap else ""
+    with contextlib.suppress(FileNotFoundError):
+        root_fd = remapping.open_in(owner.data_fd, remap)
+        try:
+            names = _names(root_fd, parent)
+        finally:
+            os.close(root_fd)
+        values: dict[str, object] = {"parent": parent, "names": sorted(names), "keeps": keeps}
+        state.write_state(owner.directory_fd, NAME, values, None, durable=False)
+
+
+def find(owner: Owner, found: DataRootState | None) -> Change:
+    """What the last job has changed. What cannot be known counts as a change. Needs the lease, and no daemon on the
+    data. Costs a look at the names of all layers; where these differ, one at the engine's records. Raises OSError."""
+    storage = clone.storage_of(found)
+    try:
+        raw = state.read_state(owner.directory_fd, NAME) or {}
+    except ValueError:
+        return Change.SOME
+    names, keeps = raw.get("names"), raw.get("keeps") is not False
+    if storage is None or found is None or not isinstance(names, list):
+        return Change.SOME
+    parent, leaf = immutable.shared_directories(storage)
+    if raw.get("parent") != parent:
+        return Change.SOME
+    before = frozenset(map(str, names))
+    try:
+        root_fd = remapping.open_in(owner.data_fd, found.remap)
+    except FileNotFoundError:
+        return Change.SOME
+    try:
+        there = _names(root_fd, parent)
+        if there == before:
+            return judge(before, there, there, keeps=keeps)
+        return judge(before, there, _whole(root_fd, storage, found, parent, leaf, there), keeps=keeps)
+    finally:
+        os.close(root_fd)
+
+
+def _names(root_fd: int, parent: str) -> frozenset[str]:
+    return frozenset(name for name in beneath.names(root_fd, parent) if name != "l")
+
+
+def _whole(
+    root_fd: int, storage: StoragePlan, found: DataRootState, parent: str, leaf: str, there: frozenset[str]
+) -> frozenset[str]:
+    if not damage.are_tested([found.engine]):
+        return there
+    shared = {name for name in there if _is_link(root_fd, immutable.place(parent, name, leaf))}
+    at = len(parent) + 1
+    new = {path[at:].removesuffix(f"/{leaf}" if leaf else "") for path in immutable.find(root_fd, storage)}
+    return there & (shared | new | immutable.find_results(root_fd, storage, found.engine))
+
+
+def _is_link(root_fd: int, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISLNK(beneath.look(root_fd, path).st_mode)
+    return False
+
+
+# ---- twice in a row --------------------------------------------------------------------------------------------------
+
+
+def is_second(scope_fd: int, begun: int) -> bool:
+    """Whether another job of the scope had left less, and was found to, before the one with the number `begun` began.
+    Raises OSError."""
+    try:
+        raw = state.read_state(scope_fd, EMPTIED) or {}
+    except ValueError:
+        return False
+    at = raw.get("at")
+    return isinstance(at, int) and begun >= at
+
+
+def note_emptied(scope_fd: int, number: int | None) -> None:
+    """Note down that a job was found to have left less, with the number of the last start of the key; None: one has
+    left something new. Raises OSError."""
+    if number is not None:
+        state.write_state(scope_fd, EMPTIED, {"at": number}, None, durable=False)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(EMPTIED, dir_fd=scope_fd)
+
+
+# ---- a slot that was leased ---------------------------------------------------------------------------------------
+
+
+def read_judged(key_fd: int, slot: Slot, number: int) -> tuple[dict[str, object], SlotState]:
+    """A leased slot's state, read again as it was not ours before. What its last job has left is compared with what it
+    began with, once. `number` is that of the key's last start. Needs the key's lock. Raises ValueError, OSError."""
+    raw = state.read_state(slot.directory_fd, slot_state.STATE_NAME) or {}
+    found = slot_state.parse_slot_state(raw)
+    if not found.begun or found.begun != found.sequence:
+        return raw, found
+    change = find(slot.owner, found.data)
+    with scopes.opened(key_fd, found.scope) as scope_fd:
+        is_kept = not found.before or scopes.exists(scope_fd, scopes.GOLDEN)
+        if change is Change.EMPTIED and (not is_kept or is_second(scope_fd, found.begun)):
+            change = Change.SOME
+        if change is not Change.NONE:
+            note_emptied(scope_fd, number if change is Change.EMPTIED else None)
+    judged: dict[str, object] = {"begun": 0, "nothing_new": change is Change.EMPTIED}
+    if change is not Change.SOME:
+        judged |= {"sequence": found.before, "nothing_new": change is Change.EMPTIED or not found.before}
+    with contextlib.suppress(OSError):  # a full disk: the next start compares again
+        state.write_state(slot.directory_fd, slot_state.STATE_NAME, judged, raw, durable=False)
+    raw = {**raw, **judged}
+    return raw, slot_state.parse_slot_state(raw)
