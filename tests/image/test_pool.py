@@ -42,7 +42,7 @@ def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
     assert first.summary is not None
     assert first.summary.startswith("cold: ")
     empty = used_bytes(first)
-    first.build(big_project(secrets.token_hex(8)))
+    first.build(big_project(secrets.token_hex(8), megabytes=1024))
     first.build(project)
     build_id = first.run_image(project)
     first.docker("container", "prune", "--force")
@@ -57,7 +57,7 @@ def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
     assert len({slot_of(dind) for dind in crowd}) == CROWD
     extra = used_bytes(crowd[0]) - full
     print(f"{home}: golden {(full - empty) / 1e6:.0f} MB, eight instances {extra / 1e6:.1f} MB more")
-    assert extra <= 0.05 * (full - empty)
+    assert extra <= 0.02 * (full - empty), "records and databases: some 1.5 MB for each, however large the cache"
 
     for dind in crowd:
         dind.docker("image", "rm", "--force", project.tag)

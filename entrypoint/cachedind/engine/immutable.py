@@ -121,7 +121,9 @@ def _target(directory_fd: int, name: str) -> str:
 def files_written_once(storage: StoragePlan) -> tuple[str, ...]:
     """Directories in which each file is written whole, under another name, and renamed: a hard link to one stays what
     it is, whatever its engine does."""
-    return (paths.BLOBS,) if storage.store is ImageStore.CONTAINERD else (paths.images(storage.driver),)
+    if storage.store is ImageStore.CONTAINERD:
+        return (paths.BLOBS,)
+    return paths.images(storage.driver), "buildkit/content/blobs"
 
 
 def _is_directory(root_fd: int, path: str) -> bool:
