@@ -91,7 +91,7 @@ class Damage(NamedTuple):
         return f"{self.path}-{self.how}".replace(f"{KEY}/", "").replace(" ", "-")
 
 
-JSON = ("garbage", "empty", "truncated", "directory", "link")
+JSON = ("truncated", "directory", "link")
 SEQUENCE = r"the sequence of the key default was not a file, and is counted anew; it is now sequence\.unreadable"
 AWAY = "look at it, and move it away"
 ASIDE = r"of the pool is set aside: .*; it is kept as aside/[0-9a-f]{12}.*; cachedind rm aside/[0-9a-f]{12} drops it"
@@ -102,7 +102,7 @@ DAMAGES = (
         for how in JSON
     ),
     *(
-        Damage(f"{KEY}/slots/{SLOT}/slot.json", how, f"slots/{SLOT} {ASIDE}", "cloned", strict=how == "garbage")
+        Damage(f"{KEY}/slots/{SLOT}/slot.json", how, f"slots/{SLOT} {ASIDE}", "cloned", strict=how == "truncated")
         for how in JSON
     ),
     *(Damage(f"{KEY}/scopes/%/golden/golden.json", how, f"golden {ASIDE}", "cloned", beside=True) for how in JSON),
@@ -121,7 +121,7 @@ DAMAGES = (
     Damage("pool.lock", "link", f"pool.lock .*{AWAY}", "cold", refused=True),
     *(
         Damage(name, how, f"{name} .*{AWAY}", "cold", refused=True, strict=how == "link")
-        for name in ("keys", "stage", "trash", "aside", KEY)
+        for name in ("keys", "layers", "stage", "trash", "aside", KEY)
         for how in ("file", "link")
     ),
     Damage(f"{KEY}/slots", "file", f"slots {ASIDE}", "cloned"),

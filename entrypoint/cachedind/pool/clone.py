@@ -115,12 +115,15 @@ def check(pool: Pool, owner: Owner) -> None:
 
 def read_list(owner: Owner) -> frozenset[str]:
     """The layers of an owner; of one whose list cannot be read, what its data links to, which becomes its list. Raises
-    OSError."""
+    BadListError where it cannot, OSError."""
     try:
         return layers.read_list(owner.directory_fd)
     except layers.BadListError:
         found = records.find_links(owner.data_fd)
-        layers.write_list(owner.directory_fd, found)
+        try:
+            layers.write_list(owner.directory_fd, found)
+        except IsADirectoryError as error:
+            raise layers.BadListError(f"{layers.LIST} is not a file") from error
         return found
 
 

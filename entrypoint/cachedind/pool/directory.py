@@ -5,7 +5,7 @@
       layers/<id>/               {layer.json, content/}; see layers.py
       keys/<key>/key.json        the key as given
       keys/<key>/sequence        the number of the last start (a counter, not a clock: clocks are set back)
-      keys/<key>/golden/         {golden.json, layers.list, data/}; golden.previous/ and golden.other/<class>/ likewise
+      keys/<key>/scopes/<scope>/ goldens of one job of the project; see scopes.py
       keys/<key>/slots/<id>/     {slot.json, slot.lock, layers.list, data/}
       aside/<id>/                {why.json, slot/}
       stage/<id>/  trash/<id>/   everything is born in stage and renamed in; renamed to trash first, deleted later

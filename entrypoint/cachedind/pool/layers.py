@@ -44,6 +44,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _LIST_END = re.compile(rb"end ([0-9]{1,9})\n")
 _MAX_LIST_BYTES = 64 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
 class BadLinkError(ValueError):
@@ -102,13 +103,15 @@ def write_list(owner_fd: int, ids: Iterable[str], *, durable: bool = False) -> N
 
 
 def read_list(owner_fd: int) -> frozenset[str]:
-    """What an owner may link to; nothing where there is no list. Raises BadListError, OSError."""
+    """What an owner may link to. Raises BadListError, also where there is none, OSError."""
     try:
         raw = beneath.read(owner_fd, LIST, _MAX_LIST_BYTES)
-    except FileNotFoundError:
-        return frozenset()
     except ValueError as error:
         raise BadListError(str(error)) from error
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise BadListError(f"{LIST}: {error.strerror}") from error
     return parse_list(raw)
 
 
@@ -165,7 +168,12 @@ def finish(store_fd: int, owner: Owner) -> bool:
 
     Raises OSError, ValueError when what was planned cannot be read (the data may then have links to nothing).
     """
-    raw = state.read_state(owner.directory_fd, _SHARING)
+    try:
+        raw = state.read_state(owner.directory_fd, _SHARING)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise ValueError(f"{_SHARING} is not a file") from error
     if raw is None:
         return False
     planned = raw.get("layers")
@@ -264,8 +272,12 @@ def _kind(directory_fd: int, name: str) -> int:
 def is_there(store_fd: int, layer_id: str) -> bool:
     """Whether the store has a layer, with its content."""
     try:
-        return stat.S_ISDIR(os.stat(f"{layer_id}/{CONTENT}", dir_fd=store_fd, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
+        # Each by itself: the last part alone is not followed.
+        return all(
+            stat.S_ISDIR(os.stat(path, dir_fd=store_fd, follow_symlinks=False).st_mode)
+            for path in (layer_id, f"{layer_id}/{CONTENT}")
+        )
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -12,7 +12,7 @@ from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError
 from cachedind.dataroot import lease
 from cachedind.host import flock
-from cachedind.pool import clone, directory, scopes
+from cachedind.pool import clone, directory, layers, scopes
 from cachedind.pool.key_directory import SLOTS, locked_key, open_below
 from cachedind.pool.layers import Owner
 from cachedind.pool.slot_state import STATE_NAME, parse_slot_state
@@ -136,6 +136,7 @@ def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]
             raise AssertionError("somebody else locked a file that has just been made")
         pool.trace.reach("clone.staged")
         if source is None:
+            layers.write_list(stage.fd, ())
             os.close(clone.make_data(stage.fd))
         else:
             clone.copy(pool, source, parse_slot_state(values).data, stage.fd)

@@ -71,6 +71,7 @@ def place(directory: Path) -> Place:
         (directory / "slot/data/overlay2" / name / "diff/file").write_text(name)
     slot = directory / "slot"
     owner = Owner(os.open(slot, DIRECTORY), os.open(slot / "data", DIRECTORY))
+    layers.write_list(owner.directory_fd, ())
     return Place(directory, os.open(directory / "layers", DIRECTORY), owner)
 
 

@@ -91,6 +91,7 @@ def place(directory: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     (directory / "slot/data/.cachedind/layers").mkdir()
     slot = directory / "slot"
     owner = Owner(os.open(slot, DIRECTORY), os.open(slot / "data", DIRECTORY))
+    layers.write_list(owner.directory_fd, ())
     store_fd, copy_fd = os.open(directory / "layers", DIRECTORY), os.open(directory / "copy", DIRECTORY)
     below = f"{root}/" if root else ""
     shared = [f"{below}overlay2/shared/diff", f"{below}{SNAPSHOTS}/shared"]
