@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool, Stage
+    from cachedind.pool.mutable import LeftOut
     from cachedind.pool.slots import Candidate, Slot
 
 LOCK_NAME = "golden.lock"
@@ -86,20 +87,21 @@ class Copy(NamedTuple):
 
     stage: Stage
     values: dict[str, object]
+    left_out: LeftOut
 
 
-def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> bool:
-    """Make the slot's state the golden of its key; `raw` is slot.json as it was found. False when something as new has
-    become the golden meanwhile. Needs the slot's lease, and no daemon on it. Raises what clone.copy raises,
-    PoolUnusableError."""
+def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> LeftOut | None:
+    """Make the slot's state the golden of its key; `raw` is slot.json as it was found. Returns what the golden does
+    without; None when something as new has become the golden meanwhile. Needs the slot's lease, and no daemon on it.
+    Raises what clone.copy raises, PoolUnusableError."""
     with _copied(pool, slot, raw) as copy, slots.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = slots.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         if not slots.is_newest(slots.parse_slot_state(copy.values), goldens):
-            return False
+            return None
         _give_name(pool, key_fd, copy, goldens)
-    return True
+    return copy.left_out
 
 
 @contextlib.contextmanager
@@ -110,7 +112,7 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
     clone.check(pool, slot.owner)
     with directory.staged(pool) as stage:
         pool.trace.reach("promote.staged")
-        clone.copy(pool, slot.owner, found, stage.fd)
+        left_out = clone.copy(pool, slot.owner, found, stage.fd)
         pool.trace.reach("promote.copied")
         values: dict[str, object] = {
             **raw,
@@ -125,7 +127,7 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
         }
         state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=False)
         pool.trace.reach("promote.recorded")
-        yield Copy(stage, values)
+        yield Copy(stage, values, left_out)
 
 
 def _give_name(pool: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
@@ -159,14 +161,14 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> tuple[str | None, str]
     if found_slot is not None:
         slot, raw = found_slot
         try:
-            is_golden = promote(pool, key, slot, raw)
+            left_out = promote(pool, key, slot, raw)
         except ValueError as error:
             return None, f"slot {slot.id} is not as an engine left it: {error}"
         finally:
             slot.close()
-        if not is_golden:
+        if left_out is None:
             return None, "a newer state has become the golden meanwhile"
-        return slot.id, "its state is the golden of the key now"
+        return slot.id, f"its state is the golden of the key now{left_out.remark()}"
     if newer:
         return None, "what is newer than the golden is held by running instances"
     return None, _why_none(found, goldens, boot_id)

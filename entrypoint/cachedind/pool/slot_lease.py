@@ -21,6 +21,7 @@ from cachedind.host import flock
 from cachedind.pool import clone, directory, golden, slots
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.layers import Owner
+from cachedind.pool.mutable import NOTHING
 from cachedind.pool.slots import Candidate, Kind, Requirements, Slot, SlotState
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
         with slots.locked_key(pool, source_key, create=False) as key_fd:
             is_gone = key_fd is not None and _set_aside(pool, key_fd, source.name, f"it cannot be cloned: {error}", log)
         return take(pool, slot_request if is_gone else slot_request._replace(fresh=True), log)
+    taken.slot.left_out.tell(log)
     return _introduce(taken, slot_request.holder)
 
 
@@ -293,7 +295,9 @@ def promote_due(taken: TakenSlot, changed: dict[str, object], log: Log) -> Taken
     promoted = False
     try:
         with _full_is_no_end(taken.slot, log):
-            promoted = golden.promote(taken.pool, taken.key, taken.slot, {**taken.raw, **changed})
+            left_out = golden.promote(taken.pool, taken.key, taken.slot, {**taken.raw, **changed})
+            promoted = left_out is not None
+            (left_out or NOTHING).tell(log)
     finally:
         os.close(taken.turn_fd)
     return taken._replace(promoted=promoted, turn_fd=None)

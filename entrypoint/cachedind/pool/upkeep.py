@@ -506,7 +506,7 @@ def _is_durable(golden_fd: int) -> bool:
 
 def prepare_spare(pool: Pool, key: str) -> bool:
     """Clone the golden to a free slot, unless there is one, where that takes long: the next start beside this one need
-    not copy then."""
+    not copy then. What the golden does without was told when it was made; a copy of a copy leaves no more out."""
     with slots.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return False
