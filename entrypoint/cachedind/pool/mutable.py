@@ -56,8 +56,8 @@ class CacheMount(NamedTuple):
 
     def __str__(self) -> str:
         files, size = self.amount
-        more = "more than " if files > MAX_FILES else ""
-        return f"{self.place} ({more}{files} files, {format_bytes(size)})"
+        counted = f"{files} files, {format_bytes(size)}" if files <= MAX_FILES else f"more than {MAX_FILES} files"
+        return f"{self.place} ({counted})"
 
 
 class LeftOut(NamedTuple):
