@@ -17,31 +17,25 @@ What is not known to be whole counts as mutable: layers of containers, cache mou
 of BuildKit are read only for releases that the tests run; other engines' image layers are known all the same.
 
 Sources: moby, layer/filestore.go, daemon/graphdriver/overlay2/overlay.go, builder/builder-next/adapters/snapshot,
-pkg/archive (TarWithOptions); BuildKit, cache/metadata.go, util/overlay; containerd, core/snapshots/storage/bolt.go
-(schema "v1").
+pkg/archive (TarWithOptions); BuildKit, cache/metadata.go, util/overlay; containerd, core/snapshots/storage/bolt.go.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import stat
 from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore
-from cachedind.engine import bolt, paths
+from cachedind.engine import build_records, containerd_snapshots, paths
 from cachedind.engine.damage import are_tested
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cachedind.base.model import EngineVersion, StoragePlan
 
-_COMMITTED = 3
-"""containerd, core/snapshots/snapshotter.go, KindCommitted, as bolt.go writes it."""
 _MAX_WORD_BYTES = 256
 
 
@@ -147,65 +141,28 @@ def _image_layers(root_fd: int, driver: str) -> set[str]:
 def _build_cache_layers(root_fd: int) -> set[str]:
     """Names of directories in which BuildKit's committed results lie."""
     try:
-        with (
-            _database(root_fd, "buildkit/metadata_v2.db") as records,
-            _database(root_fd, "buildkit/snapshots.db") as db,
-        ):
-            known, directories = dict(records.nested((b"_main",))), dict(db.nested())
+        known = build_records.read(root_fd, ImageStore.GRAPHDRIVER)
+        directories = build_records.read_directories(root_fd)
     except (OSError, ValueError):
         return set()
+    value = build_records.value
     special = {name for name, fields in known.items() if fields.get(b"cache.recordType")}
-    special |= {_value(known[name].get(b"cache.snapshot", b"")) for name in special}
+    special |= {value(known[name].get(b"cache.snapshot", b"")) for name in special}
     found = set()
     for fields in known.values():
-        key = _value(fields.get(b"cache.equalMutable", b"")) or _value(fields.get(b"cache.snapshot", b""))
-        if key in special or _value(fields.get(b"snapshot.committed", b"")) != b"true":
+        key = value(fields.get(b"cache.equalMutable", b"")) or value(fields.get(b"cache.snapshot", b""))
+        if key in special or value(fields.get(b"snapshot.committed", b"")) != b"true":
             continue
         found.add((directories.get(key, {}).get(b"committed") or key).decode("ascii", "replace"))
     return found - {name.decode("ascii", "replace") for name in special}
-
-
-def _value(field: bytes) -> bytes:
-    """What a field of BuildKit's holds: {"value": …} (cache/metadata.go)."""
-    if not field:
-        return b""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(field)
-        if isinstance(value, dict):
-            inner = value.get("value", "")
-            return str(inner).lower().encode() if isinstance(inner, bool) else str(inner).encode()
-    return b""
 
 
 # ---- containerd ------------------------------------------------------------------------------------------------------
 
 
 def _committed_snapshots(root_fd: int, snapshotter: str) -> set[str]:
-    found = set()
     try:
-        with _database(root_fd, paths.snapshots_database(snapshotter)) as db:
-            for _, fields in db.nested((b"v1", b"snapshots")):
-                if fields.get(b"kind") == bytes([_COMMITTED]) and (number := _uvarint(fields.get(b"id", b""))):
-                    found.add(str(number))
+        found = containerd_snapshots.read(root_fd, snapshotter)
     except (OSError, ValueError):
         return set()
-    return found
-
-
-def _uvarint(raw: bytes) -> int:
-    """Go's binary.Uvarint; 0 for what is none."""
-    number = 0
-    for position, byte in enumerate(raw[:9]):
-        number |= (byte & 0x7F) << (7 * position)
-        if byte < 0x80:
-            return number
-    return 0
-
-
-@contextlib.contextmanager
-def _database(root_fd: int, path: str) -> Iterator[bolt.Database]:
-    fd, _ = beneath.open_file(root_fd, path)
-    try:
-        yield bolt.open(fd)
-    finally:
-        os.close(fd)
+    return {str(one.number) for one in found if one.kind == containerd_snapshots.COMMITTED}

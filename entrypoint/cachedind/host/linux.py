@@ -35,6 +35,7 @@ DT_CHR = 2
 _PR_SET_PDEATHSIG = 1
 _SIOCBRADDBR = 0x89A0
 _NS_GET_MNTNS_ID = 0x8008B705
+_FICLONE = 0x40049409
 _BTRFS_SNAP_DESTROY = 0x5000940F
 _BTRFS_SYNC = 0x9408
 _BTRFS_TREE_SEARCH = 0xD0009411
@@ -165,6 +166,23 @@ def exchange(directory_fd: int, one: str, other: str) -> None:
     OSError (EINVAL, where the filesystem cannot)."""
     result = _libc().renameat2(directory_fd, one.encode(), directory_fd, other.encode(), _RENAME_EXCHANGE)
     _check(result, one)
+
+
+def has_reflinks(directory_fd: int) -> bool:
+    """Whether a file there can be cloned by its extents (FICLONE, linux/fs.h): tried with two files that have no name.
+    False where that cannot be tried."""
+    flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+    fds: list[int] = []
+    try:
+        fds += [os.open(".", flags, 0o600, dir_fd=directory_fd) for _ in range(2)]
+        fcntl.ioctl(fds[1], _FICLONE, fds[0])
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def syncfs(fd: int) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore, StoragePlan
 from cachedind.engine import immutable, remapping
-from cachedind.host import beneath
-from cachedind.pool import layers, records
+from cachedind.host import beneath, linux
+from cachedind.pool import layers, mutable, records
 from cachedind.pool.layers import Owner
 
 if TYPE_CHECKING:
     from cachedind.base.model import DataRootState
     from cachedind.pool.directory import Pool
+    from cachedind.pool.mutable import LeftOut
 
 _DATA_MODE = 0o710  # what dockerd gives its data-root
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,8 +62,9 @@ def share_layers(pool: Pool, owner: Owner, found: DataRootState | None) -> None:
     layers.share(pool.layers_fd, owner, paths, marker, pool.trace)
 
 
-def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) -> None:
-    """Fill a new owner's directory with a clone of the source: data/ and the list of its layers.
+def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) -> LeftOut:
+    """Fill a new owner's directory with a clone of the source: data/ and the list of its layers. Returns what it does
+    without.
 
     Needs root, and that nobody changes the source: its lease, or a golden's shared lock. Raises BadLinkError,
     BadListError, OSError (ENOSPC, EDQUOT, EROFS, EIO: the disk's own troubles). An unfinished one is the caller's to
@@ -75,11 +77,13 @@ def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) 
     data_fd = make_data(stage_fd)
     try:
         remap = "" if found is None else found.remap
-        plan = records.plan_copy(storage_of(found), _results(source, found))
+        results, left_out = _look(source, found, data_fd)
+        plan = records.plan_copy(storage_of(found), results, left_out.names)
         linked = records.copy(source.data_fd, data_fd, remap, plan, allowed)
     finally:
         os.close(data_fd)
     layers.write_list(stage_fd, linked)
+    return left_out
 
 
 def examine(pool: Pool, owner: Owner) -> str:
@@ -127,15 +131,17 @@ def read_list(owner: Owner) -> frozenset[str]:
         return found
 
 
-def _results(owner: Owner, found: DataRootState | None) -> frozenset[str]:
+def _look(owner: Owner, found: DataRootState | None, copy_fd: int) -> tuple[frozenset[str], LeftOut]:
+    """The layers whose files a copy links, and what it leaves empty."""
     storage = storage_of(found)
     if storage is None or found is None:
-        return frozenset()
+        return frozenset(), mutable.NOTHING
     try:
         root_fd = remapping.open_in(owner.data_fd, found.remap)
     except FileNotFoundError:
-        return frozenset()
+        return frozenset(), mutable.NOTHING
     try:
-        return immutable.find_results(root_fd, storage, found.engine)
+        results = immutable.find_results(root_fd, storage, found.engine)
+        return results, mutable.choose(root_fd, storage, found.engine, results, lambda: linux.has_reflinks(copy_fd))
     finally:
         os.close(root_fd)

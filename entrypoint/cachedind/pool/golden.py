@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool, Stage
+    from cachedind.pool.mutable import LeftOut
     from cachedind.pool.slot_state import Candidate
     from cachedind.pool.slots import Slot
 
@@ -88,20 +89,21 @@ class Copy(NamedTuple):
 
     stage: Stage
     values: dict[str, object]
+    left_out: LeftOut
 
 
-def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> bool:
-    """Make the slot's state the golden of its scope; `raw` is slot.json as it was found. False when something as new
-    has become the golden meanwhile. Needs the slot's lease, and no daemon on it. Raises what clone.copy raises,
-    PoolUnusableError."""
+def promote(pool: Pool, key: str, slot: Slot, raw: dict[str, object]) -> LeftOut | None:
+    """Make the slot's state the golden of its scope; `raw` is slot.json as it was found. Returns what the golden does
+    without; None when something as new has become the golden meanwhile. Needs the slot's lease, and no daemon on it.
+    Raises what clone.copy raises, PoolUnusableError."""
     with _copied(pool, slot, raw) as copy, key_directory.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = key_directory.read_candidates(key_fd)
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         if not choice.is_newest(slot_state.parse_slot_state(copy.values), goldens):
-            return False
+            return None
         _give_name(pool, key_fd, copy, goldens)
-    return True
+    return copy.left_out
 
 
 @contextlib.contextmanager
@@ -112,7 +114,7 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
     clone.check(pool, slot.owner)
     with directory.staged(pool) as stage:
         pool.trace.reach("promote.staged")
-        clone.copy(pool, slot.owner, found, stage.fd)
+        left_out = clone.copy(pool, slot.owner, found, stage.fd)
         pool.trace.reach("promote.copied")
         values: dict[str, object] = {
             **raw,
@@ -129,7 +131,7 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
         }
         state.write_state(stage.fd, GOLDEN_NAME, values, None, durable=False)
         pool.trace.reach("promote.recorded")
-        yield Copy(stage, values)
+        yield Copy(stage, values, left_out)
 
 
 def _give_name(pool: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) -> None:
@@ -175,14 +177,14 @@ def _promote_newest(pool: Pool, key: str, scope: str, boot_id: str) -> Promotion
     if found_slot is not None:
         slot, raw = found_slot
         try:
-            is_golden = promote(pool, key, slot, raw)
+            left_out = promote(pool, key, slot, raw)
         except ValueError as error:
             return Promotion(scope, None, f"slot {slot.id} is not as an engine left it: {error}")
         finally:
             slot.close()
-        if not is_golden:
+        if left_out is None:
             return Promotion(scope, None, "a newer state has become the golden meanwhile")
-        return Promotion(scope, slot.id, "its state is the golden now")
+        return Promotion(scope, slot.id, f"its state is the golden now{left_out.remark()}")
     if newer:
         return Promotion(scope, None, "what is newer than the golden is held by running instances")
     return Promotion(scope, None, _why_none(found, goldens, boot_id))

@@ -12,7 +12,6 @@ is no directory where an engine has one costs the copy (ValueError), not more.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import stat
@@ -20,21 +19,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
 from cachedind.engine import immutable, paths
-from cachedind.host import beneath, processes
+from cachedind.host import beneath, cp
 from cachedind.pool import layers
 from cachedind.pool.layers import BadLinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from cachedind.base.model import StoragePlan
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-_CP_TIMEOUT_S = 3600.0
-_MAX_WORDS = 2000
 _REMAPPED = re.compile(r"[0-9]{1,10}\.[0-9]{1,10}")
-_BAD_DISK = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _LAYER_FILES = frozenset({"link", "lower", "committed"})
 """What overlay drivers keep beside a layer's content; each is written once."""
 
@@ -58,7 +53,7 @@ class CopyPlan(NamedTuple):
 
     `layers` is the directory of all layers, `leaf` what in one of them is its content (immutable.shared_directories);
     `linked` are directories of files that get hard links, `results` the names of layers that do; `left_empty` are
-    directories that stay empty.
+    directories that stay empty, `emptied` the names of layers whose content does.
     """
 
     layers: str
@@ -66,6 +61,7 @@ class CopyPlan(NamedTuple):
     linked: frozenset[str]
     left_empty: frozenset[str]
     results: frozenset[str] = frozenset()
+    emptied: frozenset[str] = frozenset()
 
     def is_above_a_part(self, path: str) -> bool:
         """Whether something in that directory is not simply copied."""
@@ -76,15 +72,18 @@ class CopyPlan(NamedTuple):
         return any(f"{path}/".startswith(f"{part}/") for part in self.linked)
 
 
-def plan_copy(storage: StoragePlan | None, results: frozenset[str] = frozenset()) -> CopyPlan:
-    """Pure. Without a `storage` no daemon has run on the data, and everything is copied. `results` as in CopyPlan."""
+def plan_copy(
+    storage: StoragePlan | None, results: frozenset[str] = frozenset(), emptied: frozenset[str] = frozenset()
+) -> CopyPlan:
+    """Pure. Without a `storage` no daemon has run on the data, and everything is copied. `results` and `emptied` as in
+    CopyPlan."""
     if storage is None:
         return CopyPlan("", "", frozenset(), _LEFT_EMPTY)
     home, leaf = immutable.shared_directories(storage)
     empty = set(_LEFT_EMPTY)
     if storage.store is ImageStore.GRAPHDRIVER:
         empty.add(f"{paths.images(storage.driver)}/layerdb/tmp")
-    return CopyPlan(home, leaf, frozenset(immutable.files_written_once(storage)), frozenset(empty), results)
+    return CopyPlan(home, leaf, frozenset(immutable.files_written_once(storage)), frozenset(empty), results, emptied)
 
 
 def copy(source_fd: int, target_fd: int, root: str, plan: CopyPlan, allowed: frozenset[str]) -> frozenset[str]:
@@ -97,8 +96,8 @@ def copy(source_fd: int, target_fd: int, root: str, plan: CopyPlan, allowed: fro
     """
     job = _Job(source_fd, target_fd, root, plan, allowed)
     job.copy_directory(source_fd, target_fd, "")
-    job.run_cp("--link", job.to_link)
-    job.run_cp("--reflink=auto", job.to_copy)
+    cp.run(source_fd, target_fd, "--link", job.to_link)
+    cp.run(source_fd, target_fd, "--reflink=auto", job.to_copy)
     return frozenset(job.linked_layers)
 
 
@@ -195,6 +194,9 @@ class _Job:
         for entry in _entries(source_fd):
             name = entry.name
             target = _link_of(source_fd, entry, leaf)
+            if target is None and name in self._plan.emptied and entry.is_dir(follow_symlinks=False):
+                self._enter(source_fd, target_fd, f"{path}/{name}", self._copy_emptied)
+                continue
             if target is None:
                 (self.to_link if name in self._plan.results else self.to_copy).append(f"{path}/{name}")
                 continue
@@ -203,6 +205,14 @@ class _Job:
                 self._copy_shared(source_fd, target_fd, name, target)
             else:
                 os.symlink(target, name, dir_fd=target_fd)
+
+    def _copy_emptied(self, source_fd: int, target_fd: int, path: str) -> None:
+        """A layer's directory, with nothing in it but what engines keep beside the content."""
+        for entry in _entries(source_fd):
+            if entry.name == (self._plan.leaf or "fs") and entry.is_dir(follow_symlinks=False):
+                _make_directory(source_fd, target_fd, entry.name)
+            else:
+                self.to_copy.append(f"{path}/{entry.name}")
 
     def _copy_shared(self, source_fd: int, target_fd: int, name: str, target: str) -> None:
         _make_directory(source_fd, target_fd, name)
@@ -217,32 +227,6 @@ class _Job:
         finally:
             os.close(below_fd)
         os.symlink(target, f"{name}/{self._plan.leaf}", dir_fd=target_fd)
-
-    def run_cp(self, how: str, wanted: Sequence[str]) -> None:
-        """Whole trees, with owners, modes, times, attributes and holes. --preserve=xattr on top of --archive makes an
-        attribute that cannot be copied an error; --reflink=auto and not =always: one file with chattr +C, which a job
-        may leave, would forbid the copy for good."""
-        here = f"/proc/self/fd/{self._source_fd}"
-        there = f"--target-directory=/proc/self/fd/{self._target_fd}"
-        options = ["--archive", "--preserve=xattr", "--parents", how, there]
-        for some in _in_pieces(wanted):
-            argv = ["env", f"--chdir={here}", "cp", *options, "--", *some]
-            done = processes.run(
-                argv, env=_ENVIRONMENT, pass_fds=(self._source_fd, self._target_fd), timeout_s=_CP_TIMEOUT_S
-            )
-            if not done.ok:
-                raise _cp_error(done.stderr, done.status)
-
-
-def _cp_error(stderr: str, status: int) -> OSError:
-    line = next(iter(stderr.splitlines()), f"cp ended with {status}")
-    number = next((number for number in sorted(_BAD_DISK) if os.strerror(number) in stderr), errno.EIO)
-    return OSError(number, line)
-
-
-def _in_pieces(words: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(words), _MAX_WORDS):
-        yield words[start : start + _MAX_WORDS]
 
 
 def _entries(directory_fd: int) -> list[os.DirEntry[str]]:

@@ -22,6 +22,7 @@ from cachedind.pool import changes, choice, clone, directory, golden, key_direct
 from cachedind.pool.choice import Requirements
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.layers import Owner
+from cachedind.pool.mutable import NOTHING
 from cachedind.pool.slot_state import Candidate, Kind, SlotState
 from cachedind.pool.slots import Slot
 
@@ -141,6 +142,7 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
         with key_directory.locked_key(pool, source_key, create=False) as key_fd:
             is_gone = key_fd is not None and _set_aside(pool, key_fd, source.name, f"it cannot be cloned: {error}", log)
         return take(pool, slot_request if is_gone else slot_request._replace(fresh=True), log)
+    taken.slot.left_out.tell(log)
     return _introduce(taken, slot_request.holder)
 
 
@@ -340,7 +342,9 @@ def promote_due(taken: TakenSlot, changed: dict[str, object], log: Log) -> Taken
     promoted = False
     try:
         with _full_is_no_end(taken.slot, log):
-            promoted = golden.promote(taken.pool, taken.key, taken.slot, {**taken.raw, **changed})
+            left_out = golden.promote(taken.pool, taken.key, taken.slot, {**taken.raw, **changed})
+            promoted = left_out is not None
+            (left_out or NOTHING).tell(log)
     finally:
         os.close(taken.turn_fd)
     return taken._replace(promoted=promoted, turn_fd=None)

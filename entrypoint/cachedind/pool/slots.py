@@ -15,6 +15,7 @@ from cachedind.host import flock
 from cachedind.pool import clone, directory, layers, scopes
 from cachedind.pool.key_directory import SLOTS, locked_key, open_below
 from cachedind.pool.layers import Owner
+from cachedind.pool.mutable import NOTHING, LeftOut
 from cachedind.pool.slot_state import STATE_NAME, parse_slot_state
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Slot(NamedTuple):
     directory_fd: int
     data_fd: int
     previous: Holder | None
+    left_out: LeftOut = NOTHING
+    """What it was born without."""
 
     @property
     def owner(self) -> Owner:
@@ -135,11 +138,12 @@ def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]
         if not directory.try_lock(lock_fd):
             raise AssertionError("somebody else locked a file that has just been made")
         pool.trace.reach("clone.staged")
+        left_out = NOTHING
         if source is None:
             layers.write_list(stage.fd, ())
             os.close(clone.make_data(stage.fd))
         else:
-            clone.copy(pool, source, parse_slot_state(values).data, stage.fd)
+            left_out = clone.copy(pool, source, parse_slot_state(values).data, stage.fd)
         pool.trace.reach("clone.copied")
         state.write_state(stage.fd, STATE_NAME, values, None, durable=False)
         pool.trace.reach("clone.recorded")
@@ -151,7 +155,7 @@ def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]
         _publish_slot(pool, key, stage)
         pool.trace.reach("clone.named")
         undo.pop_all()
-        return Slot(stage.name, lock_fd, directory_fd, data_fd, None)
+        return Slot(stage.name, lock_fd, directory_fd, data_fd, None, left_out)
 
 
 def _publish_slot(pool: Pool, key: str, stage: directory.Stage) -> None:

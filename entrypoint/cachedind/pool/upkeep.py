@@ -78,7 +78,7 @@ def make_durable(pool: Pool, key: str) -> None:
 
 def prepare_spare(pool: Pool, key: str, scope: str) -> bool:
     """Clone a scope's golden to a free slot, unless there is one, where that takes long: the next start beside this one
-    need not copy then."""
+    need not copy then. What the golden does without was told when it was made; a copy of a copy leaves no more out."""
     with key_directory.locked_key(pool, key, create=False) as key_fd:
         if key_fd is None:
             return False

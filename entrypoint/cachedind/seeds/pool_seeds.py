@@ -22,6 +22,7 @@ from cachedind.pool.slot_state import STATE_NAME, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cachedind.base.log import Log
     from cachedind.pool.choice import Requirements
     from cachedind.pool.directory import Pool
     from cachedind.pool.slot_lease import TakenSlot
@@ -86,7 +87,7 @@ def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str
             os.close(found.data_fd)
 
 
-def promote(taken: TakenSlot, key: str) -> TakenSlot:
+def promote(taken: TakenSlot, key: str, log: Log) -> TakenSlot:
     """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot with the
     sequence number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
     pool, slot = taken.pool, taken.slot
@@ -98,7 +99,9 @@ def promote(taken: TakenSlot, key: str) -> TakenSlot:
     # The private daemon came up on it.
     proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
     scope = "" if key == BASE_KEY else taken.scope
-    golden.promote(pool, key, slot, {**raw, **proven, "sequence": number, "scope": scope})
+    left_out = golden.promote(pool, key, slot, {**raw, **proven, "sequence": number, "scope": scope})
+    if left_out is not None:
+        left_out.tell(log)
     if key != taken.key:
         return taken
     with key_directory.locked_key(pool, key, create=True) as key_fd:

@@ -284,7 +284,7 @@ def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:
     from cachedind.seeds import pool_seeds
 
     try:
-        pool_seeds.promote(taken, key)
+        pool_seeds.promote(taken, key, log)
     except (OSError, ValueError, PoolUnusableError) as error:
         log.warn(f"the seeds are in this slot only ({error}); the next instance puts them in again")
     taken.pool.trace.reach("seed.promoted")

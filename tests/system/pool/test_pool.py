@@ -38,6 +38,7 @@ from cachedind.pool import (
     upkeep,
 )
 from cachedind.pool.directory import Pool
+from cachedind.pool.mutable import LeftOut
 from cachedind.pool.slot_lease import TakenSlot, Warmth
 from helpers import tenants
 from helpers.children import Child, child
@@ -398,11 +399,11 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Pool], Copyin
 
     copy = clone.copy
 
-    def held(*args: Any) -> None:
+    def held(*args: Any) -> LeftOut:
         if threading.current_thread().name.startswith("copying"):
             begun.set()
             assert go_on.wait(30)
-        copy(*args)
+        return copy(*args)
 
     monkeypatch.setattr(clone, "copy", held)
     with ThreadPoolExecutor(1, thread_name_prefix="copying") as threads:
@@ -525,12 +526,12 @@ def test_a_golden_that_is_evicted_while_it_is_copied_is_copied_whole(
     first = tenants.take(pool, tenants.slot_request())
     copy = clone.copy
 
-    def slowly(*args: Any) -> None:
+    def slowly(*args: Any) -> LeftOut:
         with key_directory.locked_key(pool, "k", create=False) as key_fd:
             assert key_fd is not None
             directory.throw_away(pool, key_fd, "scopes/%/golden")
         assert sweeping.empty_trash(pool) == 0, "deleted while it is copied"
-        copy(*args)
+        return copy(*args)
 
     monkeypatch.setattr(clone, "copy", slowly)
     beside = tenants.take(pool, tenants.slot_request())

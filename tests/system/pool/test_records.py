@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -11,10 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
-from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
 from cachedind.base.trace import Trace
-from cachedind.pool import layers, records
+from cachedind.host import linux
+from cachedind.pool import layers, mutable, records
 from cachedind.pool.layers import BadLinkError, Owner
+from helpers.boltfiles import Tree, bolt_file
 
 FSTYPES = ["ext4", "xfs", "btrfs", "tmpfs"]
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -23,6 +26,7 @@ CONTAINERD = StoragePlan(ImageStore.CONTAINERD, "overlayfs", "")
 SNAPSHOTS = "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots"
 BLOBS = "containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
 ROOTS = ["", "100000.100000"]
+NONE: frozenset[str] = frozenset()
 
 
 class Place(NamedTuple):
@@ -42,9 +46,9 @@ class Place(NamedTuple):
     def target(self) -> Path:
         return self.path / "copy" / self.root
 
-    def copy(self, storage: StoragePlan = GRAPH, *results: str) -> frozenset[str]:
+    def copy(self, storage: StoragePlan = GRAPH, *results: str, emptied: frozenset[str] = NONE) -> frozenset[str]:
         allowed = layers.read_list(self.owner.directory_fd)
-        plan = records.plan_copy(storage, frozenset(results))
+        plan = records.plan_copy(storage, frozenset(results), emptied)
         return records.copy(self.owner.data_fd, self.copy_fd, self.root, plan, allowed)
 
 
@@ -120,9 +124,9 @@ def test_graph_driver(place: Place) -> None:
     assert not same_file(place, "overlay2/mutable/diff/file")
     assert same_file(place, "image/overlay2/layerdb/sha256/0/cache-id")
     assert same_file(place, "overlay2/shared/lower")
-    for mutable in ("buildkit/metadata_v2.db", "engine-id", "volumes/metadata.db", "what-nobody-knows/a/b"):
-        assert (target / mutable).read_text() == mutable
-        assert not same_file(place, mutable)
+    for changing in ("buildkit/metadata_v2.db", "engine-id", "volumes/metadata.db", "what-nobody-knows/a/b"):
+        assert (target / changing).read_text() == changing
+        assert not same_file(place, changing)
     assert os.listdir(target / "tmp") == os.listdir(target / "image/overlay2/layerdb/tmp") == []
     assert (place.path / "copy/.cachedind/kept/a").exists()
     assert os.listdir(place.path / "copy/.cachedind/layers") == os.listdir(place.path / "copy/.cachedind/aside") == []
@@ -230,3 +234,135 @@ def test_a_full_disk_is_called_that(place: Place) -> None:
     finally:
         os.close(small_fd)
         subprocess.run(["umount", str(small)], check=True)
+
+
+# ---- cache mounts ----------------------------------------------------------------------------------------------------
+
+MOUNTS = {"17": 30, "18": 4}
+"""Cache mounts, by the names of their directories, and how many files are in each."""
+
+
+def record(key: str, kind: str) -> Tree:
+    return {
+        name.encode(): json.dumps({"value": value}).encode()
+        for name, value in {
+            "cache.snapshot": key,
+            "cache.recordType": kind,
+            "cache.description": f"cached mount /{key} from exec make",
+        }.items()
+    }
+
+
+def content_of(root: Path, storage: StoragePlan, name: str) -> Path:
+    return root / (f"{SNAPSHOTS}/{name}/fs" if storage is CONTAINERD else f"overlay2/{name}/diff")
+
+
+def add_mounts(place: Place, storage: StoragePlan, context_files: int = 10) -> None:
+    """Two cache mounts and a build context, with their records."""
+    kinds = {**dict.fromkeys(MOUNTS, "exec.cachemount"), "19": "source.local"}
+    for name, count in {**MOUNTS, "19": context_files}.items():
+        content = content_of(place.source, storage, name)
+        for number in range(count):
+            write(content / f"{number % 3}/{number}", f"{name} {number}")
+        content.chmod(0o701)
+        os.chown(content, 7, 8)
+        (content.parent / "work").mkdir()
+        write(content.parent / "link")
+    below = "containerd-overlayfs/" if storage is CONTAINERD else ""
+    metadata: Tree = {b"_main": {name.encode(): record(name, kind) for name, kind in kinds.items()}}
+    snapshots: Tree = {f"moby/9/{name}".encode(): {b"id": bytes([int(name)]), b"kind": b"\2"} for name in kinds}
+    databases: dict[str, Tree] = {
+        f"buildkit/{below}metadata_v2.db": metadata,
+        "buildkit/snapshots.db": {name.encode(): {b"parent": b""} for name in kinds},
+        f"{os.path.dirname(SNAPSHOTS)}/metadata.db": {b"v1": {b"snapshots": snapshots}},
+    }
+    for path, tree in databases.items():
+        (place.source / path).parent.mkdir(parents=True, exist_ok=True)
+        (place.source / path).write_bytes(bolt_file(tree))
+
+
+def choose(place: Place, storage: StoragePlan) -> mutable.LeftOut:
+    root_fd = os.open(place.source, DIRECTORY)
+    try:
+        engine = EngineVersion(28, 5, 2)
+        return mutable.choose(root_fd, storage, engine, NONE, lambda: linux.has_reflinks(place.copy_fd))
+    finally:
+        os.close(root_fd)
+
+
+def listing(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("storage", [GRAPH, CONTAINERD], ids=["graph", "containerd"])
+@pytest.mark.parametrize("directory", ["ext4", "xfs"], indirect=True)
+def test_cache_mounts_within_the_limit_are_copied_whole(place: Place, storage: StoragePlan) -> None:
+    add_mounts(place, storage)
+    chosen = choose(place, storage)
+    assert chosen == mutable.NOTHING
+    place.copy(storage, emptied=chosen.names)
+    for name in MOUNTS:
+        own, other = (content_of(root, storage, name) for root in (place.source, place.target))
+        assert len(listing(other)) == MOUNTS[name]
+        assert listing(other) == listing(own)
+        assert not (own / "0/0").samefile(other / "0/0")
+        assert (stat.S_IMODE(other.stat().st_mode), other.stat().st_uid, other.stat().st_gid) == (0o701, 7, 8)
+
+
+@pytest.mark.parametrize("storage", [GRAPH, CONTAINERD], ids=["graph", "containerd"])
+@pytest.mark.parametrize("directory", ["ext4", "xfs"], indirect=True)
+def test_the_largest_cache_mount_stays_empty_where_there_are_too_many_files(
+    place: Place, storage: StoragePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_mounts(place, storage)
+    monkeypatch.setattr(mutable, "MAX_FILES", 25)
+    chosen = choose(place, storage)
+    assert [str(mount) for mount in chosen.mounts] == ["/17 (more than 25 files)"]
+    before = listing(place.source)
+    place.copy(storage, emptied=chosen.names)
+    emptied = content_of(place.target, storage, "17")
+    assert os.listdir(emptied) == []
+    assert (stat.S_IMODE(emptied.stat().st_mode), emptied.stat().st_uid, emptied.stat().st_gid) == (0o701, 7, 8)
+    assert sorted(os.listdir(emptied.parent)) == sorted([emptied.name, "link", "work"])
+    for name in ("18", "19", "mutable"):
+        own, other = (content_of(root, storage, name) for root in (place.source, place.target))
+        assert listing(other) == listing(own) != {}
+    assert listing(place.source) == before
+
+
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_large_context_costs_no_small_cache_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_mounts(place, GRAPH, context_files=200)
+    monkeypatch.setattr(mutable, "MAX_FILES", 100)
+    assert choose(place, GRAPH) == mutable.NOTHING
+    monkeypatch.setattr(mutable, "MAX_FILES", 60)
+    assert choose(place, GRAPH).names == {"17"}
+
+
+@pytest.mark.parametrize("directory", FSTYPES, indirect=True)
+def test_bytes_count_where_they_are_copied(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_reflinks = subprocess.run(
+        ["cp", "--reflink=always", str(place.source / "engine-id"), str(place.path / "clone")], check=False
+    )
+    add_mounts(place, GRAPH)
+    monkeypatch.setattr(mutable, "MAX_BYTES", 4096 * 25)
+    assert linux.has_reflinks(place.copy_fd) == (has_reflinks.returncode == 0)
+    # Files of some bytes lie in the metadata of btrfs, and have no blocks.
+    expected = NONE if linux.has_reflinks(place.copy_fd) else frozenset({"17"})
+    assert choose(place, GRAPH).names == expected
+
+
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_links_in_a_cache_mount_are_not_followed_and_one_in_its_place_is_copied(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_mounts(place, GRAPH)
+    monkeypatch.setattr(mutable, "MAX_FILES", 100)
+    (place.source / "overlay2/18/diff/all").symlink_to(place.source)
+    assert choose(place, GRAPH) == mutable.NOTHING
+    monkeypatch.setattr(mutable, "MAX_FILES", 25)
+    chosen = choose(place, GRAPH)
+    (place.source / "overlay2/17").rename(place.path / "gone")
+    (place.source / "overlay2/17").symlink_to("/etc")
+    place.copy(emptied=chosen.names)
+    assert os.readlink(place.target / "overlay2/17") == "/etc"
