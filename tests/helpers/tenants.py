@@ -17,7 +17,7 @@ from cachedind.dataroot.lease import Lease
 from cachedind.host import procfs
 from cachedind.pool import choice, directory, layers, slot_lease, slot_state
 from cachedind.pool.directory import Pool
-from cachedind.pool.slot_lease import SlotRequest, TakenSlot
+from cachedind.pool.slot_request import SlotRequest, TakenSlot
 from cachedind.settings import config
 
 ENGINE = EngineVersion(28, 5, 2)

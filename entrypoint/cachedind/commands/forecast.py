@@ -11,7 +11,7 @@ from cachedind.pool.slot_state import Kind
 
 if TYPE_CHECKING:
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import SlotRequest
+    from cachedind.pool.slot_request import SlotRequest
 
 
 def forecast(pool: Pool, slot_request: SlotRequest) -> str:

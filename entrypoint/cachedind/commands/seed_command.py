@@ -17,7 +17,7 @@ from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
 from cachedind.pool import directory, keys, slot_lease
-from cachedind.pool.slot_lease import Warmth
+from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
 from cachedind.seeds.model import SeedError, SeedKind
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
     from cachedind.seeds.model import BadSeed, Seed
     from cachedind.start.context import Prepared, StartContext
 

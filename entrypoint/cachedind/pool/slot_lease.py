@@ -10,21 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from cachedind.base import state
 from cachedind.base.model import Degradation
-from cachedind.engine import doubt, in_use
-from cachedind.host import flock
-from cachedind.pool import changes, choice, clone, directory, golden, key_directory, scopes, slot_state, slots
-from cachedind.pool.choice import Requirements
+from cachedind.pool import changes, choice, clone, golden, inspection, key_directory, scopes, slot_state, slots
 from cachedind.pool.keys import BASE_KEY
-from cachedind.pool.layers import Owner
 from cachedind.pool.mutable import NOTHING
-from cachedind.pool.slot_state import Candidate, Kind, SlotState
-from cachedind.pool.slots import Slot
+from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
+from cachedind.pool.slot_state import Candidate, Kind
+from cachedind.pool.source import open_fallback, open_newest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,94 +26,13 @@ if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.base.model import Holder
     from cachedind.pool.directory import Pool
+    from cachedind.pool.slots import Slot
+    from cachedind.pool.source import Source
 
-
-_MAX_SUSPECTS = 8
 WAIT_S = 10.0
 """How long a start that has nothing waits for somebody who copies its key's newest state."""
 WAIT_WITH_OTHER_S = 0.5
 """How long one does that has an older state."""
-
-
-class Warmth(StrEnum):
-    """Where a start's cache came from."""
-
-    LEASED = "leased"
-    CLONED = "cloned"
-    FRESH = "fresh"
-
-
-class SlotRequest(NamedTuple):
-    """What a start asks of the pool."""
-
-    key: str
-    fallback_keys: tuple[str, ...]
-    read_only: bool
-    requirements: Requirements
-    boot_id: str
-    holder: Holder
-    fresh: bool = False
-    """Whether to start from nothing, whatever there is."""
-    avoid: frozenset[str] = frozenset()
-    """Ids of slots that this start has passed over."""
-
-    @property
-    def scope(self) -> str:
-        return self.requirements.scope
-
-
-class TakenSlot(NamedTuple):
-    """A leased slot and where its content came from.
-
-    `found` is the state of that content, `raw` its state file, `source_key` the key it was of, `sequence` this start's
-    number.
-    """
-
-    pool: Pool
-    key: str
-    slot: Slot
-    warmth: Warmth
-    found: SlotState
-    raw: dict[str, object]
-    source_key: str
-    sequence: int
-    promoted: bool = False
-    turn_fd: int | None = None
-    """Held while its state is to become the golden: who starts beside this waits a little for it."""
-    passed_over: str = ""
-    """Why it is nothing warmer, where there was something."""
-
-    def close(self) -> None:
-        """Give the lease back."""
-        self.slot.close()
-        if self.turn_fd is not None:
-            os.close(self.turn_fd)
-
-    def without_turn(self) -> TakenSlot:
-        """The same, and nobody waits for its state to become the golden any longer."""
-        if self.turn_fd is not None:
-            os.close(self.turn_fd)
-        return self._replace(turn_fd=None)
-
-    @property
-    def before(self) -> int:
-        """The sequence of the state that it begins with; 0 where that is not of its own scope."""
-        is_own = self.warmth is not Warmth.FRESH and self.source_key == self.key
-        return self.found.sequence if is_own and self.found.scope == self.scope else 0
-
-    @property
-    def scope(self) -> str:
-        return slot_state.parse_scope(self.raw)
-
-    @property
-    def is_throwaway(self) -> bool:
-        """Whether it goes with this job."""
-        return self.raw.get("read_only") is True
-
-    @property
-    def is_pure(self) -> bool:
-        """Whether no job has ever run on it: there is nothing in it but seeds."""
-        return self.raw.get("pure") is True
 
 
 def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
@@ -134,23 +47,25 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     source_key, passed_over = slot_request.key, ""
     if source is None and not slot_request.fresh:
         passed_over = _why_nothing(pool, slot_request)
-        source, source_key = _open_fallback(pool, slot_request, log)
+        source, source_key = open_fallback(pool, slot_request, log)
     try:
         taken = _be_born(pool, slot_request, source, source_key, sequence)._replace(passed_over=passed_over)
     except ValueError as error:
         assert source is not None
         with key_directory.locked_key(pool, source_key, create=False) as key_fd:
-            is_gone = key_fd is not None and _set_aside(pool, key_fd, source.name, f"it cannot be cloned: {error}", log)
+            is_gone = key_fd is not None and inspection.set_aside(
+                pool, key_fd, source.name, f"it cannot be cloned: {error}", log
+            )
         return take(pool, slot_request if is_gone else slot_request._replace(fresh=True), log)
     taken.slot.left_out.tell(log)
     return _introduce(taken, slot_request.holder)
 
 
-def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot | None, _Source | None, int]:
+def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot | None, Source | None, int]:
     """A slot of the key, or else a golden of it to clone, and this start's number."""
     with key_directory.locked_key(pool, slot_request.key, create=True) as key_fd:
         assert key_fd is not None
-        candidates = _survey(pool, key_fd, slot_request, log)
+        candidates = inspection.survey(pool, key_fd, slot_request, log)
         sequence, aside = key_directory.draw_sequence(key_fd, candidates)
         if aside is not None:
             log.warn(
@@ -163,7 +78,7 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot 
             leased = _lease_newest(pool, key_fd, slot_request, candidates, sequence, log)
             if leased is not None:
                 return leased, None, sequence
-        return None, _open_newest_golden(pool, key_fd, slot_request, candidates, sequence, log), sequence
+        return None, open_newest(pool, key_fd, slot_request, candidates, sequence, log), sequence
 
 
 def _why_nothing(pool: Pool, slot_request: SlotRequest) -> str:
@@ -183,7 +98,7 @@ def _why_nothing(pool: Pool, slot_request: SlotRequest) -> str:
         os.close(key_fd)
 
 
-def _has_waited(pool: Pool, slot_request: SlotRequest, source: _Source | None) -> bool:
+def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) -> bool:
     """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
     key_fd = key_directory.open_key(pool, slot_request.key, create=False)
     if key_fd is None:
@@ -211,51 +126,6 @@ def _introduce(taken: TakenSlot, holder: Holder) -> TakenSlot:
     return taken
 
 
-def _survey(pool: Pool, key_fd: int, slot_request: SlotRequest, log: Log) -> list[Candidate]:
-    """What the key has, and this start has not passed over. What cannot be understood is set aside."""
-    candidates, bad = key_directory.read_candidates(key_fd)
-    for name, why in bad:
-        _set_aside(pool, key_fd, name, why, log)
-    return [candidate for candidate in candidates if candidate.name.removeprefix("slots/") not in slot_request.avoid]
-
-
-def _last_clone_failed(key_fd: int, golden: SlotState, candidates: list[Candidate]) -> bool:
-    """Whether no daemon came up on a golden's last clone that nobody holds. Of the newest alone, as each look at a lock
-    takes its time."""
-    for one in choice.newest_clones(golden, candidates)[:_MAX_SUSPECTS]:
-        if not one.state.never_ready:
-            return False
-        if not slots.look(key_fd, one.name, 0)[0]:
-            return True
-    return False
-
-
-def _set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
-    """Set a bad slot or golden aside, unless somebody holds it. With CACHEDIND_STRICT it stays, and the start ends."""
-    if name.startswith("slots/"):
-        try:
-            slot = slots.try_lease(key_fd, name)
-        except slots.BadSlotError:
-            slot = None
-        else:
-            if slot is None:
-                return False
-            slot.close()
-    if log.strict:
-        mend = "a start without CACHEDIND_STRICT sets it aside and takes what is next best"
-        log.degraded(Degradation(f"{scopes.describe(name)} of the pool is bad", why, "nothing of it was changed", mend))
-    parent_fd = key_directory.open_parent(key_fd, name)
-    try:
-        where = directory.set_aside(pool, parent_fd, name.rpartition("/")[2], why, time.time())
-    except FileNotFoundError:
-        return True
-    finally:
-        os.close(parent_fd)
-    what = f"{scopes.describe(name)} of the pool is set aside"
-    log.degraded(Degradation(what, why, f"it is kept as {where}", f"cachedind rm {where} drops it"))
-    return True
-
-
 def _lease_newest(
     pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
 ) -> TakenSlot | None:
@@ -267,7 +137,7 @@ def _lease_newest(
         candidate = next((one for one in ranked if one.name not in passed), None)
         if candidate is None or candidate.kind is Kind.GOLDEN or candidate.state.scope != slot_request.scope:
             return None
-        slot = _try_lease(pool, key_fd, candidate.name, log)
+        slot = inspection.try_lease(pool, key_fd, candidate.name, log)
         if slot is None:
             passed.add(candidate.name)
             continue
@@ -279,7 +149,7 @@ def _lease_newest(
                 slot.close()
                 candidates = [one._replace(state=found) if one is candidate else one for one in candidates]
                 continue
-            due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
+            due = inspection.is_due(pool, key_fd, slot_request, slot, found, candidates, log)
             turn_fd = golden.take_turn(key_fd, found.scope) if due else None
         except BaseException:
             slot.close()
@@ -289,48 +159,36 @@ def _lease_newest(
         )
 
 
-def _try_lease(pool: Pool, key_fd: int, name: str, log: Log) -> Slot | None:
+def _be_born(pool: Pool, slot_request: SlotRequest, source: Source | None, source_key: str, sequence: int) -> TakenSlot:
+    """A slot of its own: a clone of `source`, or empty. It is `pure` until a job's daemon has come up on it."""
+    if source is None:
+        raw: dict[str, object] = {
+            "arch": slot_request.requirements.arch,
+            "sequence": 0,
+            "read_only": slot_request.read_only,
+            "scope": slot_request.scope,
+            "pure": True,
+        }
+        slot = slots.create(pool, slot_request.key, None, raw)
+        return TakenSlot(
+            pool, slot_request.key, slot, Warmth.FRESH, slot_state.parse_slot_state(raw), raw, "", sequence
+        )
     try:
-        slot = slots.try_lease(key_fd, name)
-    except slots.BadSlotError as error:
-        _set_aside(pool, key_fd, name, str(error), log)
-        return None
-    if slot is None:
-        return None
-    locked = in_use.find_locked(slot.data_fd)
-    if locked is not None:
-        slot.close()
-        log.warn(f"{name} is passed over: a daemon that does not hold its lease is at work on it ({locked} is locked)")
-        return None
-    try:
-        why = clone.examine(pool, slot.owner)
-    except BaseException:
-        slot.close()
-        raise
-    if why:
-        slot.close()
-        _set_aside(pool, key_fd, name, why, log)
-        return None
-    return slot
-
-
-def _is_due(
-    pool: Pool,
-    key_fd: int,
-    slot_request: SlotRequest,
-    slot: Slot,
-    found: SlotState,
-    candidates: list[Candidate],
-    log: Log,
-) -> bool:
-    """Whether a slot's state should become the golden of its scope now."""
-    goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
-    if not choice.needs_promotion(found, goldens, slot_request.boot_id):
-        return False
-    if not golden.is_sound(slot, found):
-        log.debug("the slot's state is not promoted: something in it is damaged")
-        return False
-    return True
+        # Another key's numbers mean nothing in this one, and another scope's state is not this one's.
+        is_own = source_key == slot_request.key and source.found.scope == slot_request.scope
+        own = source.found.sequence if is_own else 0
+        raw = slot_state.clone_state(
+            source.raw, scope=slot_request.scope, sequence=own, read_only=slot_request.read_only
+        )
+        # From now on it is as old as this boot, and doubted for what its golden is doubted for.
+        raw |= {"boot_id": slot_request.boot_id, "doubt": source.doubt}
+        raw["pure"] = source_key == BASE_KEY
+        if source.slot is not None:
+            clone.share_layers(pool, source.owner, source.found.data)
+        slot = slots.create(pool, slot_request.key, source.owner, raw)
+    finally:
+        source.close()
+    return TakenSlot(pool, slot_request.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
 
 
 def promote_due(taken: TakenSlot, changed: dict[str, object], log: Log) -> TakenSlot:
@@ -363,127 +221,6 @@ def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
         log.degraded(Degradation(what, "the pool is full", cost, mend))
 
 
-class _Source(NamedTuple):
-    """A golden that is open to be cloned, kept from deletion by a shared lock on its directory."""
-
-    name: str
-    owner: Owner
-    found: SlotState
-    raw: dict[str, object]
-    doubt: str = ""
-    slot: Slot | None = None
-    """The leased slot that it is, where it is no golden."""
-
-    def close(self) -> None:
-        if self.slot is not None:
-            self.slot.close()
-            return
-        os.close(self.owner.data_fd)
-        os.close(self.owner.directory_fd)
-
-
-def _open_newest_golden(
-    pool: Pool, key_fd: int, slot_request: SlotRequest, candidates: list[Candidate], sequence: int, log: Log
-) -> _Source | None:
-    """The newest state of a key that can be cloned: a golden, or a free slot that is newer. Needs the key's lock."""
-    ranked = choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
-    for candidate in ranked:
-        if candidate.kind is Kind.SLOT:
-            # For another key or scope, or for a throw-away: the slot stays free, its state is what is wanted.
-            slot = _try_lease(pool, key_fd, candidate.name, log)
-            if slot is None:
-                continue
-            try:
-                raw, found = changes.read_judged(key_fd, slot, sequence)
-                due = _is_due(pool, key_fd, slot_request, slot, found, candidates, log)
-                if due:
-                    # What was synced at the end of its daemon is not the copy.
-                    return _Source(candidate.name, slot.owner, found, {**raw, "ended": None}, slot=slot)
-            except BaseException:
-                slot.close()
-                raise
-            slot.close()
-        else:
-            source = _open_source(pool, key_fd, candidate.name, log)
-            if source is not None:
-                return source._replace(doubt=_doubt_of_golden(key_fd, source.found, candidates, slot_request.boot_id))
-    return None
-
-
-def _doubt_of_golden(key_fd: int, found: SlotState, candidates: list[Candidate], boot_id: str) -> str:
-    """Why a clone of it has to be proven; nothing where it need not."""
-    if not found.is_trusted(boot_id):
-        doubted = doubt.find(found.data, boot_id)
-        return doubted.why if doubted is not None else ""
-    return doubt.NEVER_READY if _last_clone_failed(key_fd, found, candidates) else ""
-
-
-def _open_source(pool: Pool, key_fd: int, name: str, log: Log) -> _Source | None:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.ExitStack() as undo:
-        try:
-            directory_fd = key_directory.open_below(key_fd, name)
-            undo.callback(os.close, directory_fd)
-            if not flock.lock_shared(directory_fd):  # it is being deleted
-                return None
-            raw = state.read_state(directory_fd, slot_state.GOLDEN_NAME) or {}
-            found = slot_state.parse_slot_state(raw)
-            data_fd = os.open("data", flags, dir_fd=directory_fd)
-        except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            _set_aside(pool, key_fd, name, f"it cannot be cloned: {why}", log)
-            return None
-        undo.pop_all()
-        return _Source(name, Owner(directory_fd, data_fd), found, raw)
-
-
-def _open_fallback(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[_Source | None, str]:
-    for key in slot_request.fallback_keys:
-        with key_directory.locked_key(pool, key, create=False) as key_fd:
-            if key_fd is None:
-                continue
-            candidates = _survey(pool, key_fd, slot_request, log)
-            number, _ = key_directory.draw_sequence(key_fd, candidates)
-            source = _open_newest_golden(pool, key_fd, slot_request, candidates, number, log)
-        if source is not None:
-            return source, key
-    return None, ""
-
-
-def _be_born(
-    pool: Pool, slot_request: SlotRequest, source: _Source | None, source_key: str, sequence: int
-) -> TakenSlot:
-    """A slot of its own: a clone of `source`, or empty. It is `pure` until a job's daemon has come up on it."""
-    if source is None:
-        raw: dict[str, object] = {
-            "arch": slot_request.requirements.arch,
-            "sequence": 0,
-            "read_only": slot_request.read_only,
-            "scope": slot_request.scope,
-            "pure": True,
-        }
-        slot = slots.create(pool, slot_request.key, None, raw)
-        return TakenSlot(
-            pool, slot_request.key, slot, Warmth.FRESH, slot_state.parse_slot_state(raw), raw, "", sequence
-        )
-    try:
-        # Another key's numbers mean nothing in this one, and another scope's state is not this one's.
-        is_own = source_key == slot_request.key and source.found.scope == slot_request.scope
-        own = source.found.sequence if is_own else 0
-        raw = slot_state.clone_state(
-            source.raw, scope=slot_request.scope, sequence=own, read_only=slot_request.read_only
-        )
-        # From now on it is as old as this boot, and doubted for what its golden is doubted for.
-        raw |= {"boot_id": slot_request.boot_id, "doubt": source.doubt}
-        raw["pure"] = source_key == BASE_KEY
-        if source.slot is not None:
-            clone.share_layers(pool, source.owner, source.found.data)
-        slot = slots.create(pool, slot_request.key, source.owner, raw)
-    finally:
-        source.close()
-    return TakenSlot(pool, slot_request.key, slot, Warmth.CLONED, source.found, raw, source_key, sequence)
-
-
 def give_up(taken: TakenSlot, why: str, log: Log) -> None:
     """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
     clone of, or that this start has made of it. The lease ends. Raises OSError."""
@@ -495,12 +232,12 @@ def give_up(taken: TakenSlot, why: str, log: Log) -> None:
             if key_fd is None:
                 continue
             if key == taken.key:
-                _set_aside(taken.pool, key_fd, f"slots/{taken.slot.id}", why, log)
+                inspection.set_aside(taken.pool, key_fd, f"slots/{taken.slot.id}", why, log)
             for candidate in key_directory.read_candidates(key_fd)[0]:
                 same = slot_state.class_name(candidate.state) == slot_state.class_name(taken.found)
                 same = same and candidate.state.sequence == taken.found.sequence
                 if is_golden_too and key == golden_key and candidate.kind is Kind.GOLDEN and same:
-                    _set_aside(taken.pool, key_fd, candidate.name, why, log)
+                    inspection.set_aside(taken.pool, key_fd, candidate.name, why, log)
 
 
 def has_other(taken: TakenSlot, slot_request: SlotRequest) -> bool:

@@ -16,7 +16,7 @@ from cachedind.base import state
 from cachedind.base.model import StoragePlan
 from cachedind.pool import choice, directory, golden, key_directory
 from cachedind.pool.keys import BASE_KEY
-from cachedind.pool.slot_lease import Warmth
+from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME, Kind
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.pool.choice import Requirements
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
 
 LOCK_NAME = "seeds.lock"
 TURN_TIMEOUT_S = 1800.0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cachedind.dataroot.facts import Place
     from cachedind.dataroot.lease import Lease
     from cachedind.engine.doubt import Doubt
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
     from cachedind.seeds.model import BadSeed
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachedind.base.model import DataRootState
     from cachedind.dataroot.lease import Lease
     from cachedind.engine.doubt import Doubt
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
     from cachedind.start.context import StartContext
 
 
@@ -138,7 +138,7 @@ def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningE
 
 def _has_other(context: StartContext, taken: TakenSlot) -> bool:
     from cachedind.pool import slot_lease
-    from cachedind.pool.slot_lease import Warmth
+    from cachedind.pool.slot_request import Warmth
     from cachedind.start import pool_mode
 
     if taken.warmth is Warmth.FRESH:

@@ -12,7 +12,7 @@ from cachedind.base.model import Degradation
 if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.dataroot.lease import Lease
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 

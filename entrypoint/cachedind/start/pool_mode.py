@@ -17,7 +17,7 @@ from cachedind.engine import immutable, remapping
 from cachedind.host import linux, mounts, procfs
 from cachedind.pool import changes, choice, clone, directory, slot_lease, slot_state
 from cachedind.pool.keys import BASE_KEY
-from cachedind.pool.slot_lease import SlotRequest, TakenSlot, Warmth
+from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
 
 if TYPE_CHECKING:

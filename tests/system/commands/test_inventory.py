@@ -16,7 +16,7 @@ from cachedind.dataroot import facts
 from cachedind.host import flock, linux, procfs
 from cachedind.pool import directory, key_directory, slot_state, slots
 from cachedind.pool.directory import Pool
-from cachedind.pool.slot_lease import SlotRequest, Warmth
+from cachedind.pool.slot_request import SlotRequest, Warmth
 from helpers import tenants
 from helpers.children import child
 from helpers.commands import MIB, OLD, Command, everything, key_path

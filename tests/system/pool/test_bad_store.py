@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import TakenSlot
+    from cachedind.pool.slot_request import TakenSlot
     from helpers.filesystems import Filesystems
 
 NAMES = ["a", "b", "c"]

@@ -39,7 +39,7 @@ from cachedind.pool import (
 )
 from cachedind.pool.directory import Pool
 from cachedind.pool.mutable import LeftOut
-from cachedind.pool.slot_lease import TakenSlot, Warmth
+from cachedind.pool.slot_request import TakenSlot, Warmth
 from helpers import tenants
 from helpers.children import Child, child
 from helpers.filesystems import Filesystems

@@ -12,14 +12,14 @@ import pytest
 
 from cachedind.base.model import ImageStore, StoragePlan
 from cachedind.pool import changes, key_directory
-from cachedind.pool.slot_lease import Warmth
+from cachedind.pool.slot_request import Warmth
 from helpers import tenants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool
-    from cachedind.pool.slot_lease import SlotRequest, TakenSlot
+    from cachedind.pool.slot_request import SlotRequest, TakenSlot
     from helpers.filesystems import Filesystems
 
 GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")

@@ -18,7 +18,7 @@ from cachedind.dataroot import facts
 from cachedind.dataroot.facts import Place
 from cachedind.dataroot.lease import Lease
 from cachedind.engine.doubt import SAME_STATE, Doubt
-from cachedind.pool import slot_lease
+from cachedind.pool.slot_request import SlotRequest
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.start import furnish, pool_mode
@@ -26,11 +26,11 @@ from cachedind.start.context import Past, Prepared, StartContext
 
 
 @pytest.fixture
-def requests(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[slot_lease.SlotRequest]:
+def requests(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> list[SlotRequest]:
     """What is asked of the pool when a start moves on."""
-    found: list[slot_lease.SlotRequest] = []
+    found: list[SlotRequest] = []
 
-    def move(taken: object, slot_request: slot_lease.SlotRequest, *rest: object) -> tuple[Lease, None]:
+    def move(taken: object, slot_request: SlotRequest, *rest: object) -> tuple[Lease, None]:
         found.append(slot_request)
         return lease, None
 
@@ -56,7 +56,7 @@ def a_context() -> StartContext:
     return StartContext(config.load({}), daemon, {}, Log())
 
 
-def test_an_empty_slot_is_taken_after_several_bad_ones(lease: Lease, requests: list[slot_lease.SlotRequest]) -> None:
+def test_an_empty_slot_is_taken_after_several_bad_ones(lease: Lease, requests: list[SlotRequest]) -> None:
     prepared = a_leased_slot(lease)
     for _ in range(4):
         assert prepared.taken is not None
@@ -67,7 +67,7 @@ def test_an_empty_slot_is_taken_after_several_bad_ones(lease: Lease, requests: l
 
 
 def test_what_is_not_proven_bad_stays_and_an_empty_slot_does_not_come_before_it(
-    lease: Lease, requests: list[slot_lease.SlotRequest]
+    lease: Lease, requests: list[SlotRequest]
 ) -> None:
     prepared = furnish._pass_over(a_context(), a_leased_slot(lease), "is slow")
     prepared = furnish._pass_over(a_context(), prepared, "is slow")

@@ -1,0 +1,94 @@
+"""What a killed job leaves is right: an instance that goes on with it, and one beside that with a clone, build and run
+what an uncached build would give."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from docker.errors import APIError
+
+from helpers.builds import content_project
+from helpers.engine import CommandFailedError
+from helpers.pools import Home, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers.builds import Project
+    from helpers.dind import Dind
+    from helpers.engine import Engine
+    from helpers.flavours import Flavour
+
+KILLS = 3
+
+
+def killed_amid(dind: Dind, work: Callable[[], object], after_s: float) -> bool:
+    """Whether the work was still going on when its container was killed."""
+
+    def run() -> None:
+        with contextlib.suppress(APIError, CommandFailedError):
+            work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=after_s)
+    amid = thread.is_alive()
+    dind.kill()
+    thread.join(timeout=30)
+    assert not thread.is_alive(), "docker exec outlived its container"
+    return amid
+
+
+def work_of(kind: str, dind: Dind) -> Callable[[], object]:
+    if kind == "build":
+        return lambda: dind.build(content_project(secrets.token_hex(8), tag="new:latest", layers=4))
+    if kind == "prune":
+        return lambda: dind.docker("system", "prune", "--all", "--force")
+    return lambda: dind.docker("load", "--input=/cachedind-test/saved.tar")
+
+
+def build_and_run(dind: Dind, project: Project) -> None:
+    """Its image tells the checksum of each layer's content, which is known."""
+    dind.build(project)
+    dind.run_image(project)
+
+
+LONG_S = {"prune": 0.5, "load": 1.0}
+"""About how long such work takes; a build is measured."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["build", "prune", "load"])
+def test_killed_amid(engine: Engine, flavour: Flavour, kind: str) -> None:
+    seed = random.randrange(2**32)
+    print(f"random seed: {seed}")
+    dice = random.Random(seed)
+    home = Home("ext4", flavour)
+    pool = home.volume(engine)
+    projects = [content_project(secrets.token_hex(8), tag=f"{name}:latest", layers=4) for name in ("kept", "other")]
+    first = home.start(engine, pool)
+    long_s = LONG_S.get(kind, max(first.build(project).seconds for project in projects))
+    saved = b""
+    if kind == "load":
+        first.docker("save", "--output=/cachedind-test/saved.tar", projects[1].tag)
+        saved = b"".join(first.container.get_archive("/cachedind-test/saved.tar")[0])
+    first.kill()
+
+    amid = 0
+    for _ in range(KILLS):
+        dind = home.start(engine, pool)
+        if kind == "load":
+            dind.docker("system", "prune", "--all", "--force")
+            dind.container.put_archive("/cachedind-test", saved)
+        amid += killed_amid(dind, work_of(kind, dind), dice.uniform(0, 0.8 * long_s))
+    print(f"{amid} of {KILLS} were killed amid a {kind}")
+
+    pair = [home.start(engine, pool) for _ in range(2)]
+    for project in projects:
+        together(lambda dind: build_and_run(dind, project), pair)  # noqa: B023 (over before the next one)
+    assert [dind.warnings for dind in pair] == [[], []]
