@@ -15,7 +15,7 @@ from cachedind.base.trace import Trace
 from cachedind.dataroot import contents, witness
 from cachedind.dataroot.lease import Lease
 from cachedind.host import procfs
-from cachedind.pool import choice, directory, layers, slot_lease, slot_state
+from cachedind.pool import choice, directory, layer_links, layer_list, slot_lease, slot_state
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_request import SlotRequest, TakenSlot
 from cachedind.settings import config
@@ -96,12 +96,12 @@ def layers_of(taken: TakenSlot) -> list[str]:
     data = Path(f"/proc/self/fd/{taken.slot.data_fd}")
     # One without its record was killed before it was whole.
     names = sorted(path.read_text() for path in data.glob("image/overlay2/layerdb/sha256/*/cache-id"))
-    listed = layers.read_list(taken.slot.directory_fd)
+    listed = layer_list.read_list(taken.slot.directory_fd)
     for name in names:
         path = f"overlay2/{name}/diff"
         real = data / path
         if real.is_symlink():
-            layer_id = layers.check_link(path, os.readlink(real), listed)
+            layer_id = layer_links.check_link(path, os.readlink(real), listed)
             real = Path(taken.pool.path) / "layers" / layer_id / "content"
         assert (real / name).read_text() == name
     return names

@@ -16,7 +16,7 @@ from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
 from cachedind.host import procfs
-from cachedind.pool import choice, directory, key_directory, keys, scopes, slots, survey, sweeping
+from cachedind.pool import choice, directory, founding, key_directory, keys, scopes, slots, survey, sweeping
 from cachedind.pool.slot_state import Candidate, Kind
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def find_pool(path: str | None, settings: Config) -> Pool:
     if path is None and settings.pool == "":
         raise PoolMissingError("CACHEDIND_POOL is empty, so there is no pool", "say where it is with --pool")
     where = os.path.abspath(path or settings.pool or directory.DEFAULT_POOL)
-    if not os.path.lexists(f"{where}/{directory.RECORD}"):
+    if not os.path.lexists(f"{where}/{founding.RECORD}"):
         witness.enter_hidden_namespace()
     return directory.open_existing(where, Trace(settings.kill_at))
 

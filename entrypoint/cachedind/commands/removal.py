@@ -12,7 +12,7 @@ from cachedind.base.errors import NotInPoolError, SlotHeldError
 from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
 from cachedind.dataroot import lease
 from cachedind.host import trees
-from cachedind.pool import directory, eviction, key_directory, scopes, slots, sweeping, upkeep
+from cachedind.pool import directory, eviction, key_directory, scopes, slots, staging, sweeping, upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def remove_each(pool: Pool, words: Sequence[str], slot_ids: Sequence[str]) -> Ou
     targets += [find_slot(pool, slot_id) for slot_id in slot_ids]
     outcome = Outcome([], [])
     for word in asides:
-        directory.throw_away(pool, pool.aside_fd, word.removeprefix("aside/"))
+        staging.throw_away(pool, pool.aside_fd, word.removeprefix("aside/"))
         outcome.removed.append(Removed(word, ""))
     for target in targets:
         outcome.add(remove(pool, target))
@@ -162,7 +162,7 @@ def remove(pool: Pool, target: Target) -> Outcome:
     outcome = Outcome([], [])
     key_fd = directory.open_directory(pool.keys_fd, target.directory)
     if key_fd is None:
-        directory.throw_away(pool, pool.keys_fd, target.directory)
+        staging.throw_away(pool, pool.keys_fd, target.directory)
         outcome.removed.append(Removed(key, ""))
         return outcome
     try:
@@ -196,7 +196,7 @@ def _remove_one(pool: Pool, key_fd: int, key: str, name: str, outcome: Outcome) 
         parent, _, last = name.rpartition("/")
         parent_fd = key_directory.open_below(key_fd, parent) if parent else os.dup(key_fd)
         try:
-            directory.throw_away(pool, parent_fd, last)
+            staging.throw_away(pool, parent_fd, last)
         finally:
             os.close(parent_fd)
     finally:
@@ -211,7 +211,7 @@ def remove_all(pool: Pool) -> Outcome:
     for key_name in sorted(directory.names_in(pool.keys_fd)):
         outcome.add(remove(pool, Target(key_name)))
     for name in sorted(directory.names_in(pool.aside_fd)):
-        directory.throw_away(pool, pool.aside_fd, name)
+        staging.throw_away(pool, pool.aside_fd, name)
         outcome.removed.append(Removed(f"aside/{name}", ""))
     sweeping.sweep_stage(pool)
     return outcome

@@ -16,7 +16,7 @@ from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
-from cachedind.pool import directory, keys, slot_lease
+from cachedind.pool import directory, founding, keys, slot_lease
 from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
@@ -79,7 +79,7 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
     _check_settings(context)
     facts.check_privileges()
     where = _where(context, path)
-    if where is None or not os.path.lexists(f"{where}/{directory.RECORD}"):
+    if where is None or not os.path.lexists(f"{where}/{founding.RECORD}"):
         # Perhaps this is `docker exec` in an instance, whose start has hidden the pool from its jobs.
         witness.enter_hidden_namespace()
         where = _where(context, path)

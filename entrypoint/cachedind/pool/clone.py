@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cachedind.base.model import ImageStore, StoragePlan
 from cachedind.engine import immutable, remapping
 from cachedind.host import beneath, linux
-from cachedind.pool import layers, mutable, records
+from cachedind.pool import layer_list, mutable, records, sharing
 from cachedind.pool.layers import Owner
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def share_layers(pool: Pool, owner: Owner, found: DataRootState | None) -> None:
     finally:
         os.close(root_fd)
     marker = "committed" if storage.store is ImageStore.GRAPHDRIVER else ""
-    layers.share(pool.layers_fd, owner, paths, marker, pool.trace)
+    sharing.share(pool.layers_fd, owner, paths, marker, pool.trace)
 
 
 def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) -> LeftOut:
@@ -73,7 +73,7 @@ def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) 
     allowed = read_list(source)
     records.check_links(source.data_fd, allowed, pool.layers_fd)
     # Before anything links to them: from here on they have an owner more.
-    layers.write_list(stage_fd, allowed)
+    layer_list.write_list(stage_fd, allowed)
     data_fd = make_data(stage_fd)
     try:
         remap = "" if found is None else found.remap
@@ -82,7 +82,7 @@ def copy(pool: Pool, source: Owner, found: DataRootState | None, stage_fd: int) 
         linked = records.copy(source.data_fd, data_fd, remap, plan, allowed)
     finally:
         os.close(data_fd)
-    layers.write_list(stage_fd, linked)
+    layer_list.write_list(stage_fd, linked)
     return left_out
 
 
@@ -100,7 +100,7 @@ def examine(pool: Pool, owner: Owner) -> str:
         odd = immutable.SHARED_AT if is_parent else parent
         return f"{odd} is not a directory: the last job put something else in its place"
     try:
-        layers.finish(pool.layers_fd, owner)
+        sharing.finish(pool.layers_fd, owner)
         check(pool, owner)
     except ValueError as error:
         return str(error)
@@ -114,20 +114,20 @@ def check(pool: Pool, owner: Owner) -> None:
     allowed = read_list(owner)
     linked = records.check_links(owner.data_fd, allowed, pool.layers_fd)
     if linked != allowed:
-        layers.write_list(owner.directory_fd, linked, durable=True)
+        layer_list.write_list(owner.directory_fd, linked, durable=True)
 
 
 def read_list(owner: Owner) -> frozenset[str]:
     """The layers of an owner; of one whose list cannot be read, what its data links to, which becomes its list. Raises
     BadListError where it cannot, OSError."""
     try:
-        return layers.read_list(owner.directory_fd)
-    except layers.BadListError:
+        return layer_list.read_list(owner.directory_fd)
+    except layer_list.BadListError:
         found = records.find_links(owner.data_fd)
         try:
-            layers.write_list(owner.directory_fd, found)
+            layer_list.write_list(owner.directory_fd, found)
         except IsADirectoryError as error:
-            raise layers.BadListError(f"{layers.LIST} is not a file") from error
+            raise layer_list.BadListError(f"{layer_list.LIST} is not a file") from error
         return found
 
 

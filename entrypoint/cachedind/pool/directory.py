@@ -24,32 +24,22 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.base import state
 from cachedind.base.errors import PoolMissingError, PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.dataroot import facts
 from cachedind.host import flock
+from cachedind.pool import founding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cachedind.base.model import Mount
     from cachedind.base.trace import Trace
     from cachedind.settings.config import Config
 
 DEFAULT_POOL = "/cachedind"
-RECORD = "pool.json"
-VERSION = 2
-"""Version 1 kept slots in a filesystem image, or as subvolumes."""
 LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.005
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-DIRECTORY = "layers"
-_PARTS = ("keys", DIRECTORY, "aside", "stage", "trash")
-_CACHEDIR_TAG = (
-    b"Signature: 8a477f597d28d172789f06886806bc55\n"
-    b"# A pool of Docker data-roots, made by cachedind; backups may leave it out (https://bford.info/cachedir/).\n"
-)
+_PARTS = ("keys", founding.LAYERS, "aside", "stage", "trash")
 
 
 class Pool(NamedTuple):
@@ -95,10 +85,10 @@ def open_pool(path: str, settings: Config, trace: Trace) -> tuple[Pool, list[Deg
         undo.callback(os.close, pool_fd)
         lock_fd = _open_lock(pool_fd, real)
         undo.callback(os.close, lock_fd)
-        is_new = not _is_known(pool_fd, real)
+        is_new = not founding.is_known(pool_fd, real)
         if is_new:
             wait_for_lock(lock_fd, LOCK_TIMEOUT_S, f"{real}/pool.lock")
-            is_new, found = _found_pool(pool_fd, real, strict=settings.strict)
+            is_new, found = founding.found(pool_fd, real, strict=settings.strict)
             notes += found
             trace.reach("pool.recorded")
         return _open_tree(real, trace)._replace(is_new=is_new), notes
@@ -115,16 +105,16 @@ def open_existing(path: str, trace: Trace) -> Pool:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(real, "there is no such directory") from error
     try:
-        raw = _read_record(pool_fd, real)
+        raw = founding.read_record(pool_fd, real)
     except ValueError as error:
         raise PoolUnusableError(
-            f"{real}/{RECORD} cannot be understood: {error}", "the next start makes it anew"
+            f"{real}/{founding.RECORD} cannot be understood: {error}", "the next start makes it anew"
         ) from error
     finally:
         os.close(pool_fd)
     if raw is None:
         raise _missing(real, "the directory has no pool.json")
-    if raw.get("version") != VERSION:
+    if raw.get("version") != founding.VERSION:
         raise PoolUnusableError(
             f"the pool {real} is of version {raw.get('version')}, which this cachedind does not use",
             "the next start sets it aside, and makes a new one",
@@ -169,66 +159,6 @@ def _why_it_will_not_last(mount: Mount) -> tuple[str, str] | None:
     return None
 
 
-def _found_pool(pool_fd: int, path: str, *, strict: bool) -> tuple[bool, list[Degradation]]:
-    """Write the record of a pool that has none. What is in it stays, unless an older version has left it: that is set
-    aside. Needs the pool's lock.
-
-    Returns whether the pool is new; somebody else may have made it meanwhile. Raises PoolUnusableError, OSError.
-    """
-    if _is_known(pool_fd, path):
-        return False, []
-    notes = _set_record_aside(pool_fd, path, strict=strict)
-    raw = _read_record(pool_fd, path)
-    there = os.listdir(pool_fd)
-    if raw is not None or ("keys" in there and DIRECTORY not in there):
-        notes += _set_older_aside(pool_fd, path, strict=strict)
-    with contextlib.suppress(FileExistsError):
-        fd = os.open("CACHEDIR.TAG", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=pool_fd)
-        with os.fdopen(fd, "wb") as file:
-            file.write(_CACHEDIR_TAG)
-    state.write_state(pool_fd, RECORD, {"version": VERSION, "min_reader": VERSION}, None)
-    return not notes, notes
-
-
-def _set_record_aside(pool_fd: int, path: str, *, strict: bool) -> list[Degradation]:
-    """A record that cannot be understood costs nothing of what is in the pool."""
-    try:
-        _read_record(pool_fd, path)
-        return []
-    except ValueError as error:
-        why = f"{path}/{RECORD} cannot be understood: {error}"
-    except OSError as error:
-        if error.errno not in _NO_FILE:
-            raise
-        why = f"{path}/{RECORD} cannot be understood: {error.strerror}"
-    if strict:
-        raise PoolUnusableError(why, f"find out who wrote to it, and delete {path}/{RECORD}")
-    mend = f"find out who wrote to it, and delete {path}/{state.set_aside(pool_fd, RECORD)}"
-    return [Degradation("the pool's record is written anew", why, "its slots and goldens stay as they are", mend)]
-
-
-def _set_older_aside(pool_fd: int, path: str, *, strict: bool) -> list[Degradation]:
-    """Move what an earlier version made to aside/."""
-    why = "a pool of version 1"
-    if strict:
-        raise PoolUnusableError(f"{path} is {why}", "empty the directory, or use another one")
-    where = new_id()
-    with contextlib.ExitStack() as undo:
-        old_fd = pool_fd
-        for name in ("aside", where, "slot"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=old_fd)
-            above_fd, old_fd = old_fd, os.open(name, _DIRECTORY, dir_fd=old_fd)
-            undo.callback(os.close, old_fd)
-        state.write_state(above_fd, "why.json", {"why": why, "was": "pool", "at": round(time.time(), 3)}, None)
-        # The record last: as long as it is there, the next start goes on with this.
-        for name in ("pool.img", "keys", "stage", "trash", RECORD):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(name, name, src_dir_fd=pool_fd, dst_dir_fd=old_fd)
-    mend = f"cachedind rm aside/{where} drops it"
-    return [Degradation("the pool begins anew", f"{path} was {why}", f"what was in it is kept as aside/{where}", mend)]
-
-
 def _open_tree(path: str, trace: Trace) -> Pool:
     with contextlib.ExitStack() as undo:
         pool_fd = os.open(path, _DIRECTORY)
@@ -250,36 +180,6 @@ def _open_tree(path: str, trace: Trace) -> Pool:
         undo.pop_all()
     keys_fd, layers_fd, aside_fd, stage_fd, trash_fd = parts
     return Pool(path, facts.read_mount(path).fstype, pool_fd, keys_fd, layers_fd, aside_fd, stage_fd, trash_fd, trace)
-
-
-# ---- pool.json ---------------------------------------------------------------------------------------------------
-
-
-_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
-
-
-def _is_known(pool_fd: int, path: str) -> bool:
-    """Whether there is a record, and it is this version's. Raises PoolUnusableError when it is a later version's."""
-    try:
-        raw = _read_record(pool_fd, path)
-    except ValueError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_FILE:
-            raise
-        return False
-    return raw is not None and raw.get("version") == VERSION
-
-
-def _read_record(pool_fd: int, path: str) -> dict[str, object] | None:
-    """What pool.json says; None in a new pool. Raises PoolUnusableError when it is a later version's, ValueError when
-    it cannot be understood, OSError (ELOOP, EISDIR, ENXIO) for what is no file."""
-    try:
-        return state.read_state(pool_fd, RECORD, version=VERSION)
-    except state.TooNewError as error:
-        raise PoolUnusableError(
-            f"the pool {path} is of a later cachedind: {error}", "use that version's image, or another directory"
-        ) from error
 
 
 # ---- locks -------------------------------------------------------------------------------------------------------
@@ -344,70 +244,3 @@ def names_in(directory_fd: int) -> list[str]:
         return os.listdir(fd)
     finally:
         os.close(fd)
-
-
-# ---- stage, trash, aside -----------------------------------------------------------------------------------------
-
-
-def new_id() -> str:
-    return os.urandom(6).hex()
-
-
-class Stage(NamedTuple):
-    """A directory that is being made, and locked by whoever makes it."""
-
-    name: str
-    fd: int
-
-
-@contextlib.contextmanager
-def staged(pool: Pool) -> Iterator[Stage]:
-    """A new directory in stage. What still has its name at the end is thrown away."""
-    stage = _new_stage(pool)
-    try:
-        yield stage
-    finally:
-        try:
-            if is_current(stage.fd, pool.stage_fd, stage.name):
-                throw_away(pool, pool.stage_fd, stage.name)
-        finally:
-            os.close(stage.fd)
-
-
-def _new_stage(pool: Pool) -> Stage:
-    while True:
-        name = new_id()
-        os.mkdir(name, 0o700, dir_fd=pool.stage_fd)
-        fd = open_directory(pool.stage_fd, name)
-        if fd is None:
-            continue
-        # A sweep may have met the directory before it was locked.
-        if try_lock(fd) and is_current(fd, pool.stage_fd, name):
-            return Stage(name, fd)
-        os.close(fd)
-
-
-def publish(pool: Pool, stage: Stage, parent_fd: int, name: str) -> None:
-    """Give what was made in stage its place. Raises OSError: EEXIST or ENOTEMPTY when the place is taken."""
-    os.rename(stage.name, name, src_dir_fd=pool.stage_fd, dst_dir_fd=parent_fd)
-
-
-def throw_away(pool: Pool, parent_fd: int, name: str) -> None:
-    """Move a directory to trash; `upkeep` deletes it later, in the background. What is gone already is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(name, new_id(), src_dir_fd=parent_fd, dst_dir_fd=pool.trash_fd)
-        pool.trace.reach("evict.renamed")
-
-
-def set_aside(pool: Pool, parent_fd: int, name: str, why: str, now: float) -> str:
-    """Keep something bad for inspection, whatever it is, and return where."""
-    aside = new_id()
-    os.mkdir(aside, 0o700, dir_fd=pool.aside_fd)
-    fd = os.open(aside, _DIRECTORY, dir_fd=pool.aside_fd)
-    try:
-        state.write_state(fd, "why.json", {"why": why, "was": name, "at": round(now, 3)}, None)
-        os.rename(name, "slot", src_dir_fd=parent_fd, dst_dir_fd=fd)
-    finally:
-        os.close(fd)
-    pool.trace.reach("aside.renamed")
-    return f"aside/{aside}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.dataroot import facts
 from cachedind.host import trees
-from cachedind.pool import clock, directory, key_directory, slots, sweeping
+from cachedind.pool import clock, directory, key_directory, slots, staging, sweeping
 from cachedind.pool.keys import directory_name
 from cachedind.pool.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Size, Usage, plan_evictions
 from cachedind.pool.survey import survey
@@ -163,7 +163,7 @@ def _remove_slot(pool: Pool, key_fd: int, entry: Entry) -> bool:
             return False  # somebody had it meanwhile: it is not what was judged
         slots_fd = key_directory.open_below(key_fd, key_directory.SLOTS)
         try:
-            directory.throw_away(pool, slots_fd, slot.id)
+            staging.throw_away(pool, slots_fd, slot.id)
         finally:
             os.close(slots_fd)
     finally:
@@ -174,7 +174,7 @@ def _remove_slot(pool: Pool, key_fd: int, entry: Entry) -> bool:
 def _remove(pool: Pool, key_fd: int, entry: Entry) -> bool:
     parent_fd = key_directory.open_parent(key_fd, entry.name)
     try:
-        directory.throw_away(pool, parent_fd, entry.name.rpartition("/")[2])
+        staging.throw_away(pool, parent_fd, entry.name.rpartition("/")[2])
     finally:
         os.close(parent_fd)
     return True
@@ -183,4 +183,4 @@ def _remove(pool: Pool, key_fd: int, entry: Entry) -> bool:
 def drop_empty_key(pool: Pool, key_fd: int, name: str) -> None:
     """Move a key's directory to trash when nothing is left in it. Needs the key's lock."""
     if key_directory.is_empty(key_fd):
-        directory.throw_away(pool, pool.keys_fd, name)
+        staging.throw_away(pool, pool.keys_fd, name)

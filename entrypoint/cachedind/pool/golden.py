@@ -19,16 +19,17 @@ from cachedind.base import state
 from cachedind.base.model import StoragePlan
 from cachedind.engine import damage, directories, remapping
 from cachedind.host import flock, procfs
-from cachedind.pool import changes, choice, clone, directory, key_directory, scopes, slot_state, slots
+from cachedind.pool import changes, choice, clone, directory, key_directory, scopes, slot_state, slots, staging
 from cachedind.pool.slot_state import GOLDEN_NAME, Kind, SlotState, class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cachedind.pool.directory import Pool, Stage
+    from cachedind.pool.directory import Pool
     from cachedind.pool.mutable import LeftOut
     from cachedind.pool.slot_state import Candidate
     from cachedind.pool.slots import Slot
+    from cachedind.pool.staging import Stage
 
 LOCK_NAME = "golden.lock"
 
@@ -112,7 +113,7 @@ def _copied(pool: Pool, slot: Slot, raw: dict[str, object]) -> Iterator[Copy]:
     found = slot_state.parse_slot_state(raw).data
     clone.share_layers(pool, slot.owner, found)
     clone.check(pool, slot.owner)
-    with directory.staged(pool) as stage:
+    with staging.staged(pool) as stage:
         pool.trace.reach("promote.staged")
         left_out = clone.copy(pool, slot.owner, found, stage.fd)
         pool.trace.reach("promote.copied")
@@ -139,9 +140,9 @@ def _give_name(pool: Pool, key_fd: int, copy: Copy, goldens: list[Candidate]) ->
     with scopes.opened(key_fd, new.scope) as scope_fd, _others(scope_fd) as other_fd:
         _retire(pool, scope_fd, other_fd, new, goldens)
         pool.trace.reach("promote.retired")
-        directory.publish(pool, copy.stage, scope_fd, scopes.GOLDEN)
+        staging.publish(pool, copy.stage, scope_fd, scopes.GOLDEN)
         pool.trace.reach("promote.named")
-        directory.throw_away(pool, other_fd, class_name(new))
+        staging.throw_away(pool, other_fd, class_name(new))
 
 
 class Promotion(NamedTuple):
@@ -242,12 +243,12 @@ def _retire(pool: Pool, scope_fd: int, other_fd: int, new: SlotState, goldens: l
     current = next((golden.state for golden in goldens if golden.name == own), None)
     if current is None:
         # Nothing, or something that cannot be read.
-        directory.throw_away(pool, scope_fd, scopes.GOLDEN)
+        staging.throw_away(pool, scope_fd, scopes.GOLDEN)
     elif class_name(current) == class_name(new):
-        directory.throw_away(pool, scope_fd, scopes.PREVIOUS)
+        staging.throw_away(pool, scope_fd, scopes.PREVIOUS)
         os.rename(scopes.GOLDEN, scopes.PREVIOUS, src_dir_fd=scope_fd, dst_dir_fd=scope_fd)
     else:
         # Another class's, which stays.
         name = class_name(current)
-        directory.throw_away(pool, other_fd, name)
+        staging.throw_away(pool, other_fd, name)
         os.rename(scopes.GOLDEN, name, src_dir_fd=scope_fd, dst_dir_fd=other_fd)

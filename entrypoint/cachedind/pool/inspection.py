@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cachedind.base.model import Degradation
 from cachedind.engine import in_use
-from cachedind.pool import choice, clone, directory, golden, key_directory, scopes, slots
+from cachedind.pool import choice, clone, golden, key_directory, scopes, slots, staging
 from cachedind.pool.slot_state import Candidate, Kind, SlotState
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def set_aside(pool: Pool, key_fd: int, name: str, why: str, log: Log) -> bool:
         log.degraded(Degradation(f"{scopes.describe(name)} of the pool is bad", why, "nothing of it was changed", mend))
     parent_fd = key_directory.open_parent(key_fd, name)
     try:
-        where = directory.set_aside(pool, parent_fd, name.rpartition("/")[2], why, time.time())
+        where = staging.set_aside(pool, parent_fd, name.rpartition("/")[2], why, time.time())
     except FileNotFoundError:
         return True
     finally:

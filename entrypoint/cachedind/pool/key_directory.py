@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError
-from cachedind.pool import directory, scopes
+from cachedind.pool import directory, scopes, staging
 from cachedind.pool.keys import directory_name
 from cachedind.pool.slot_state import GOLDEN_NAME, STATE_NAME, Candidate, Kind, parse_slot_state
 
@@ -42,13 +42,13 @@ def open_key(pool: Pool, key: str, *, create: bool) -> int | None:
 
 
 def _make_key(pool: Pool, name: str, key: str) -> None:
-    with directory.staged(pool) as stage:
+    with staging.staged(pool) as stage:
         text = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         state.write_state(stage.fd, "key.json", {"key": text, "made_at": round(time.time(), 3)}, None, durable=False)
         os.mkdir(SLOTS, 0o700, dir_fd=stage.fd)
         pool.trace.reach("key.staged")
         try:
-            directory.publish(pool, stage, pool.keys_fd, name)
+            staging.publish(pool, stage, pool.keys_fd, name)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise

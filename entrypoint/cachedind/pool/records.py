@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.model import ImageStore
 from cachedind.engine import immutable, paths
 from cachedind.host import beneath, cp
-from cachedind.pool import layers
-from cachedind.pool.layers import BadLinkError
+from cachedind.pool import layer_links, layers
+from cachedind.pool.layer_links import BadLinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,7 +106,7 @@ def check_links(data_fd: int, allowed: frozenset[str], store_fd: int) -> frozens
     may not have, or that is gone, OSError; what is no directory where an engine has one is somebody else's to find."""
     found = set()
     for path, target in _all_links(data_fd):
-        layer_id = layers.check_link(path, target, allowed)
+        layer_id = layer_links.check_link(path, target, allowed)
         if not layers.is_there(store_fd, layer_id):
             raise BadLinkError(f"{path} is a link to the layer {layer_id}, which is gone")
         found.add(layer_id)
@@ -115,7 +115,7 @@ def check_links(data_fd: int, allowed: frozenset[str], store_fd: int) -> frozens
 
 def find_links(data_fd: int) -> frozenset[str]:
     """The same unchecked: what a list would say that a crash of the host has cut short."""
-    found = {layers.id_in(path, target) for path, target in _all_links(data_fd)}
+    found = {layer_links.id_in(path, target) for path, target in _all_links(data_fd)}
     return frozenset(layer_id for layer_id in found if layer_id is not None)
 
 
@@ -200,7 +200,7 @@ class _Job:
             if target is None:
                 (self.to_link if name in self._plan.results else self.to_copy).append(f"{path}/{name}")
                 continue
-            self.linked_layers.add(layers.check_link(immutable.place(path, name, leaf), target, self._allowed))
+            self.linked_layers.add(layer_links.check_link(immutable.place(path, name, leaf), target, self._allowed))
             if leaf:
                 self._copy_shared(source_fd, target_fd, name, target)
             else:

@@ -12,7 +12,7 @@ from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError
 from cachedind.dataroot import lease
 from cachedind.host import flock
-from cachedind.pool import clone, directory, layers, scopes
+from cachedind.pool import clone, directory, layer_list, scopes, staging
 from cachedind.pool.key_directory import SLOTS, locked_key, open_below
 from cachedind.pool.layers import Owner
 from cachedind.pool.mutable import NOTHING, LeftOut
@@ -132,7 +132,7 @@ def look(key_fd: int, name: str, timeout_s: float = 0.2) -> tuple[bool, Holder |
 def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]) -> Slot:
     """A new slot, leased from its birth: a clone of `source`, or empty. `values` are its state. Raises what clone.copy
     raises, PoolUnusableError."""
-    with directory.staged(pool) as stage, contextlib.ExitStack() as undo:
+    with staging.staged(pool) as stage, contextlib.ExitStack() as undo:
         lock_fd = _open_lock(stage.fd, create=True)
         undo.callback(os.close, lock_fd)
         if not directory.try_lock(lock_fd):
@@ -140,7 +140,7 @@ def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]
         pool.trace.reach("clone.staged")
         left_out = NOTHING
         if source is None:
-            layers.write_list(stage.fd, ())
+            layer_list.write_list(stage.fd, ())
             os.close(clone.make_data(stage.fd))
         else:
             left_out = clone.copy(pool, source, parse_slot_state(values).data, stage.fd)
@@ -158,7 +158,7 @@ def create(pool: Pool, key: str, source: Owner | None, values: dict[str, object]
         return Slot(stage.name, lock_fd, directory_fd, data_fd, None, left_out)
 
 
-def _publish_slot(pool: Pool, key: str, stage: directory.Stage) -> None:
+def _publish_slot(pool: Pool, key: str, stage: staging.Stage) -> None:
     # Under the key's lock: a key that is being removed must not take a new slot along.
     with locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
@@ -166,6 +166,6 @@ def _publish_slot(pool: Pool, key: str, stage: directory.Stage) -> None:
             os.mkdir(SLOTS, 0o700, dir_fd=key_fd)
         slots_fd = os.open(SLOTS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=key_fd)
         try:
-            directory.publish(pool, stage, slots_fd, stage.name)
+            staging.publish(pool, stage, slots_fd, stage.name)
         finally:
             os.close(slots_fd)

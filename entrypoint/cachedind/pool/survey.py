@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.host import procfs, trees
-from cachedind.pool import choice, directory, key_directory, layers, scopes, slots
+from cachedind.pool import choice, directory, key_directory, layer_list, layers, scopes, slots
 from cachedind.pool.limits import NOTHING, Entry, EntryKind, Size
 from cachedind.pool.slot_state import Candidate, Kind
 
@@ -89,7 +89,7 @@ def measure(key_fd: int, name: str) -> Measured:
             os.close(data_fd)
         listed: frozenset[str] = frozenset()
         with contextlib.suppress(OSError, ValueError):
-            listed = layers.read_list(directory_fd)
+            listed = layer_list.read_list(directory_fd)
         linked = {f"{device}:{inode}": Size(size, 1) for (device, inode), size in found.linked.items()}
         return Measured(Size(found.bytes, found.files + found.directories), listed, linked)
     finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cachedind.base.errors import PoolUnusableError
 from cachedind.host import trees
-from cachedind.pool import directory, key_directory, layers, records, scopes
+from cachedind.pool import directory, key_directory, layer_list, layers, records, scopes, staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +34,11 @@ def sweep_stage(pool: Pool) -> None:
     for name in directory.names_in(pool.stage_fd):
         fd = directory.open_directory(pool.stage_fd, name)
         if fd is None:
-            directory.throw_away(pool, pool.stage_fd, name)
+            staging.throw_away(pool, pool.stage_fd, name)
             continue
         try:
             if directory.try_lock(fd):
-                directory.throw_away(pool, pool.stage_fd, name)
+                staging.throw_away(pool, pool.stage_fd, name)
         finally:
             os.close(fd)
 
@@ -83,14 +83,14 @@ def tidy_aside(pool: Pool) -> None:
         with contextlib.suppress(FileNotFoundError):
             ages.append((os.stat(name, dir_fd=pool.aside_fd, follow_symlinks=False).st_mtime, name))
     for _, name in sorted(ages)[:-KEEP_ASIDE]:
-        directory.throw_away(pool, pool.aside_fd, name)
+        staging.throw_away(pool, pool.aside_fd, name)
 
 
 def sweep_layers(pool: Pool) -> int:
     """Throw away the layers that nobody lists. Needs the lock of trash. Raises OSError."""
 
     def throw_away(layer_id: str) -> None:
-        directory.throw_away(pool, pool.layers_fd, layer_id)
+        staging.throw_away(pool, pool.layers_fd, layer_id)
 
     try:
         return layers.sweep(pool.layers_fd, lambda: read_lists(pool), throw_away, GRACE_S)
@@ -160,8 +160,8 @@ def _read_list(parent_fd: int, name: str) -> frozenset[str]:
 def _layers_of(owner_fd: int) -> frozenset[str]:
     """What its list says, or, where a crash of the host has cut that short, what its data links to. Raises OSError."""
     try:
-        return layers.read_list(owner_fd)
-    except layers.BadListError:
+        return layer_list.read_list(owner_fd)
+    except layer_list.BadListError:
         data_fd = directory.open_directory(owner_fd, "data")
         if data_fd is None:
             return frozenset()

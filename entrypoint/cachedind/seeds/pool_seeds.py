@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
-from cachedind.pool import choice, directory, golden, key_directory
+from cachedind.pool import choice, directory, golden, key_directory, staging
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME, Kind
@@ -128,7 +128,7 @@ def give_back(taken: TakenSlot) -> None:
             if key_fd is not None:
                 slots_fd = key_directory.open_below(key_fd, "slots")
                 try:
-                    directory.throw_away(pool, slots_fd, slot.id)
+                    staging.throw_away(pool, slots_fd, slot.id)
                 finally:
                     os.close(slots_fd)
     taken.close()

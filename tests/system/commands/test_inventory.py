@@ -14,7 +14,7 @@ from cachedind.base.model import Holder
 from cachedind.commands import forecast, inventory
 from cachedind.dataroot import facts
 from cachedind.host import flock, linux, procfs
-from cachedind.pool import directory, key_directory, slot_state, slots
+from cachedind.pool import directory, key_directory, slot_state, slots, staging
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_request import SlotRequest, Warmth
 from helpers import tenants
@@ -191,7 +191,7 @@ def test_the_status_counts_what_is_there(pool: Pool, cachedind: Command) -> None
     tenants.begin(mine)
     os.mkdir("half-made", dir_fd=pool.stage_fd)
     os.mkdir("gone", dir_fd=pool.trash_fd)
-    where = directory.set_aside(pool, pool.stage_fd, "half-made", "it looked\nbad", 1000.0)
+    where = staging.set_aside(pool, pool.stage_fd, "half-made", "it looked\nbad", 1000.0)
     report = json.loads(cachedind("status", "--json", "--pool", pool.path, POOL_MAX_SIZE="1GB", MAX_AGE="2d").stdout)
     assert report["pool"] == {"path": pool.path}
     assert report["filesystem"]["fstype"] == "btrfs"

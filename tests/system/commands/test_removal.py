@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedind.host import linux
-from cachedind.pool import directory, key_directory, sweeping
+from cachedind.pool import directory, key_directory, staging, sweeping
 from cachedind.pool.directory import Pool
 from helpers import tenants
 from helpers.children import child
@@ -62,7 +62,7 @@ def test_what_was_set_aside_is_dropped_by_the_name_that_the_log_gave_it(pool: Po
     fill(pool, "k")
     key_fd = key_directory.open_key(pool, "k", create=False)
     assert key_fd is not None
-    where = directory.set_aside(pool, key_fd, "scopes/%/golden", "a test", time.time())
+    where = staging.set_aside(pool, key_fd, "scopes/%/golden", "a test", time.time())
     os.close(key_fd)
     done = cachedind("rm", where, "--pool", pool.path)
     assert (done.status, done.stdout.splitlines()[0]) == (0, f"removed {where}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cachedind.pool import layers, sweeping
+from cachedind.pool import layer_links, layer_list, layers, sweeping
 from helpers import tenants
 
 if TYPE_CHECKING:
@@ -149,11 +149,11 @@ def test_a_link_to_another_projects_layer_is_planted_too(estate: Estate) -> None
     tenants.take(estate.pool, tenants.slot_request("other")).close()
     known = set(layers.names(estate.pool.layers_fd))
     slot_fd = os.open(estate.slot, os.O_RDONLY)
-    (foreign,) = known - layers.read_list(slot_fd)
+    (foreign,) = known - layer_list.read_list(slot_fd)
     os.close(slot_fd)
     link = estate.slot / "data/overlay2/b/diff"
     link.unlink()
-    link.symlink_to(layers.target_of("overlay2/b/diff", foreign))
+    link.symlink_to(layer_links.target_of("overlay2/b/diff", foreign))
     with contextlib.closing(start(estate)) as one:
         assert one.slot.id != estate.slot.name
         assert tenants.layers_of(one) == NAMES

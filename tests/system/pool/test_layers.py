@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pytest
 
 from cachedind.base.trace import Trace
-from cachedind.pool import layers
-from cachedind.pool.layers import BadListError, Owner
+from cachedind.pool import layer_links, layer_list, layers, sharing
+from cachedind.pool.layer_list import BadListError
+from cachedind.pool.layers import Owner
 from helpers.children import Child
 
 FSTYPES = ["ext4", "xfs", "btrfs", "tmpfs", "overlay"]
@@ -40,22 +41,22 @@ class Place(NamedTuple):
         for path in self.layers:
             real = path
             if path.is_symlink():
-                layer_id = layers.id_in("overlay2/x/diff", os.readlink(path))
+                layer_id = layer_links.id_in("overlay2/x/diff", os.readlink(path))
                 assert layer_id is not None, os.readlink(path)
-                assert layer_id in layers.read_list(self.owner.directory_fd)
+                assert layer_id in layer_list.read_list(self.owner.directory_fd)
                 real = self.path / "layers" / layer_id / "content"
             found.append((real / "file").read_text())
         return found
 
     def share(self, kill_at: str = "") -> list[str]:
-        return layers.share(self.store_fd, self.owner, self.names, "committed", Trace(kill_at))
+        return sharing.share(self.store_fd, self.owner, self.names, "committed", Trace(kill_at))
 
     def finish(self) -> bool:
-        return layers.finish(self.store_fd, self.owner)
+        return sharing.finish(self.store_fd, self.owner)
 
     def swept(self) -> int:
         """As upkeep does, with nothing but this slot."""
-        listed = lambda: layers.read_list(self.owner.directory_fd)  # noqa: E731
+        listed = lambda: layer_list.read_list(self.owner.directory_fd)  # noqa: E731
 
         def throw_away(layer_id: str) -> None:
             subprocess.run(["rm", "-r", str(self.path / "layers" / layer_id)], check=True)
@@ -71,7 +72,7 @@ def place(directory: Path) -> Place:
         (directory / "slot/data/overlay2" / name / "diff/file").write_text(name)
     slot = directory / "slot"
     owner = Owner(os.open(slot, DIRECTORY), os.open(slot / "data", DIRECTORY))
-    layers.write_list(owner.directory_fd, ())
+    layer_list.write_list(owner.directory_fd, ())
     return Place(directory, os.open(directory / "layers", DIRECTORY), owner)
 
 
@@ -89,7 +90,7 @@ def test_layers_move_and_links_stay(place: Place) -> None:
     assert place.content() == ["a", "b", "c"]
     assert all(path.is_symlink() for path in place.layers)
     assert all((path.parent / "committed").read_bytes() == b"" for path in place.layers)
-    assert layers.read_list(place.owner.directory_fd) == set(ids)
+    assert layer_list.read_list(place.owner.directory_fd) == set(ids)
     assert sorted(layers.names(place.store_fd)) == sorted(ids)
     assert not place.finish()
     assert sorted(os.listdir(place.path / "slot")) == ["data", "layers.list"]
@@ -125,7 +126,7 @@ def test_what_an_engine_has_removed_since_is_no_matter(place: Place) -> None:
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
 def test_what_nobody_lists_is_swept_and_the_rest_stays(place: Place) -> None:
     ids = place.share()
-    layers.write_list(place.owner.directory_fd, ids[1:])
+    layer_list.write_list(place.owner.directory_fd, ids[1:])
     assert place.swept() == 1
     assert set(layers.names(place.store_fd)) == set(ids[1:])
 

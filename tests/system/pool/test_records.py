@@ -15,8 +15,9 @@ import pytest
 from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
 from cachedind.base.trace import Trace
 from cachedind.host import linux
-from cachedind.pool import layers, mutable, records
-from cachedind.pool.layers import BadLinkError, Owner
+from cachedind.pool import layer_links, layer_list, mutable, records, sharing
+from cachedind.pool.layer_links import BadLinkError
+from cachedind.pool.layers import Owner
 from helpers.boltfiles import Tree, bolt_file
 
 FSTYPES = ["ext4", "xfs", "btrfs", "tmpfs"]
@@ -47,7 +48,7 @@ class Place(NamedTuple):
         return self.path / "copy" / self.root
 
     def copy(self, storage: StoragePlan = GRAPH, *results: str, emptied: frozenset[str] = NONE) -> frozenset[str]:
-        allowed = layers.read_list(self.owner.directory_fd)
+        allowed = layer_list.read_list(self.owner.directory_fd)
         plan = records.plan_copy(storage, frozenset(results), emptied)
         return records.copy(self.owner.data_fd, self.copy_fd, self.root, plan, allowed)
 
@@ -95,11 +96,11 @@ def place(directory: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     (directory / "slot/data/.cachedind/layers").mkdir()
     slot = directory / "slot"
     owner = Owner(os.open(slot, DIRECTORY), os.open(slot / "data", DIRECTORY))
-    layers.write_list(owner.directory_fd, ())
+    layer_list.write_list(owner.directory_fd, ())
     store_fd, copy_fd = os.open(directory / "layers", DIRECTORY), os.open(directory / "copy", DIRECTORY)
     below = f"{root}/" if root else ""
     shared = [f"{below}overlay2/shared/diff", f"{below}{SNAPSHOTS}/shared"]
-    layers.share(store_fd, owner, shared, "", Trace())
+    sharing.share(store_fd, owner, shared, "", Trace())
     yield Place(directory, root, store_fd, owner, copy_fd)
     for fd in (store_fd, copy_fd, *owner):
         os.close(fd)
@@ -114,7 +115,7 @@ def test_graph_driver(place: Place) -> None:
     [layer_id] = place.copy()
     target = place.target
     assert (
-        layers.id_in(f"{place.root}/overlay2/x/diff".lstrip("/"), os.readlink(target / "overlay2/shared/diff"))
+        layer_links.id_in(f"{place.root}/overlay2/x/diff".lstrip("/"), os.readlink(target / "overlay2/shared/diff"))
         == layer_id
     )
     assert sorted(os.listdir(target / "overlay2/shared")) == ["committed", "diff", "link", "lower", "work"]
@@ -229,7 +230,7 @@ def test_a_full_disk_is_called_that(place: Place) -> None:
                 small_fd,
                 place.root,
                 records.plan_copy(None),
-                layers.read_list(place.owner.directory_fd),
+                layer_list.read_list(place.owner.directory_fd),
             )
     finally:
         os.close(small_fd)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.pool import layers
-from cachedind.pool.layers import BadLinkError, BadListError
+from cachedind.pool import layer_links, layer_list, layers
+from cachedind.pool.layer_links import BadLinkError
+from cachedind.pool.layer_list import BadListError
 
 A, B = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 GRAPH = "overlay2/x/diff"
@@ -18,15 +19,15 @@ ids = st.binary(min_size=16, max_size=16).map(bytes.hex)
 
 
 def test_a_link_is_relative_to_its_own_place() -> None:
-    assert layers.target_of(GRAPH, A) == f"../../.cachedind/layers/{A}/content"
-    assert layers.target_of(REMAPPED, A) == f"../../../.cachedind/layers/{A}/content"
+    assert layer_links.target_of(GRAPH, A) == f"../../.cachedind/layers/{A}/content"
+    assert layer_links.target_of(REMAPPED, A) == f"../../../.cachedind/layers/{A}/content"
 
 
 @given(paths, ids)
 def test_what_a_link_says_is_understood_again_and_at_no_other_depth(path: str, layer_id: str) -> None:
-    target = layers.target_of(path, layer_id)
-    assert layers.id_in(path, target) == layer_id
-    assert layers.id_in(f"more/{path}", target) is None
+    target = layer_links.target_of(path, layer_id)
+    assert layer_links.id_in(path, target) == layer_id
+    assert layer_links.id_in(f"more/{path}", target) is None
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ def test_what_a_link_says_is_understood_again_and_at_no_other_depth(path: str, l
 )
 def test_what_a_job_has_planted_is_no_layer(target: str) -> None:
     with pytest.raises(BadLinkError, match="no layer of the pool"):
-        layers.check_link(GRAPH, target, frozenset({A, B}))
+        layer_links.check_link(GRAPH, target, frozenset({A, B}))
 
 
 def test_a_layer_that_was_not_given_to_a_slot_is_refused() -> None:
-    assert layers.check_link(GRAPH, layers.target_of(GRAPH, A), frozenset({A})) == A
+    assert layer_links.check_link(GRAPH, layer_links.target_of(GRAPH, A), frozenset({A})) == A
     with pytest.raises(BadLinkError, match="has not been given"):
-        layers.check_link(GRAPH, layers.target_of(GRAPH, B), frozenset({A}))
+        layer_links.check_link(GRAPH, layer_links.target_of(GRAPH, B), frozenset({A}))
 
 
 @pytest.mark.parametrize(
@@ -75,15 +76,15 @@ def test_a_layer_that_was_not_given_to_a_slot_is_refused() -> None:
 )
 def test_a_list_that_is_not_whole_is_none(raw: bytes) -> None:
     with pytest.raises(BadListError):
-        layers.parse_list(raw)
+        layer_list.parse_list(raw)
 
 
 @given(st.frozensets(ids, max_size=9), st.integers(min_value=0))
 def test_a_list_cut_short_anywhere_is_never_a_shorter_list(wanted: frozenset[str], cut: int) -> None:
     raw = "".join(f"{layer_id}\n" for layer_id in sorted(wanted)) + f"end {len(wanted)}\n"
-    assert layers.parse_list(raw.encode()) == wanted
+    assert layer_list.parse_list(raw.encode()) == wanted
     with pytest.raises(BadListError):
-        layers.parse_list(raw.encode()[: cut % len(raw)])
+        layer_list.parse_list(raw.encode()[: cut % len(raw)])
 
 
 def test_only_what_nobody_lists_and_what_is_old_enough_goes() -> None:
