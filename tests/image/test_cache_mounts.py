@@ -98,7 +98,7 @@ def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: 
 
     own = {left_word: home.start(engine, pool), right_word: home.start(engine, pool)}
     word_of = {dind.id: word for word, dind in own.items()}
-    left, right = together(lambda dind: build(dind, word_of[dind.id], rounds=4), own.values())
+    left, right = together(lambda dind: build(dind, word_of[dind.id], rounds=3), own.values())
     assert left.began < right.ended, "not side by side, so nothing is shown"
     assert right.began < left.ended, "not side by side, so nothing is shown"
     for word, report in ((left_word, left), (right_word, right)):
