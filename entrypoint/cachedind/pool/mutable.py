@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.base.model import EngineVersion, StoragePlan
 
-MAX_FILES = 100_000
+MAX_FILES = 50_000
 """Files and directories that a copy may copy one by one: some seconds on a disk that is not busy."""
-MAX_BYTES = 4 << 30
+MAX_BYTES = 2 << 30
 """Bytes that it may copy where there are no reflinks."""
 
 _MAX_DEPTH = 200

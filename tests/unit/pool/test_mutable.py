@@ -59,11 +59,11 @@ def test_what_is_left_out_is_told_in_one_line() -> None:
     line = str(mutable.LeftOut((one,)).degradation())
     assert line == (
         "the cache mount /root/.cache/go-build (90000 files, 5.0 GiB) is not copied for other instances: "
-        "copying takes too long above 100000 files, or 4.0 GiB without reflinks, in all; "
+        "copying takes too long above 50000 files, or 2.0 GiB without reflinks, in all; "
         "instances that begin with a clone find that cache mount empty; "
         "docker buildx prune --filter type=exec.cachemount removes them here; smaller ones are copied"
     )
-    assert str(one._replace(amount=Amount(100_001, 1))) == "/root/.cache/go-build (more than 100000 files)"
+    assert str(one._replace(amount=Amount(50_001, 1))) == "/root/.cache/go-build (more than 50000 files)"
     many = mutable.LeftOut(tuple(one._replace(amount=Amount(number, 1)) for number in range(9))).degradation()
     assert many.what.startswith("the cache mounts /root/.cache/go-build (0 files, 1 B), ")
     assert many.what.endswith(", … are not copied for other instances")
