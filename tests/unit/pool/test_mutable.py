@@ -55,10 +55,10 @@ def test_a_copy_of_the_copy_leaves_nothing_out(found: list[Amount], others: Amou
 
 
 def test_what_is_left_out_is_told_in_one_line() -> None:
-    one = CacheMount("k", "/root/.cache/go-build", Amount(90_000, 5 << 30))
+    one = CacheMount("k", "/root/.cache/go-build", Amount(40_000, 5 << 30))
     line = str(mutable.LeftOut((one,)).degradation())
     assert line == (
-        "the cache mount /root/.cache/go-build (90000 files, 5.0 GiB) is not copied for other instances: "
+        "the cache mount /root/.cache/go-build (40000 files, 5.0 GiB) is not copied for other instances: "
         "copying takes too long above 50000 files, or 2.0 GiB without reflinks, in all; "
         "instances that begin with a clone find that cache mount empty; "
         "docker buildx prune --filter type=exec.cachemount removes them here; smaller ones are copied"
