@@ -268,7 +268,7 @@ def promote(key: str, as_json: bool, path: str | None) -> None:
         _echo_json([{"key": key, "scope": one.scope, "slot": one.slot_id, "why": one.words} for one in done])
     else:
         for scope, slot_id, words in done:
-            where = f"key {inventory.label(key)}" + (f", scope {inventory.printable(scope)}" if scope else "")
+            where = f"key {inventory.label(key, scope)}"
             click.echo(f"{where}: {words}" if slot_id is None else f"{where}: slot {slot_id}: {words}")
     sys.exit(0 if any(promotion.slot_id for promotion in done) else 1)
 

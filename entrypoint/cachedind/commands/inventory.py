@@ -87,9 +87,10 @@ def printable(text: str) -> str:
 # ---- where ---------------------------------------------------------------------------------------------------------
 
 
-def label(key: str) -> str:
-    """A key for people. The seeds' has no name of its own."""
-    return printable(key) if key != keys.BASE_KEY else "(seeds)"
+def label(key: str, scope: str = "") -> str:
+    """A key, or a scope of it, for people. The seeds' has no name of its own."""
+    name = printable(key) if key != keys.BASE_KEY else "(seeds)"
+    return f"{name}, scope {printable(scope)}" if scope else name
 
 
 def find_pool(path: str | None, settings: Config) -> Pool:

@@ -16,7 +16,7 @@ from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
-from cachedind.pool import directory, founding, keys, slot_lease
+from cachedind.pool import directory, founding, key_directory, keys, slot_lease
 from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME
 from cachedind.seeds import archive, files, pool_seeds, seeding
@@ -34,20 +34,22 @@ if TYPE_CHECKING:
 
 
 class Filled(NamedTuple):
-    """What became of one key: how many images were put in, and what is not there."""
+    """What became of one scope of a key: how many images were put in, and what is not there."""
 
     key: str
+    scope: str
     images: int
     bad: tuple[BadSeed, ...]
 
     def as_json(self) -> dict[str, object]:
-        return {"key": self.key, "images": self.images, "bad": [one._asdict() for one in self.bad]}
+        bad = [one._asdict() for one in self.bad]
+        return {"key": self.key, "scope": self.scope, "images": self.images, "bad": bad}
 
     def line(self) -> str:
         put_in = "nothing was missing" if not self.images else f"{self.images} put in"
         if not self.images and self.bad:
             put_in = "nothing put in"
-        return f"{inventory.label(self.key)}: {put_in}{f', {len(self.bad)} not loaded' if self.bad else ''}"
+        return f"{inventory.label(self.key, self.scope)}: {put_in}{f', {len(self.bad)} not loaded' if self.bad else ''}"
 
 
 class Verdict(StrEnum):
@@ -72,7 +74,7 @@ class Checked(NamedTuple):
 
 
 def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) -> list[Filled]:
-    """Put the seeds into the base that new keys begin with, and into each of the keys `wanted` (none: all there are).
+    """Put the seeds into the base that new keys begin with, and into each scope of the keys `wanted` (none: of all).
 
     A new pool is made where there is none yet. Raises CachedindError, OSError. Needs --privileged.
     """
@@ -98,9 +100,17 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
             raise inventory.unknown_key(pool, unknown[0])
         names = [keys.BASE_KEY]
         names += wanted or [key for key in there if key != keys.BASE_KEY]
-        return [_fill_key(context, pool, key) for key in dict.fromkeys(names)]
+        places = [(key, scope) for key in dict.fromkeys(names) for scope in _scopes(pool, key)]
+        return [_fill(context, pool, key, scope) for key, scope in places]
     finally:
         pool.close()
+
+
+def _scopes(pool: Pool, key: str) -> list[str]:
+    """The scopes of a key that have anything; the one without a name where none has."""
+    with key_directory.locked_key(pool, key, create=False) as key_fd:
+        candidates = [] if key_fd is None else key_directory.read_candidates(key_fd)[0]
+    return sorted({candidate.state.scope for candidate in candidates}) or [""]
 
 
 def _check_settings(context: StartContext) -> None:
@@ -112,8 +122,8 @@ def _where(context: StartContext, path: str | None) -> str | None:
     return path or directory.wanted_path(context.settings)
 
 
-def _fill_key(context: StartContext, pool: Pool, key: str) -> Filled:
-    settings = context.settings._replace(key=key, read_only=False, seed_after=False)
+def _fill(context: StartContext, pool: Pool, key: str, scope: str) -> Filled:
+    settings = context.settings._replace(key=key, scope=scope, read_only=False, seed_after=False)
     own = context._replace(settings=settings)
     slot_request = pool_mode.make_slot_request(settings, context.daemon)
     taken = slot_lease.take(pool, slot_request, context.log)
@@ -125,7 +135,7 @@ def _fill_key(context: StartContext, pool: Pool, key: str) -> Filled:
     finally:
         with contextlib.suppress(OSError):
             linux.umount(data_root, linux.MNT_DETACH)
-    return Filled(key, filled.seeded, filled.bad)
+    return Filled(key, scope, filled.seeded, filled.bad)
 
 
 def _leave(filled: Prepared) -> None:
