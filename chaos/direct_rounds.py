@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helpers.builds import Project
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
-    from helpers.pools import Home
+    from helpers.pools import Disk
     from instances import Maker
     from kinds import Start
 
@@ -37,14 +37,14 @@ _LIST = {
 class DirectGame:
     """One data-root that is played on, and beside it a volume where its daemon's socket is."""
 
-    def __init__(self, engine: Engine, home: Home, dice: random.Random, maker: Maker, forms: tuple[Form, ...]) -> None:
+    def __init__(self, engine: Engine, disk: Disk, dice: random.Random, maker: Maker, forms: tuple[Form, ...]) -> None:
         self.engine = engine
-        self.home = home
+        self.disk = disk
         self.dice = dice
         self.forms = forms
         self.maker = maker
         self.counts: Counter[str] = Counter()
-        self.data: Volume = home.volume(engine)
+        self.data: Volume = disk.volume(engine)
         self.sockets: Volume = engine.volume()
         self.players: list[Player] = []
         self._project: Project = overlay_project(f"{dice.getrandbits(64):x}")
@@ -52,12 +52,12 @@ class DirectGame:
         self._is_built = False
 
     def round(self) -> None:
-        first = self._player(draw(self.dice, self.home.flavour, self.forms, others=False))
+        first = self._player(draw(self.dice, self.disk.flavour, self.forms, others=False))
         self.players = [first]
         if not first.start.lives:
             die(first, lambda dind: dind.build(small_project(f"{time.monotonic_ns():x}")))
             self.counts[f"starts {first.start.fate}"] += 1
-            self.players.append(first := self._player(draw_living(self.dice, self.home.flavour, self.forms)))
+            self.players.append(first := self._player(draw_living(self.dice, self.disk.flavour, self.forms)))
         first.dind.start()
         self._hold(first)
         self._leave_something(first.dind)
@@ -75,7 +75,7 @@ class DirectGame:
 
     def finish(self) -> None:
         """All is there, once more."""
-        last = self._player(draw_living(self.dice, self.home.flavour, self.forms))
+        last = self._player(draw_living(self.dice, self.disk.flavour, self.forms))
         self.players = [last]
         last.dind.start()
         self._hold(last)
@@ -91,7 +91,7 @@ class DirectGame:
 
     def _refuse(self, first: Player) -> None:
         """A rival on the same data-root, by whatever name: refused, and the first has noticed nothing."""
-        drawn = draw_living(self.dice, self.home.flavour, self.forms)
+        drawn = draw_living(self.dice, self.disk.flavour, self.forms)
         form = Form.EXPLICIT if drawn.form is Form.LOOP else drawn.form  # a loop never ends
         rival = self._player(drawn._replace(form=form, slow_s=0.0), CACHEDIND_LOCK_TIMEOUT="1s")
         self.players.append(rival)

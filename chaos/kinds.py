@@ -84,7 +84,7 @@ class Start(NamedTuple):
 
     @property
     def env(self) -> dict[str, str]:
-        # The store is always said: what a start without a wish takes depends on what the key has.
+        # The store is always said: what a start that asks for none takes depends on what the key has.
         env = {"CACHEDIND_IMAGE_STORE": self.flavour.store}
         return {**env, "CACHEDIND_KILL_AT": self.how} if self.fate is Fate.STEP else env
 

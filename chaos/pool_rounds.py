@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from helpers.builds import Project
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
-    from helpers.pools import Home
+    from helpers.pools import Disk
     from helpers.registry import Registry
     from instances import Maker
     from kinds import Start
@@ -41,23 +41,29 @@ class PoolGame:
     """One pool that is played on."""
 
     def __init__(
-        self, engine: Engine, home: Home, dice: random.Random, registry: Registry, maker: Maker, forms: tuple[Form, ...]
+        self,
+        engine: Engine,
+        disk: Disk,
+        dice: random.Random,
+        registry: Registry,
+        maker: Maker,
+        forms: tuple[Form, ...],
     ) -> None:
         self.engine = engine
-        self.home = home
+        self.disk = disk
         self.dice = dice
         self.forms = forms
         self.registry = registry
         self.maker = maker
         self.counts: Counter[str] = Counter()
-        self.pool: Volume = home.volume(engine)
+        self.pool: Volume = disk.volume(engine)
         self.players: list[Player] = []
         self._projects: dict[str, Project] = {
             key: overlay_project(f"{dice.getrandbits(64):x}") for key in (*KEYS, REMAPPED)
         }
         self._expected = Expected()
-        self._pulled = content_project(f"{dice.getrandbits(64):x}", tag=f"{HOST}/content:{home.fstype}")
-        first = self._player(draw_living(dice, home.flavour, forms)._replace(form=Form.IMAGE, slow_s=0), KEYS[0])
+        self._pulled = content_project(f"{dice.getrandbits(64):x}", tag=f"{HOST}/content:{disk.fstype}")
+        first = self._player(draw_living(dice, disk.flavour, forms)._replace(form=Form.IMAGE, slow_s=0), KEYS[0])
         first.dind.start()
         first.ready()
         first.dind.build(self._pulled)
@@ -113,7 +119,7 @@ class PoolGame:
     # ---- what is played ----------------------------------------------------------------------------------------------
 
     def _draw(self) -> Player:
-        start = draw(self.dice, self.home.flavour, self.forms)
+        start = draw(self.dice, self.disk.flavour, self.forms)
         if start.flavour.store == "graphdriver" and self.dice.random() < 0.15:
             return self._player(start, REMAPPED)
         return self._player(start, self.dice.choice(KEYS), read_only=self.dice.random() < 0.1)
@@ -133,7 +139,7 @@ class PoolGame:
 
     def _look(self) -> Player:
         """One more that lives, where none did."""
-        player = self._player(draw_living(self.dice, self.home.flavour, self.forms), self.dice.choice(KEYS))
+        player = self._player(draw_living(self.dice, self.disk.flavour, self.forms), self.dice.choice(KEYS))
         self.players.append(player)
         player.dind.start()
         self._hold([player])

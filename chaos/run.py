@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from direct_rounds import DirectGame
 from helpers.engine import Engine
 from helpers.flavours import Flavour
-from helpers.pools import HOMES, Home
+from helpers.pools import DISKS, Disk
 from helpers.powerloss import Ordeal
 from helpers.registry import Registry
 from instances import Maker
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Game = DirectGame | PoolGame
 
-DIRECT = (*HOMES, Home("ext4", Flavour("forky", "containerd")))
+DIRECT = (*DISKS, Disk("ext4", Flavour("forky", "containerd")))
 FAILED = "rounds FAILED"
 
 
@@ -92,26 +92,26 @@ def play_all(session: Engine, arguments: argparse.Namespace, options: Options) -
     maker = Maker(session)
     forms = tuple(form for form in Form if not arguments.form or form.name.lower() in arguments.form)
     registry = None if arguments.direct else Registry(session, arguments.registry)
-    for home in _chosen(HOMES if registry is not None else DIRECT, arguments.home):
+    for disk in _chosen(DISKS if registry is not None else DIRECT, arguments.disk):
 
-        def make(scope: Engine, dice: random.Random, home: Home = home) -> Game:
+        def make(scope: Engine, dice: random.Random, disk: Disk = disk) -> Game:
             if registry is None:
-                return DirectGame(scope, home, dice, maker, forms)
-            return PoolGame(scope, home, dice, registry, maker, forms)
+                return DirectGame(scope, disk, dice, maker, forms)
+            return PoolGame(scope, disk, dice, registry, maker, forms)
 
-        total += play(session, f"{home}, {'data-root' if registry is None else 'pool'}", make, options)
+        total += play(session, f"{disk}, {'data-root' if registry is None else 'pool'}", make, options)
     return total
 
 
-def _chosen(homes: tuple[Home, ...], fstypes: list[str] | None) -> list[Home]:
-    return [home for home in homes if not fstypes or home.fstype in fstypes]
+def _chosen(disks: tuple[Disk, ...], fstypes: list[str] | None) -> list[Disk]:
+    return [disk for disk in disks if not fstypes or disk.fstype in fstypes]
 
 
-def lose_power(engine: Engine, home: Home, options: Options, tell: Callable[[str], None]) -> Counter[str]:
+def lose_power(engine: Engine, disk: Disk, options: Options, tell: Callable[[str], None]) -> Counter[str]:
     total: Counter[str] = Counter()
     for pooled in (True, False):
-        what = f"{home}, {'pool' if pooled else 'data-root'}"
-        ordeal = Ordeal(engine, home, pooled=pooled, dice=random.Random(options.seed))
+        what = f"{disk}, {'pool' if pooled else 'data-root'}"
+        ordeal = Ordeal(engine, disk, pooled=pooled, dice=random.Random(options.seed))
         for number in range(options.power_loss):
             if time.monotonic() > options.deadline:
                 break
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="what is played; drawn and told when not given")
     parser.add_argument("--rounds", type=int, default=10, help="on each of the host filesystems")
     parser.add_argument("--minutes", type=float, default=30, help="no round begins later than that")
-    parser.add_argument("--home", action="append", choices=[home.fstype for home in HOMES], help="only on these")
+    parser.add_argument("--disk", action="append", choices=[disk.fstype for disk in DISKS], help="only on these")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     names = [form.name.lower() for form in Form]
     parser.add_argument("--form", action="append", choices=names, help="daemons are started by these names alone")
@@ -152,10 +152,10 @@ def main() -> None:
     session = Engine.connect()
     try:
         if options.power_loss:
-            for home in _chosen(HOMES, arguments.home):
+            for disk in _chosen(DISKS, arguments.disk):
                 scope = session.scope()
                 try:
-                    total += lose_power(scope, home, options, say)
+                    total += lose_power(scope, disk, options, say)
                 finally:
                     scope.close()
         else:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
-    from helpers.pools import Home
+    from helpers.pools import Disk
 
 KEY = "keys/default"
 """The directory of the key that instances have without a setting."""
@@ -86,7 +86,7 @@ class Visitor:
 class Estate:
     """A pool with a project's cache in it, and the instance of the last test on it, which may still run."""
 
-    def __init__(self, engine: Engine, pool: Home, *, size_mib: int = 4096) -> None:
+    def __init__(self, engine: Engine, pool: Disk, *, size_mib: int = 4096) -> None:
         self.engine = engine
         self.pool = pool
         self.volume = pool.volume(engine, size_mib)
@@ -209,15 +209,15 @@ class Estate:
 
 
 class Estates:
-    """One estate for each home, made when it is first asked for."""
+    """One estate for each disk, made when it is first asked for."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._found: dict[Home, Estate] = {}
+        self._found: dict[Disk, Estate] = {}
 
     @contextlib.contextmanager
-    def lend(self, pool: Home) -> Iterator[Estate]:
-        """The home's estate. After a failure nobody else gets it."""
+    def lend(self, pool: Disk) -> Iterator[Estate]:
+        """The disk's estate. After a failure nobody else gets it."""
         estate = self._found.pop(pool, None) or Estate(self.engine, pool)
         yield estate
         self._found[pool] = estate

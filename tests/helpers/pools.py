@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Home(NamedTuple):
+class Disk(NamedTuple):
     """A host filesystem for a pool, and the engine that is tried on it."""
 
     fstype: str
@@ -40,10 +40,10 @@ class Home(NamedTuple):
         return f"{self.fstype}-{self.flavour}"
 
 
-HOMES = (
-    Home("ext4", Flavour("trixie", "graphdriver")),
-    Home("btrfs", Flavour("forky", "containerd")),
-    Home("xfs", Flavour("forky", "graphdriver")),
+DISKS = (
+    Disk("ext4", Flavour("trixie", "graphdriver")),
+    Disk("btrfs", Flavour("forky", "containerd")),
+    Disk("xfs", Flavour("forky", "graphdriver")),
 )
 """Filesystems with and without reflinks and subvolumes, and between them every engine and store."""
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from helpers.builds import Project
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
-    from helpers.pools import Home
+    from helpers.pools import Disk
 
 
-class Disk:
+class FailingDisk:
     """A disk with a filesystem, which the engine mounts as `volume`."""
 
     def __init__(self, engine: Engine, fstype: str, image: str, *, size_mib: int | None = None) -> None:
@@ -88,13 +88,13 @@ def forget_boot(engine: Engine, device: str) -> None:
 class Ordeal:
     """A data-root, or a pool, whose host loses its power amid builds again and again, and what must hold each time."""
 
-    def __init__(self, engine: Engine, home: Home, *, pooled: bool, dice: random.Random) -> None:
+    def __init__(self, engine: Engine, disk: Disk, *, pooled: bool, dice: random.Random) -> None:
         self.counts: Counter[str] = Counter()
         self._engine = engine
-        self._home = home
+        self._on = disk
         self._pooled = pooled
         self._dice = dice
-        self._disk = Disk(engine, home.fstype, f"{make_shelter(engine)}/disk", size_mib=4096)
+        self._disk = FailingDisk(engine, disk.fstype, f"{make_shelter(engine)}/disk", size_mib=4096)
         self._project = content_project(self._nonce())
         first = self._start()
         self._whole_s = first.build(self._project).seconds
@@ -113,7 +113,7 @@ class Ordeal:
         left = self._disk.cut()
         self._end(dind)
         self._disk.close()
-        self._disk = Disk(self._engine, self._home.fstype, left)
+        self._disk = FailingDisk(self._engine, self._disk.fstype, left)
         self._disk.forget_boot()
 
         dind = self._start()
@@ -137,7 +137,7 @@ class Ordeal:
 
     def _start(self) -> Dind:
         where = {"pool" if self._pooled else "volume": self._disk.volume}
-        flavour = self._home.flavour
+        flavour = self._on.flavour
         dind = self._engine.dind(flavour.suite, env=flavour.env, **where)
         dind.wait_ready()
         return dind

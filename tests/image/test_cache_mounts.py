@@ -8,7 +8,7 @@ import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from helpers.builds import Project
-from helpers.pools import Home, slot_of, together
+from helpers.pools import Disk, slot_of, together
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -89,14 +89,14 @@ def words(count: int) -> list[str]:
 
 
 def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: Flavour) -> None:
-    home = Home("ext4", flavour)
-    pool = home.volume(engine)
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
     first_word, left_word, right_word, later_word, last_word = words(5)
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     assert build(first, first_word)[:2] == ("nothing", {whole(first_word)})
     first.kill()
 
-    own = {left_word: home.start(engine, pool), right_word: home.start(engine, pool)}
+    own = {left_word: disk.start(engine, pool), right_word: disk.start(engine, pool)}
     word_of = {dind.id: word for word, dind in own.items()}
     left, right = together(lambda dind: build(dind, word_of[dind.id], rounds=3), own.values())
     assert left.began < right.ended, "not side by side, so nothing is shown"
@@ -107,7 +107,7 @@ def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: 
     for dind in own.values():
         dind.kill()
 
-    later, beside = home.start(engine, pool), home.start(engine, pool)
+    later, beside = disk.start(engine, pool), disk.start(engine, pool)
     newest = slots[slot_of(later)]
     assert build(later, later_word)[:2] == (whole(newest), {whole(later_word)})
     # It has a copy of the newest state, or the other one's slot, where that was not given up yet.
@@ -118,14 +118,14 @@ def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: 
 def test_a_mount_above_the_limit_is_empty_in_a_clone_and_whole_in_its_own_slot(
     engine: Engine, flavour: Flavour
 ) -> None:
-    home = Home("ext4", flavour)
-    pool = home.volume(engine)
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
     first_word, own_word, other_word = words(3)
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     build(first, first_word)
     first.kill()
 
-    own = home.start(engine, pool, ready=False, start=False)
+    own = disk.start(engine, pool, ready=False, start=False)
     with tarfile.open(fileobj=io.BytesIO(b"".join(own.container.get_archive(BOOT)[0]))) as archive:
         file = archive.extractfile("boot.py")
         assert file is not None
@@ -136,7 +136,7 @@ def test_a_mount_above_the_limit_is_empty_in_a_clone_and_whole_in_its_own_slot(
     own.wait_ready()
     [warning] = own.warnings
     assert f"the cache mount /cache (more than {FILES} files" in warning
-    beside = home.start(engine, pool)
+    beside = disk.start(engine, pool)
     assert build(beside, other_word)[:2] == ("nothing", {whole(other_word)})
     assert build(own, own_word)[:2] == (whole(first_word), {whole(own_word)})
     assert beside.warnings == []

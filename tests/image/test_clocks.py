@@ -14,22 +14,22 @@ import pytest
 
 from helpers.builds import overlay_project
 from helpers.estates import in_pool
-from helpers.pools import HOMES, Home, slot_of
+from helpers.pools import DISKS, Disk, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
-BTRFS = HOMES[1]
+BTRFS = DISKS[1]
 BOOT = "/opt/cachedind/boot.py"
 MAX_AGE = {"CACHEDIND_MAX_AGE": "30d"}
 YEAR_S = 365 * 86_400
 
 
-def start_with_clock(engine: Engine, home: Home, pool: Volume, offset_s: int) -> Dind:
+def start_with_clock(engine: Engine, disk: Disk, pool: Volume, offset_s: int) -> Dind:
     """An instance of which cachedind's own part is told another time; what it hands over to is not."""
-    dind = home.start(engine, pool, ready=False, start=False, env=MAX_AGE)
+    dind = disk.start(engine, pool, ready=False, start=False, env=MAX_AGE)
     program = dind.container.get_archive(BOOT)[0]
     with tarfile.open(fileobj=io.BytesIO(b"".join(program))) as tar:
         file = tar.extractfile("boot.py")

@@ -16,7 +16,7 @@ from cachedind.base.model import Loss
 from cachedind.base.trace import POINTS
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
-from helpers.pools import HOMES
+from helpers.pools import DISKS
 from helpers.ward import (
     CUT,
     DIRECTORY,
@@ -171,21 +171,21 @@ HURT = f"{CONTAINERD}/io.containerd.metadata.v1.bolt/meta.db"
 
 
 def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
-    home = HOMES[1]
-    pool = home.volume(engine)
+    disk = DISKS[1]
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(what)
     build_id = first.run_image(what)
     first.kill()
     first.remove()
-    second = home.start(engine, pool)  # makes a golden of the first one's state
+    second = disk.start(engine, pool)  # makes a golden of the first one's state
     assert second.build(what).uncached == []
     second.kill()
     second.remove()
     visitor = Visitor(engine, pool)
     visitor.sh(f"for f in keys/default/slots/*/data/{HURT}; do {NOISE}; done")
-    third = home.start(engine, pool)
+    third = disk.start(engine, pool)
     assert third.build(what).uncached == [], third.log()
     assert third.run_image(what) == build_id
     assert any("is set aside" in line for line in third.warnings), third.log()
@@ -193,11 +193,11 @@ def test_a_damaged_slot_gives_way_to_its_golden(engine: Engine) -> None:
 
 def test_a_slot_in_which_nothing_can_be_moved_gives_way_too(engine: Engine) -> None:
     """The last job has left a link in the place of what is set aside."""
-    home = HOMES[1]
-    pool = home.volume(engine)
+    disk = DISKS[1]
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
     for _ in range(2):
-        dind = home.start(engine, pool)
+        dind = disk.start(engine, pool)
         dind.build(what)
         build_id = dind.run_image(what)
         dind.kill()
@@ -206,7 +206,7 @@ def test_a_slot_in_which_nothing_can_be_moved_gives_way_too(engine: Engine) -> N
         f"for f in keys/default/slots/*/data/volumes/metadata.db; do {NOISE}; "
         'd="$(dirname "$(dirname "$f")")/.cachedind"; mkdir -p "$d"; rm -rf "$d/aside"; ln -s /etc "$d/aside"; done'
     )
-    third = home.start(engine, pool)
+    third = disk.start(engine, pool)
     assert third.build(what).uncached == [], third.log()
     assert third.run_image(what) == build_id
     [line] = [line for line in third.warnings if "is set aside" in line]
@@ -214,11 +214,11 @@ def test_a_slot_in_which_nothing_can_be_moved_gives_way_too(engine: Engine) -> N
 
 
 def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Engine) -> None:
-    home = HOMES[1]
-    pool = home.volume(engine)
+    disk = DISKS[1]
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
     for _ in range(3):  # a golden, a golden before it, and a slot
-        dind = home.start(engine, pool)
+        dind = disk.start(engine, pool)
         dind.build(what)
         build_id = dind.run_image(what)
         dind.build(marked_project(secrets.token_hex(8)))
@@ -226,26 +226,26 @@ def test_a_golden_that_fails_is_dropped_and_the_one_before_is_cloned(engine: Eng
         dind.remove()
     visitor = Visitor(engine, pool)
     visitor.sh(f"for f in keys/default/slots/*/data/{HURT} keys/default/scopes/%/golden/data/{HURT}; do {NOISE}; done")
-    dind = home.start(engine, pool)
+    dind = disk.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert dind.run_image(what) == build_id
     assert sum("is set aside" in line for line in dind.warnings) >= 2, dind.log()
 
 
 def test_a_slot_on_which_no_daemon_came_up_is_proven_before_a_job_gets_it(engine: Engine) -> None:
-    home = HOMES[1]
-    pool = home.volume(engine)
+    disk = DISKS[1]
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(what)
     first.kill()
     first.remove()
     # Killed before its daemon answers, and the only state that there is: the golden was made of it.
-    victim = home.start(engine, pool, ready=False, start=False, env={"CACHEDIND_KILL_AT": "hide.unmounted"})
+    victim = disk.start(engine, pool, ready=False, start=False, env={"CACHEDIND_KILL_AT": "hide.unmounted"})
     victim.start()
     victim.wait_exit()
     victim.remove()
     Visitor(engine, pool).sh("for d in keys/default/scopes/%/golden*; do mv $d trash/; done")
-    second = home.start(engine, pool)
+    second = disk.start(engine, pool)
     assert any("a private daemon came up on it" in line for line in second.messages), second.log()
     assert second.build(what).uncached == []

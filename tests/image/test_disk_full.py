@@ -15,7 +15,7 @@ from helpers.builds import content_project
 from helpers.engine import CommandFailedError
 from helpers.estates import Visitor
 from helpers.flavours import Flavour
-from helpers.pools import HOMES, Home
+from helpers.pools import DISKS, Disk
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -27,21 +27,21 @@ FILL = """
 for size in 1M 4k; do dd if=/dev/zero bs=$size of=ballast oflag=append conv=notrunc 2>/dev/null || true; done
 sync
 """
-PLACES = [("pool", home) for home in HOMES] + [("data-root", Home("ext4", Flavour("forky", "containerd")))]
+PLACES = [("pool", disk) for disk in DISKS] + [("data-root", Disk("ext4", Flavour("forky", "containerd")))]
 
 
-@pytest.mark.parametrize(("place", "home"), PLACES, ids=str)
-def test_a_disk_that_fills_up_at_any_moment(engine: Engine, place: str, home: Home) -> None:
+@pytest.mark.parametrize(("place", "disk"), PLACES, ids=str)
+def test_a_disk_that_fills_up_at_any_moment(engine: Engine, place: str, disk: Disk) -> None:
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    volume = home.volume(engine, size_mib=1100)
+    volume = disk.volume(engine, size_mib=1100)
     visitor = Visitor(engine, volume)
     project = content_project(secrets.token_hex(8))
 
     def begin() -> Dind:
         where = {"pool" if place == "pool" else "volume": volume}
-        return engine.dind(home.flavour.suite, env=home.flavour.env, **where)
+        return engine.dind(disk.flavour.suite, env=disk.flavour.env, **where)
 
     def end(dind: Dind) -> None:
         dind.kill()

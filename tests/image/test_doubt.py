@@ -20,7 +20,7 @@ from helpers.clients import docker_archive
 from helpers.dind import REAL_DOCKERD
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
-from helpers.pools import HOMES
+from helpers.pools import DISKS
 from helpers.ward import NOISE, PLACE, Ward, marked_project
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
-BTRFS = HOMES[1]
+BTRFS = DISKS[1]
 BOOT = "/opt/cachedind/boot.py"
 STRICT = {"CACHEDIND_STRICT": "1"}
 
@@ -283,21 +283,21 @@ def test_in_a_pool_slow_is_not_dead_either(engine: Engine) -> None:
 CANCELLED_AT = ("lease.recorded", "bind.bound", "hide.unmounted")
 
 
-@pytest.mark.parametrize("home", HOMES, ids=str)
-def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, home: object) -> None:
-    assert isinstance(home, type(BTRFS))
-    pool = home.volume(engine)
+@pytest.mark.parametrize("disk", DISKS, ids=str)
+def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, disk: object) -> None:
+    assert isinstance(disk, type(BTRFS))
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(what)
     end(first)
     for number in range(12):
         env = {"CACHEDIND_KILL_AT": CANCELLED_AT[number % 4]} if number % 4 < 3 else {}
         args = [] if env else ["--no-such-flag-of-a-newer-engine=1"]
-        start = home.start(engine, pool, ready=False, env=env, args=args)
+        start = disk.start(engine, pool, ready=False, env=env, args=args)
         assert start.wait_exit() not in (0, 78)
         start.remove()
-    dind = home.start(engine, pool)
+    dind = disk.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert not [line for line in dind.warnings if "aside" in line]
 

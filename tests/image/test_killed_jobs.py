@@ -15,7 +15,7 @@ from docker.errors import APIError
 from helpers.builds import content_project
 from helpers.engine import CommandFailedError
 from helpers.flavours import FLAVOURS, Flavour
-from helpers.pools import Home, together
+from helpers.pools import Disk, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,10 +69,10 @@ def test_killed_amid(engine: Engine, flavour: Flavour, kind: str) -> None:
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    home = Home("ext4", flavour)
-    pool = home.volume(engine)
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
     projects = [content_project(secrets.token_hex(8), tag=f"{name}:latest", layers=4) for name in ("kept", "other")]
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     long_s = LONG_S.get(kind, max(first.build(project).seconds for project in projects))
     saved = b""
     if kind == "load":
@@ -82,7 +82,7 @@ def test_killed_amid(engine: Engine, flavour: Flavour, kind: str) -> None:
 
     amid = 0
     for _ in range(KILLS):
-        dind = home.start(engine, pool)
+        dind = disk.start(engine, pool)
         if kind == "load":
             dind.docker("system", "prune", "--all", "--force")
             dind.sh("mkdir -p /cachedind-test")
@@ -90,7 +90,7 @@ def test_killed_amid(engine: Engine, flavour: Flavour, kind: str) -> None:
         amid += killed_amid(dind, work_of(kind, dind), dice.uniform(0, 0.8 * long_s))
     print(f"{amid} of {KILLS} were killed amid a {kind}")
 
-    pair = [home.start(engine, pool) for _ in range(2)]
+    pair = [disk.start(engine, pool) for _ in range(2)]
     for project in projects:
         together(lambda dind: build_and_run(dind, project), pair)  # noqa: B023 (over before the next one)
     assert [dind.warnings for dind in pair] == [[], []]

@@ -105,11 +105,11 @@ def look(engine: Engine, flavour: Flavour, volume: Volume) -> None:
 
 def kill_amid_prune(dind: Dind, flavour: Flavour) -> bool:
     """Whether it was caught amid that; a prune may be over before."""
-    home = "/var/lib/docker/buildkit"
+    disk = "/var/lib/docker/buildkit"
     if flavour.store == "graphdriver":
-        paths = (f"{home}/metadata_v2.db", f"{home}/snapshots.db")
+        paths = (f"{disk}/metadata_v2.db", f"{disk}/snapshots.db")
     else:
-        paths = (f"{home}/containerd-{flavour.overlay}/metadata_v2.db", "")
+        paths = (f"{disk}/containerd-{flavour.overlay}/metadata_v2.db", "")
     done = dind.exec("python3", "-IS", "-c", KILL_AMID_PRUNE, *paths, check=False)
     if "it was over before it was caught" in done.output:
         return False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.builds import overlay_project
-from helpers.pools import HOMES, Home, big_project, slot_of, together, used_bytes
+from helpers.pools import DISKS, Disk, big_project, slot_of, together, used_bytes
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -24,21 +24,21 @@ CROWD = 8
 ROUNDS = int(os.environ.get("CACHEDIND_TEST_ROUNDS", "7"))
 
 
-@pytest.fixture(params=HOMES, ids=str)
-def home(request: pytest.FixtureRequest) -> Home:
-    found: Home = request.param
+@pytest.fixture(params=DISKS, ids=str)
+def disk(request: pytest.FixtureRequest) -> Disk:
+    found: Disk = request.param
     return found
 
 
-def crowd_on(engine: Engine, home: Home, pool: Volume) -> list[Dind]:
-    return [home.start(engine, pool, ready=False, start=False) for _ in range(CROWD)]
+def crowd_on(engine: Engine, disk: Disk, pool: Volume) -> list[Dind]:
+    return [disk.start(engine, pool, ready=False, start=False) for _ in range(CROWD)]
 
 
 @pytest.mark.timeout(600)
-def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
-    pool = home.volume(engine)
+def test_eight_at_once_are_all_warm(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
     project = overlay_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     assert first.summary is not None
     assert first.summary.startswith("cold: ")
     empty = used_bytes(first)
@@ -49,14 +49,14 @@ def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
     full = used_bytes(first)
     first.kill()
 
-    crowd = crowd_on(engine, home, pool)
+    crowd = crowd_on(engine, disk, pool)
     together(lambda dind: dind.start(), crowd)
     together(lambda dind: dind.wait_ready(timeout_s=120), crowd)
     words = sorted((dind.summary or "").partition(":")[0] for dind in crowd)
     assert words == ["cloned"] * (CROWD - 1) + ["warm"]
     assert len({slot_of(dind) for dind in crowd}) == CROWD
     extra = used_bytes(crowd[0]) - full
-    print(f"{home}: golden {(full - empty) / 1e6:.0f} MB, eight instances {extra / 1e6:.1f} MB more")
+    print(f"{disk}: golden {(full - empty) / 1e6:.0f} MB, eight instances {extra / 1e6:.1f} MB more")
     assert extra <= 0.02 * (full - empty), "records and databases: some 1.5 MB for each, however large the cache"
 
     for dind in crowd:
@@ -67,18 +67,18 @@ def test_eight_at_once_are_all_warm(engine: Engine, home: Home) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_rounds_of_sigkill(engine: Engine, home: Home) -> None:
+def test_rounds_of_sigkill(engine: Engine, disk: Disk) -> None:
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    pool = home.volume(engine)
+    pool = disk.volume(engine)
     project = overlay_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(project)
     build_id = first.run_image(project)
     first.kill()
 
-    crowd = crowd_on(engine, home, pool)
+    crowd = crowd_on(engine, disk, pool)
     started = time.monotonic()
     together(lambda dind: dind.start(), crowd)
     together(lambda dind: dind.wait_ready(timeout_s=120), crowd)

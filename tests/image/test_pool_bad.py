@@ -18,14 +18,14 @@ from helpers.engine import exec_in
 from helpers.estates import KEY, Estate, Estates, in_pool, small_project
 from helpers.flavours import Flavour
 from helpers.pace import Pace
-from helpers.pools import Home, slot_of
+from helpers.pools import Disk, slot_of
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
 FORKY = Flavour("forky", "graphdriver")
-BTRFS, XFS, EXT4 = (Home(fstype, FORKY) for fstype in ("btrfs", "xfs", "ext4"))
+BTRFS, XFS, EXT4 = (Disk(fstype, FORKY) for fstype in ("btrfs", "xfs", "ext4"))
 STRICT = {"CACHEDIND_STRICT": "1"}
 STRICT_EXIT = 78
 
@@ -230,10 +230,10 @@ sync
 """
 
 
-@pytest.mark.parametrize("home", [BTRFS, XFS, EXT4], ids=str)
+@pytest.mark.parametrize("disk", [BTRFS, XFS, EXT4], ids=str)
 @pytest.mark.parametrize("how", ["idle", "beside"])
-def test_a_full_pool_costs_warmth_at_most(engine: Engine, home: Home, how: str) -> None:
-    estate = Estate(engine, home, size_mib=1100)
+def test_a_full_pool_costs_warmth_at_most(engine: Engine, disk: Disk, how: str) -> None:
+    estate = Estate(engine, disk, size_mib=1100)
     neighbours: tuple[Dind, ...] = (estate.occupied(),)
     if how == "idle":
         estate.vacate()
@@ -261,29 +261,29 @@ FILL_SLOT = {
 }
 
 
-@pytest.mark.parametrize(("home", "what"), [(EXT4, "bytes"), (EXT4, "inodes"), (BTRFS, "bytes")], ids=str)
-def test_a_pool_that_its_only_project_has_filled_has_room_for_it(engine: Engine, home: Home, what: str) -> None:
+@pytest.mark.parametrize(("disk", "what"), [(EXT4, "bytes"), (EXT4, "inodes"), (BTRFS, "bytes")], ids=str)
+def test_a_pool_that_its_only_project_has_filled_has_room_for_it(engine: Engine, disk: Disk, what: str) -> None:
     """What a start of the key could have is all that can go, and goes."""
-    if home is EXT4:
+    if disk is EXT4:
         device = engine.loop_device(f"/var/lib/docker/{engine.new_name('volume')}.img", 512)
         exec_in(engine.workbench, ["mkfs.ext4", "-q", "-N", "12000", device])
         pool = engine.volume_on(device, "ext4")
     else:
-        pool = home.volume(engine, 1100)
-    first = home.start(engine, pool)
+        pool = disk.volume(engine, 1100)
+    first = disk.start(engine, pool)
     check_cold_job(first)
     first.sh(FILL_SLOT[what])
     first.kill()
-    second = home.start(engine, pool)
+    second = disk.start(engine, pool)
     assert slot_of(second) != slot_of(first)
     [told] = [line for line in second.warnings if "full" in line]
     assert "was full: 1 of its slots and goldens were evicted" in told
     check_cold_job(second)
 
 
-@pytest.mark.parametrize("home", [BTRFS, XFS, EXT4], ids=str)
-def test_a_new_pool_on_a_full_disk_is_not_used(engine: Engine, home: Home) -> None:
-    estate = Estate(engine, home, size_mib=400)
+@pytest.mark.parametrize("disk", [BTRFS, XFS, EXT4], ids=str)
+def test_a_new_pool_on_a_full_disk_is_not_used(engine: Engine, disk: Disk) -> None:
+    estate = Estate(engine, disk, size_mib=400)
     estate.visitor.sh(FILL)
     strict = estate.create(STRICT)
     strict.start()

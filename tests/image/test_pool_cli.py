@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.clients import run_once
-from helpers.pools import HOMES, Home, big_project, slot_of
+from helpers.pools import DISKS, Disk, big_project, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture(params=HOMES, ids=str)
-def home(request: pytest.FixtureRequest) -> Home:
-    found: Home = request.param
+@pytest.fixture(params=DISKS, ids=str)
+def disk(request: pytest.FixtureRequest) -> Disk:
+    found: Disk = request.param
     return found
 
 
 class Desk:
     """Where a person sits who looks after a pool."""
 
-    def __init__(self, engine: Engine, home: Home, pool: Volume) -> None:
-        self._engine, self._home, self._pool = engine, home, pool
+    def __init__(self, engine: Engine, disk: Disk, pool: Volume) -> None:
+        self._engine, self._home, self._pool = engine, disk, pool
 
     def visit(self, *words: str, **options: Any) -> Done:
         """docker run --rm --privileged -v POOL:/cachedind cachedind cachedind …"""
@@ -57,13 +57,13 @@ def is_hidden(dind: Dind) -> bool:
     return "cachedind" not in dind.sh("awk '{ print $5 }' /proc/1/mountinfo").replace("/run/cachedind/pool.mnt", "")
 
 
-def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
-    pool = home.volume(engine)
-    desk = Desk(engine, home, pool)
+def test_what_people_see_and_do(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
+    desk = Desk(engine, disk, pool)
     assert desk.visit("ls").status == 66, "nothing is made by looking"
     assert engine.in_volume(pool, "ls -A /volume | grep -v lost+found || true") == ""
 
-    first = home.start(engine, pool, env={"CACHEDIND_KEY": "group/project"})
+    first = disk.start(engine, pool, env={"CACHEDIND_KEY": "group/project"})
     first.build(big_project("1", megabytes=16))
     first.sh("sync -f /var/lib/docker")
     slot = f"slots/{slot_of(first)}"
@@ -79,11 +79,11 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
     assert row["holder"]["container"] == first.id[:12]
     assert abs(row["holder"]["since"] - time.time()) < 120
     assert row["unique_bytes"] > 16 * MIB
-    assert (row["engine"], row["store"]) == (engine.engine_version(home.flavour.suite), home.flavour.store)
-    assert row["driver"] == home.flavour.overlay
+    assert (row["engine"], row["store"]) == (engine.engine_version(disk.flavour.suite), disk.flavour.store)
+    assert row["driver"] == disk.flavour.overlay
     assert 0 < row["ready_s"] < 60
     assert is_hidden(first), "what looks into the pool must leave nothing mounted"
-    assert first.docker("info", "--format={{.Driver}}") == home.flavour.overlay
+    assert first.docker("info", "--format={{.Driver}}") == disk.flavour.overlay
     text = inside(first, "ls")
     assert f"held by {first.id[:12]} (this one)" in text.stdout
     assert "\x1b" not in text.stdout
@@ -95,7 +95,7 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
         "ready": True,
         "ready_s": row["ready_s"],
     }
-    assert status["filesystem"]["fstype"] == home.fstype
+    assert status["filesystem"]["fstype"] == disk.fstype
     assert status["layers"]["count"] == 0, "what nobody has promoted is in its slot alone"
     assert json.loads(desk.visit("status", "--json").stdout)["here"] is None
 
@@ -114,9 +114,9 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
     rows = desk.rows()
     assert rows["scopes/%/golden"]["shared_bytes"] > 16 * MIB
     assert rows[slot]["unique_bytes"] < 8 * MIB, "the golden shares it"
-    second = home.start(engine, pool, env={"CACHEDIND_KEY": "branch", "CACHEDIND_FALLBACK_KEYS": "group/project"})
+    second = disk.start(engine, pool, env={"CACHEDIND_KEY": "branch", "CACHEDIND_FALLBACK_KEYS": "group/project"})
     assert (second.summary or "").startswith("cloned: ")
-    throw_away = home.start(engine, pool, env={"CACHEDIND_KEY": "group/project", "CACHEDIND_ACCESS": "ro"})
+    throw_away = disk.start(engine, pool, env={"CACHEDIND_KEY": "group/project", "CACHEDIND_ACCESS": "ro"})
     throw_away.kill()
     done = desk.visit("gc", "--json")
     assert done.status == 0, done.output
@@ -131,20 +131,20 @@ def test_what_people_see_and_do(engine: Engine, home: Home) -> None:
     done = desk.visit("rm", "--all", "--force")
     assert done.status == 0, done.output
     assert desk.visit("ls").stdout == "The pool is empty.\n"
-    third = home.start(engine, pool)
+    third = disk.start(engine, pool)
     assert (third.summary or "").startswith("cold: ")
 
 
-def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, home: Home) -> None:
-    pool = home.volume(engine)
-    desk = Desk(engine, home, pool)
+def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
+    desk = Desk(engine, disk, pool)
 
     def section(done: Done) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)["pool"]
         return found
 
     def expect(start: str, **env: str) -> None:
-        done = desk.visit("doctor", "--json", env={**home.flavour.env, **env})
+        done = desk.visit("doctor", "--json", env={**disk.flavour.env, **env})
         found = section(done)
         assert (found["mode"], found["why"]) == ("pool", "something is mounted at /cachedind")
         assert "a slot of the pool takes its place" in json.loads(done.stdout)["data_root"]["note"]
@@ -152,7 +152,7 @@ def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, home: Ho
 
     expect("make a new pool, and start cold")
     assert engine.in_volume(pool, "ls -A /volume | grep -v lost+found || true") == ""
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     report = inside(first, "doctor", "--json")
     found = section(report)
     assert found["this_container_holds"] == f"slot {slot_of(first)} of key default"
@@ -165,24 +165,24 @@ def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, home: Ho
     expect(f"lease slots/{slot_of(first)} of key default")
     expect("start cold", CACHEDIND_KEY="other")
     expect("clone slots/", CACHEDIND_KEY="other", CACHEDIND_FALLBACK_KEYS="none,default")
-    again = home.start(engine, pool)
+    again = disk.start(engine, pool)
     assert slot_of(again) == slot_of(first)
     expect("clone the golden of key default", CACHEDIND_ACCESS="ro")
     expect("clone the golden of key default")
     off = desk.visit("doctor", "--json", env={"CACHEDIND_POOL": ""})
     assert section(off) == {"mode": "direct", "why": "CACHEDIND_POOL is empty"}
-    nowhere = run_once(engine, home.flavour.suite, "cachedind", "doctor", "--json", privileged=True)
+    nowhere = run_once(engine, disk.flavour.suite, "cachedind", "doctor", "--json", privileged=True)
     assert section(nowhere) == {
         "mode": "direct",
         "why": "nothing is mounted at /cachedind, and CACHEDIND_POOL is not set",
     }
 
 
-def test_looking_needs_little(engine: Engine, home: Home) -> None:
+def test_looking_needs_little(engine: Engine, disk: Disk) -> None:
     """Without privileges, and on a volume that is mounted read-only."""
-    pool = home.volume(engine)
-    desk = Desk(engine, home, pool)
-    home.start(engine, pool).kill()
+    pool = disk.volume(engine)
+    desk = Desk(engine, disk, pool)
+    disk.start(engine, pool).kill()
     for options in ({"privileged": False}, {"mode": "ro"}, {"mode": "ro", "privileged": False}):
         done = desk.visit("ls", **options)
         assert done.status == 0, done.output

@@ -11,7 +11,7 @@ import pytest
 from helpers.builds import overlay_project
 from helpers.estates import small_project
 from helpers.flavours import Flavour
-from helpers.pools import Home, slot_of, together
+from helpers.pools import Disk, slot_of, together
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
-BTRFS = Home("btrfs", Flavour("forky", "graphdriver"))
+BTRFS = Disk("btrfs", Flavour("forky", "graphdriver"))
 
 
 def leave_things(dind: Dind) -> None:
@@ -50,10 +50,10 @@ NOTHING: dict[str, list[str]] = {"containers": [], "networks": [], "volumes": []
 def test_a_jobs_leftovers_are_gone_in_the_next_but_images_and_build_cache_stay(
     engine: Engine, flavour: Flavour
 ) -> None:
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
     project = overlay_project(secrets.token_hex(8))
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(project)
     leave_things(first)
     left = things(first)
@@ -63,7 +63,7 @@ def test_a_jobs_leftovers_are_gone_in_the_next_but_images_and_build_cache_stay(
     first.kill()
 
     # The one that takes the slot over, and one beside it, whose clone was made before the cleaning or after.
-    pair = [home.start(engine, pool, ready=False, start=False) for _ in range(2)]
+    pair = [disk.start(engine, pool, ready=False, start=False) for _ in range(2)]
     together(lambda dind: dind.start(), pair)
     together(lambda dind: dind.wait_ready(timeout_s=120), pair)
     for dind in pair:
@@ -184,9 +184,9 @@ def test_the_rest_of_the_pool_is_out_of_the_jobs_sight(engine: Engine) -> None:
 
 
 def test_ready_at_is_noted_and_the_witness_ends(engine: Engine, flavour: Flavour) -> None:
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
-    dind = home.start(engine, pool)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
+    dind = disk.start(engine, pool)
     slot = slot_of(dind)
 
     def state() -> dict[str, object]:
@@ -223,7 +223,7 @@ def test_a_witness_does_not_outlive_its_daemon(engine: Engine) -> None:
 
 
 def test_another_engine_and_back(engine: Engine) -> None:
-    old, new = Home("btrfs", Flavour("trixie", "graphdriver")), Home("btrfs", Flavour("forky", "graphdriver"))
+    old, new = Disk("btrfs", Flavour("trixie", "graphdriver")), Disk("btrfs", Flavour("forky", "graphdriver"))
     pool = old.volume(engine)
     first_project = overlay_project(secrets.token_hex(8), tag="first:latest")
     second_project = overlay_project(secrets.token_hex(8), tag="second:latest")
@@ -249,20 +249,20 @@ def test_another_engine_and_back(engine: Engine) -> None:
 
 
 def test_another_store_and_back(engine: Engine) -> None:
-    graph, ctrd = Home("btrfs", Flavour("forky", "graphdriver")), Home("btrfs", Flavour("forky", "containerd"))
+    graph, ctrd = Disk("btrfs", Flavour("forky", "graphdriver")), Disk("btrfs", Flavour("forky", "containerd"))
     asked = {"CACHEDIND_IMAGE_STORE": "graphdriver"}
     pool = graph.volume(engine)
-    projects = {home: overlay_project(secrets.token_hex(8)) for home in (graph, ctrd)}
-    for home, env in ((graph, asked), (ctrd, {})):
-        dind = home.start(engine, pool, env=env)
+    projects = {disk: overlay_project(secrets.token_hex(8)) for disk in (graph, ctrd)}
+    for disk, env in ((graph, asked), (ctrd, {})):
+        dind = disk.start(engine, pool, env=env)
         assert (dind.summary or "").startswith("cold")
-        dind.build(projects[home])
+        dind.build(projects[disk])
         dind.kill()
     for _ in range(2):
-        for home, env in ((graph, asked), (ctrd, {})):
-            dind = home.start(engine, pool, env=env)
-            assert dind.info().store == home.flavour.store
-            assert dind.build(projects[home]).uncached == []
+        for disk, env in ((graph, asked), (ctrd, {})):
+            dind = disk.start(engine, pool, env=env)
+            assert dind.info().store == disk.flavour.store
+            assert dind.build(projects[disk]).uncached == []
             dind.kill()
 
 
@@ -277,8 +277,8 @@ class Wished(NamedTuple):
 
 def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: str) -> None:
     """Each later job gets what it would have had; and who asks again is as warm."""
-    home = Home("btrfs", Flavour(suite, "graphdriver"))
-    pool = home.volume(engine)
+    disk = Disk("btrfs", Flavour(suite, "graphdriver"))
+    pool = disk.volume(engine)
     project = small_project(secrets.token_hex(8))
     own = Wished("overlay2")
     vfs = Wished("vfs", args=("--storage-driver=vfs",))
@@ -286,10 +286,10 @@ def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: s
     # What a template of years ago says, for a key of its own too: there it was followed, and ended the start.
     remembered = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs"})
     fresh = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs", "CACHEDIND_KEY": "new"})
-    wishes = [vfs, own, *([ctrd] if suite == "forky" else []), vfs, remembered, fresh]
+    requests = [vfs, own, *([ctrd] if suite == "forky" else []), vfs, remembered, fresh]
     seen: set[str] = set()
-    for driver, store, env, args in wishes:
-        dind = home.start(engine, pool, env=env, args=args)
+    for driver, store, env, args in requests:
+        dind = disk.start(engine, pool, env=env, args=args)
         info = dind.info()
         assert (info.driver, info.store) == (driver, store)
         warm = dind.build(project).uncached == []

@@ -1,7 +1,7 @@
 """SIGKILL at every named step of everything that changes a pool: the next start has a working daemon and a warm cache.
 
 Each test kills one start at one step (`CACHEDIND_KILL_AT`, base/trace.py) and looks at what the next one makes of it.
-The tests of one home share a pool, each finding what the last ones left.
+The tests of one disk share a pool, each finding what the last ones left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from cachedind.base.trace import POINTS
 from helpers.estates import KEY, Estate, Estates, in_pool, small_project
 from helpers.flavours import Flavour
-from helpers.pools import Home, slot_of
+from helpers.pools import Disk, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine
 
-BTRFS = Home("btrfs", Flavour("forky", "containerd"))
-EXT4 = Home("ext4", Flavour("forky", "graphdriver"))
+BTRFS = Disk("btrfs", Flavour("forky", "containerd"))
+EXT4 = Disk("ext4", Flavour("forky", "graphdriver"))
 """One way to share on every filesystem, and between them both stores."""
 
 
@@ -105,13 +105,13 @@ READ_ONLY = {"CACHEDIND_ACCESS": "ro"}
 class Scenario(NamedTuple):
     """How to kill a start at `point`. `env` are further settings of that start; the next one has its key, too."""
 
-    home: Home
+    disk: Disk
     point: str
     prepare: Callable[[Estate], None]
     env: Mapping[str, str] = {}
 
     def __str__(self) -> str:
-        return f"{self.home.fstype}-{self.point}-{self.prepare.__name__}"
+        return f"{self.disk.fstype}-{self.point}-{self.prepare.__name__}"
 
     @property
     def survivor_env(self) -> dict[str, str]:
@@ -184,7 +184,7 @@ def kill_at(victim: Dind) -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_a_start_is_killed_and_the_next_is_warm(estates: Estates, scenario: Scenario) -> None:
-    with estates.lend(scenario.home) as estate:
+    with estates.lend(scenario.disk) as estate:
         scenario.prepare(estate)
         neighbours = () if estate.current is None else (estate.current,)
         victim = estate.create({**scenario.env, "CACHEDIND_KILL_AT": scenario.point})
@@ -204,7 +204,7 @@ def test_a_start_is_killed_and_the_next_is_warm(estates: Estates, scenario: Scen
 
 @pytest.mark.parametrize("scenario", LATE, ids=str)
 def test_a_witness_is_killed_and_the_next_does_its_work(estates: Estates, scenario: Scenario) -> None:
-    with estates.lend(scenario.home) as estate:
+    with estates.lend(scenario.disk) as estate:
         scenario.prepare(estate)
         neighbour = estate.occupied()
         victim = estate.enter({"CACHEDIND_KILL_AT": scenario.point})

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.pools import HOMES, Home
+from helpers.pools import DISKS, Disk
 from helpers.powerloss import Ordeal
 
 if TYPE_CHECKING:
     from helpers.engine import Engine
 
 LOSSES = 1
-PLACES = [("pool", home) for home in HOMES] + [("data-root", HOMES[0])]
+PLACES = [("pool", disk) for disk in DISKS] + [("data-root", DISKS[0])]
 
 
-@pytest.mark.parametrize(("place", "home"), PLACES, ids=str)
-def test_after_a_loss_of_power(engine: Engine, place: str, home: Home) -> None:
+@pytest.mark.parametrize(("place", "disk"), PLACES, ids=str)
+def test_after_a_loss_of_power(engine: Engine, place: str, disk: Disk) -> None:
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
-    ordeal = Ordeal(engine, home, pooled=place == "pool", dice=random.Random(seed))
+    ordeal = Ordeal(engine, disk, pooled=place == "pool", dice=random.Random(seed))
     for _ in range(LOSSES):
         ordeal.suffer()
     ordeal.close()

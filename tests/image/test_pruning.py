@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from helpers.builds import Project
-from helpers.pools import Home, big_project
+from helpers.pools import Disk, big_project
 from helpers.seeds import SeedVolume, docker_archive, images, small_image
 from helpers.waiting import wait_until
 
@@ -41,11 +41,11 @@ def noted_bytes(dind: Dind) -> int:
 
 
 def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> None:
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
     source = SeedVolume(engine)
     source.put({"seed.tar": docker_archive(small_image(engine, "seed:1"))})
-    first = home.start(engine, pool, volumes=source.mount)
+    first = disk.start(engine, pool, volumes=source.mount)
     first.load_base()
     used, _, recent = (build(first, tag) for tag in ("used", "unused", "recent"))
     before = slot_bytes(first)
@@ -54,12 +54,12 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     first.kill()
 
     limits = {"CACHEDIND_POOL_MAX_SIZE": f"{before - IMAGE_MB * 10**6 // 2}"}
-    second = home.start(engine, pool, volumes=source.mount, env=limits)
+    second = disk.start(engine, pool, volumes=source.mount, env=limits)
     assert second.build(used).uncached == []
     wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
     second.kill()
 
-    third = home.start(engine, pool, volumes=source.mount, env=limits)
+    third = disk.start(engine, pool, volumes=source.mount, env=limits)
     kept = {"base:latest", "seed:1", used.tag, recent.tag}
     assert images(third) == kept
     [warning] = [line for line in third.warnings if "over its budget" in line]
@@ -73,25 +73,25 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
     wait_until(lambda: noted_bytes(third) == 0, what="the note to be gone")
     third.kill()
 
-    fourth = home.start(engine, pool, volumes=source.mount, env=limits)
+    fourth = disk.start(engine, pool, volumes=source.mount, env=limits)
     assert not [line for line in fourth.warnings if "over its budget" in line]
     assert images(fourth) == kept
     assert fourth.build(recent).uncached == []
 
 
 def test_a_start_that_is_killed_amid_pruning_costs_nothing_more(engine: Engine, flavour: Flavour) -> None:
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
-    first = home.start(engine, pool)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
+    first = disk.start(engine, pool)
     for tag in ("one", "two", "three"):
         project = build(first, tag)
     limits = {"CACHEDIND_POOL_MAX_SIZE": f"{slot_bytes(first) - IMAGE_MB * 10**6 // 2}"}
     first.kill()
-    second = home.start(engine, pool, env=limits)
+    second = disk.start(engine, pool, env=limits)
     wait_until(lambda: noted_bytes(second) > 0, what="the upkeep to tell of too much", timeout_s=60)
     second.kill()
-    killed = home.start(engine, pool, ready=False, env={**limits, "CACHEDIND_KILL_AT": "maintain.pruned"})
+    killed = disk.start(engine, pool, ready=False, env={**limits, "CACHEDIND_KILL_AT": "maintain.pruned"})
     assert killed.wait_exit() == 137
-    last = home.start(engine, pool, env=limits)
+    last = disk.start(engine, pool, env=limits)
     assert last.build(project).uncached == []
     assert images(last) == {"base:latest", "two:latest", "three:latest"}

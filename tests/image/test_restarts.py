@@ -11,7 +11,7 @@ import pytest
 from helpers.builds import overlay_project
 from helpers.dind import DATA_ROOT, POOL
 from helpers.flavours import Flavour
-from helpers.pools import Home, slot_of
+from helpers.pools import Disk, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ AGAIN: dict[str, Any] = {
     "entrypoint": ["sh", "-c", "while :; do dockerd-entrypoint.sh; sleep 0.1; done"],
 }
 LOOPS = (
-    Home("ext4", Flavour("trixie", "graphdriver")),  # an image inside the pool
-    Home("btrfs", Flavour("forky", "containerd")),
+    Disk("ext4", Flavour("trixie", "graphdriver")),  # an image inside the pool
+    Disk("btrfs", Flavour("forky", "containerd")),
 )
 
 
@@ -54,10 +54,10 @@ def held_slot(dind: Dind) -> str:
     return found
 
 
-@pytest.mark.parametrize("home", LOOPS, ids=str)
-def test_each_start_leases_a_slot(engine: Engine, home: Home) -> None:
-    pool = home.volume(engine)
-    first = home.start(engine, pool, env={"CACHEDIND_POOL": POOL}, **AGAIN)
+@pytest.mark.parametrize("disk", LOOPS, ids=str)
+def test_each_start_leases_a_slot(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
+    first = disk.start(engine, pool, env={"CACHEDIND_POOL": POOL}, **AGAIN)
     project = overlay_project(secrets.token_hex(8))
     first.build(project)
     own = held_slot(first)
@@ -69,7 +69,7 @@ def test_each_start_leases_a_slot(engine: Engine, home: Home) -> None:
         assert first.sh(f"grep -c ' {DATA_ROOT} ' /proc/self/mountinfo") == "2", "the volume of the image, and one slot"
     assert first.build(project).uncached == []
     # Others have slots of their own, beside it and under it.
-    others = [home.start(engine, pool) for _ in range(2)]
+    others = [disk.start(engine, pool) for _ in range(2)]
     assert len({own, *map(held_slot, others)}) == 3
     assert held_slot(first) == own
     assert slot_of(others[0]) == held_slot(others[0])
@@ -80,9 +80,9 @@ def test_each_start_leases_a_slot(engine: Engine, home: Home) -> None:
 
 def test_what_survives_keeps_its_slot(engine: Engine) -> None:
     """A container of the killed daemon's has its slot's lock: the next daemon gets another slot."""
-    home = LOOPS[1]
-    pool = home.volume(engine)
-    dind = home.start(engine, pool, **AGAIN)
+    disk = LOOPS[1]
+    pool = disk.volume(engine)
+    dind = disk.start(engine, pool, **AGAIN)
     dind.load_base()
     dind.docker("run", "--detach", "--network=none", "base:latest", "sleep", "1000")
     own = held_slot(dind)

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.builds import overlay_project
 from helpers.flavours import FLAVOURS, Flavour
-from helpers.pools import Home, slot_of
+from helpers.pools import Disk, slot_of
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
 
-EXT4 = Home("ext4", Flavour("forky", "graphdriver"))
+EXT4 = Disk("ext4", Flavour("forky", "graphdriver"))
 
 
-def begin(home: Home, engine: Engine, pool: Volume, **environ: str) -> Dind:
-    return home.start(engine, pool, env=environ)
+def begin(disk: Disk, engine: Engine, pool: Volume, **environ: str) -> Dind:
+    return disk.start(engine, pool, env=environ)
 
 
-def job(home: Home, engine: Engine, pool: Volume, project: Project | None, **environ: str) -> Dind:
+def job(disk: Disk, engine: Engine, pool: Volume, project: Project | None, **environ: str) -> Dind:
     """A whole job, which ends as CI ends it."""
-    dind = begin(home, engine, pool, **environ)
+    dind = begin(disk, engine, pool, **environ)
     if project is not None:
         dind.build(project)
     dind.kill()
     return dind
 
 
-SIDE_BY_SIDE = [(Home("ext4", FLAVOURS[0]), True), (Home("xfs", FLAVOURS[2]), True), (EXT4, False)]
+SIDE_BY_SIDE = [(Disk("ext4", FLAVOURS[0]), True), (Disk("xfs", FLAVOURS[2]), True), (EXT4, False)]
 
 
-@pytest.mark.parametrize(("home", "named"), SIDE_BY_SIDE, ids=["trixie", "containerd", "forky-no scopes"])
+@pytest.mark.parametrize(("disk", "named"), SIDE_BY_SIDE, ids=["trixie", "containerd", "forky-no scopes"])
 def test_jobs_of_a_pipeline_side_by_side_are_warm_from_the_second_round_on(
-    engine: Engine, home: Home, named: bool
+    engine: Engine, disk: Disk, named: bool
 ) -> None:
     """Three that build something of their own, and one that only asks for the version; they begin and end in another
     order each time."""
-    pool = home.volume(engine)
+    pool = disk.volume(engine)
     projects: dict[str, Project | None] = {
         name: overlay_project(secrets.token_hex(8), tag=f"{name}:latest") for name in ("web", "api", "worker")
     }
     projects["lint"] = None
     orders = [list(order) for order in itertools.permutations(projects)][:: 24 // 4]
     for round_number, order in enumerate(orders if named else orders[:2]):
-        dinds = {name: home.start(engine, pool, ready=False, start=False, env=scope(name, named)) for name in order}
+        dinds = {name: disk.start(engine, pool, ready=False, start=False, env=scope(name, named)) for name in order}
         for dind in dinds.values():
             dind.start()
         for dind in dinds.values():
@@ -74,17 +74,17 @@ def scope(name: str, named: bool) -> Mapping[str, str]:
     return {"CI_JOB_NAME": f"{name} 1/2"} if named else {}
 
 
-@pytest.mark.parametrize("home", [Home("btrfs", FLAVOURS[0]), Home("ext4", FLAVOURS[2])], ids=str)
-def test_a_prune_of_everything_as_a_jobs_last_step_costs_the_next_nothing(engine: Engine, home: Home) -> None:
-    pool = home.volume(engine)
+@pytest.mark.parametrize("disk", [Disk("btrfs", FLAVOURS[0]), Disk("ext4", FLAVOURS[2])], ids=str)
+def test_a_prune_of_everything_as_a_jobs_last_step_costs_the_next_nothing(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
     project = overlay_project(secrets.token_hex(8))
-    job(home, engine, pool, project)
-    pruned = begin(home, engine, pool)
+    job(disk, engine, pool, project)
+    pruned = begin(disk, engine, pool)
     assert pruned.build(project).uncached == []
     pruned.docker("system", "prune", "--all", "--force", "--volumes")
     pruned.kill()
 
-    after = begin(home, engine, pool)
+    after = begin(disk, engine, pool)
     assert after.build(project).uncached == []
     assert slot_of(after) != slot_of(pruned)
     assert after.warnings == []
@@ -116,7 +116,7 @@ def test_a_cold_start_says_what_was_there_and_why_it_does_not_fit(engine: Engine
     assert "cold: the pool has nothing for key default, slot" in (nothing.summary or "")
     nothing.build(overlay_project(secrets.token_hex(8)))
     nothing.kill()
-    older = begin(Home("ext4", Flavour("trixie", "graphdriver")), engine, pool)
+    older = begin(Disk("ext4", Flavour("trixie", "graphdriver")), engine, pool)
     assert (older.summary or "").startswith(
         "cold: nothing that this start can use (what is there is of a newer engine (28."
     )

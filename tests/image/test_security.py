@@ -9,13 +9,13 @@ import pytest
 
 from helpers.estates import Visitor
 from helpers.flavours import Flavour
-from helpers.pools import Home
+from helpers.pools import Disk
 from helpers.seeds import SeedVolume, docker_archive, small_image
 
 if TYPE_CHECKING:
     from helpers.engine import Engine
 
-BTRFS = Home("btrfs", Flavour("forky", "graphdriver"))
+BTRFS = Disk("btrfs", Flavour("forky", "graphdriver"))
 # Everything that a start itself opens, makes, moves or removes in a data-root, each in the way of the others' parents.
 PLANTED = (
     ".cachedind",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.flavours import Flavour
-from helpers.pools import Home
+from helpers.pools import Disk
 from helpers.seeds import (
     Image,
     SeedVolume,
@@ -181,8 +181,8 @@ def file_or_name(line: str) -> str:
     return match[1]
 
 
-def start_on(engine: Engine, home: Home, pool: Any, source: SeedVolume, **env: str) -> Dind:
-    dind = home.start(engine, pool, ready=False, volumes=source.mount, env=env)
+def start_on(engine: Engine, disk: Disk, pool: Any, source: SeedVolume, **env: str) -> Dind:
+    dind = disk.start(engine, pool, ready=False, volumes=source.mount, env=env)
     first_images(dind)
     return dind
 
@@ -199,22 +199,22 @@ def spoiled(engine: Engine) -> Spoiled:
 
 def test_what_cannot_be_read_is_told_and_not_read_again(engine: Engine, spoiled: Spoiled, flavour: Flavour) -> None:
     spoiled.add_unreadable()
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
-    first = start_on(engine, home, pool, spoiled.source)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
+    first = start_on(engine, disk, pool, spoiled.source)
     spoiled.check(first)
     assert frozenset(seeded(first)) == spoiled.names
     assert (first.summary or "").startswith("seeded: ")
     told = sorted(first.warnings)
 
     # Beside it, with another key: from the golden of the seeds, which has no more than them.
-    other = start_on(engine, home, pool, spoiled.source, CACHEDIND_KEY="other")
+    other = start_on(engine, disk, pool, spoiled.source, CACHEDIND_KEY="other")
     spoiled.check(other)
     assert not looked_closer(other)
     assert sorted(other.warnings) == told
 
     first.kill()
-    again = start_on(engine, home, pool, spoiled.source)
+    again = start_on(engine, disk, pool, spoiled.source)
     assert (again.summary or "").startswith("warm: ")
     assert not looked_closer(again)
     assert sorted(again.warnings) == told
@@ -225,22 +225,22 @@ def test_what_cannot_be_read_is_told_and_not_read_again(engine: Engine, spoiled:
     spoiled.source.put({"lost.oci": tar_of(oci_files(lost))})
     del spoiled.bad["lost.oci"]
     spoiled.good.append(lost)
-    mended = start_on(engine, home, pool, spoiled.source)
+    mended = start_on(engine, disk, pool, spoiled.source)
     spoiled.check(mended)
     assert seeded(mended) == ["lost:1"]
 
 
 def test_what_the_engine_refuses_is_told_and_leaves_nothing(engine: Engine, spoiled: Spoiled, flavour: Flavour) -> None:
     spoiled.add_refused()
-    home = Home("btrfs", flavour)
-    pool = home.volume(engine)
-    first = start_on(engine, home, pool, spoiled.source)
+    disk = Disk("btrfs", flavour)
+    pool = disk.volume(engine)
+    first = start_on(engine, disk, pool, spoiled.source)
     print("\n".join(first.warnings))
     spoiled.check(first)
-    other = start_on(engine, home, pool, spoiled.source, CACHEDIND_KEY="other")
+    other = start_on(engine, disk, pool, spoiled.source, CACHEDIND_KEY="other")
     spoiled.check(other)
     first.kill()
-    again = start_on(engine, home, pool, spoiled.source)
+    again = start_on(engine, disk, pool, spoiled.source)
     spoiled.check(again)
     assert seeded(again) == []
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.clients import run_once
-from helpers.pools import HOMES, Home, slot_of
+from helpers.pools import DISKS, Disk, slot_of
 from helpers.seeds import (
     SEEDS,
     Image,
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 SAVE_SEEDS = Path(__file__).resolve().parents[2] / "scripts" / "save-seeds"
 
 
-@pytest.fixture(params=HOMES, ids=str)
-def home(request: pytest.FixtureRequest) -> Home:
-    found: Home = request.param
+@pytest.fixture(params=DISKS, ids=str)
+def disk(request: pytest.FixtureRequest) -> Disk:
+    found: Disk = request.param
     return found
 
 
 class Desk:
     """Where cron calls from: throw-away containers with the pool and the seeds."""
 
-    def __init__(self, engine: Engine, home: Home, pool: Volume, source: SeedVolume) -> None:
-        self._engine, self._home, self._pool, self._source = engine, home, pool, source
+    def __init__(self, engine: Engine, disk: Disk, pool: Volume, source: SeedVolume) -> None:
+        self._engine, self._home, self._pool, self._source = engine, disk, pool, source
 
     def visit(self, *words: str) -> Done:
         volumes = {self._pool.name: {"bind": "/cachedind", "mode": "rw"}, **self._source.mount}
@@ -82,9 +82,9 @@ def assert_nothing_loaded(dind: Dind) -> None:
     assert not looked_closer(dind)
 
 
-def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, home: Home) -> None:
-    source, pool = SeedVolume(engine), home.volume(engine)
-    desk = Desk(engine, home, pool, source)
+def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, disk: Disk) -> None:
+    source, pool = SeedVolume(engine), disk.volume(engine)
+    desk = Desk(engine, disk, pool, source)
     done = desk.visit("seed")
     assert "(seeds): nothing was missing" in done.stdout or done.status == 0, done.output
     one, two = small_image(engine, "one:1"), small_image(engine, "two:1")
@@ -144,9 +144,9 @@ def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, home: Ho
 
 
 def test_only_some_keys_and_bad_seeds(engine: Engine) -> None:
-    home = HOMES[1]
-    source, pool = SeedVolume(engine), home.volume(engine)
-    desk = Desk(engine, home, pool, source)
+    disk = DISKS[1]
+    source, pool = SeedVolume(engine), disk.volume(engine)
+    desk = Desk(engine, disk, pool, source)
     for key in ("a", "b"):
         desk.enter(key).kill()
     seed = small_image(engine, "seed:1")
@@ -192,10 +192,10 @@ def test_what_save_seeds_writes(engine: Engine, tmp_path: Path) -> None:
     assert {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
     assert save(f"save-{engine.session}/none:1").returncode == 66
 
-    home = HOMES[1]
-    source, pool = SeedVolume(engine), home.volume(engine)
+    disk = DISKS[1]
+    source, pool = SeedVolume(engine), disk.volume(engine)
     source.put({name: path.read_bytes() for name, path in files.items()})
-    desk = Desk(engine, home, pool, source)
+    desk = Desk(engine, disk, pool, source)
     assert desk.checked() == (1, {f"{SEEDS}/{name}": "missing" for name in tars})
     dind = desk.enter()
     assert images(dind) == {one.name, two.name}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from helpers.flavours import Flavour
-from helpers.pools import Home
+from helpers.pools import Disk
 from helpers.seeds import (
     Image,
     docker_archive,
@@ -187,12 +187,12 @@ def test_with_certificates(engine: Engine) -> None:
 
 def test_once_for_a_pool(engine: Engine) -> None:
     host = Host.start(engine, CONTAINERD)
-    home = Home("btrfs", GRAPH)
-    pool = home.volume(engine)
-    first = home.start(engine, pool, volumes=host.volumes, env=host.env)
+    disk = Disk("btrfs", GRAPH)
+    pool = disk.volume(engine)
+    first = disk.start(engine, pool, volumes=host.volumes, env=host.env)
     assert frozenset(seeded(first)) == host.names
     for key in ("default", "other"):
-        guest = home.start(engine, pool, volumes=host.volumes, env={**host.env, "CACHEDIND_KEY": key})
+        guest = disk.start(engine, pool, volumes=host.volumes, env={**host.env, "CACHEDIND_KEY": key})
         assert images(guest) == host.names
         assert seeded(guest) == []
         assert not looked_closer(guest)

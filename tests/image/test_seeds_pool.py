@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.flavours import Flavour
-from helpers.pools import HOMES, Home, slot_of, together, used_bytes
+from helpers.pools import DISKS, Disk, slot_of, together, used_bytes
 from helpers.seeds import (
     FEW,
     FEW_NAMES,
@@ -36,28 +36,38 @@ if TYPE_CHECKING:
 
 CROWD = 8
 KILLED = 137
-BTRFS = Home("btrfs", Flavour("forky", "graphdriver"))
+BTRFS = Disk("btrfs", Flavour("forky", "graphdriver"))
 POINTS = ("seed.started", "seed.loaded", "seed.stopped", "seed.recorded", "seed.promoted")
 
 
-@pytest.fixture(params=HOMES, ids=str)
-def home(request: pytest.FixtureRequest) -> Home:
-    found: Home = request.param
+@pytest.fixture(params=DISKS, ids=str)
+def disk(request: pytest.FixtureRequest) -> Disk:
+    found: Disk = request.param
     return found
 
 
 def create(
-    engine: Engine, home: Home, pool: Volume, source: SeedVolume, env: Mapping[str, str] | None = None, **more: str
+    engine: Engine,
+    disk: Disk,
+    pool: Volume,
+    source: SeedVolume,
+    env: Mapping[str, str] | None = None,
+    **more: str,
 ) -> Dind:
     """An instance on the pool that is not started yet; `more` are further settings of cachedind's."""
     settings = {**(env or {}), **{f"CACHEDIND_{name}": value for name, value in more.items()}}
-    return home.start(engine, pool, ready=False, start=False, volumes=source.mount, env=settings)
+    return disk.start(engine, pool, ready=False, start=False, volumes=source.mount, env=settings)
 
 
 def enter(
-    engine: Engine, home: Home, pool: Volume, source: SeedVolume, env: Mapping[str, str] | None = None, **more: str
+    engine: Engine,
+    disk: Disk,
+    pool: Volume,
+    source: SeedVolume,
+    env: Mapping[str, str] | None = None,
+    **more: str,
 ) -> Dind:
-    dind = create(engine, home, pool, source, env, **more)
+    dind = create(engine, disk, pool, source, env, **more)
     dind.start()
     dind.wait_ready(timeout_s=120)
     return dind
@@ -71,12 +81,12 @@ def assert_nothing_loaded(dind: Dind) -> None:
 
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> None:
-    twin = home.start(engine, home.volume(engine, 8192))
+def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, disk: Disk) -> None:
+    twin = disk.start(engine, disk.volume(engine, 8192))
     empty = used_bytes(twin)
     twin.kill()
-    pool = home.volume(engine, 8192)
-    crowd = [create(engine, home, pool, ten.source) for _ in range(CROWD)]
+    pool = disk.volume(engine, 8192)
+    crowd = [create(engine, disk, pool, ten.source) for _ in range(CROWD)]
     together(lambda dind: dind.start(), crowd)
     assert together(first_images, crowd) == [NAMES] * CROWD
     # One of them has put all in, and the others have waited for it.
@@ -88,7 +98,7 @@ def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> N
     assert len({slot_of(dind) for dind in crowd}) == CROWD
     copy = int(crowd[0].sh("du -s --block-size=1 /var/lib/docker").split()[0])
     used = used_bytes(crowd[0]) - empty
-    print(f"{home}: one copy has {copy / 1e6:.0f} MB, eight instances use {used / 1e6:.0f} MB")
+    print(f"{disk}: one copy has {copy / 1e6:.0f} MB, eight instances use {used / 1e6:.0f} MB")
     assert copy > 600e6
     assert used <= 1.1 * copy
     check_ten(crowd[-1], ten)
@@ -96,22 +106,22 @@ def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, home: Home) -> N
 
     phases = []
     for number in range(CROWD - 1):
-        dind = enter(engine, home, pool, ten.source, KEY=f"key-{number}")
+        dind = enter(engine, disk, pool, ten.source, KEY=f"key-{number}")
         assert images(dind) == NAMES
         assert_nothing_loaded(dind)
         assert " of seeds, from the pool; " in (dind.summary or "")
         phases.append(seed_phase_ms(dind))
         dind.kill()  # with all that its witness does: the machine is the next one's alone
-    print(f"{home}: seeds that a clone has already take {sorted(phases)} ms")
+    print(f"{disk}: seeds that a clone has already take {sorted(phases)} ms")
     assert statistics.median(phases) <= 20
 
 
-def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: Ten, home: Home) -> None:
-    pool, env = home.volume(engine), setting(FEW)
-    first = enter(engine, home, pool, ten.source, env)
+def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: Ten, disk: Disk) -> None:
+    pool, env = disk.volume(engine), setting(FEW)
+    first = enter(engine, disk, pool, ten.source, env)
     assert frozenset(seeded(first)) == FEW_NAMES
     assert " of seeds, put in; " in (first.summary or "")
-    beside = create(engine, home, pool, ten.source, env)
+    beside = create(engine, disk, pool, ten.source, env)
     beside.start()
     assert first_images(beside) == FEW_NAMES
     assert_nothing_loaded(beside)
@@ -121,7 +131,7 @@ def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: 
     first.kill()
 
     # One of the slots has lost an image: who gets it puts that in again.
-    pair = [create(engine, home, pool, ten.source, env) for _ in range(2)]
+    pair = [create(engine, disk, pool, ten.source, env) for _ in range(2)]
     together(lambda dind: dind.start(), pair)
     assert together(first_images, pair) == [FEW_NAMES] * 2
     assert [name for dind in pair for name in seeded(dind)] in ([], ["ten/xz:1"])
@@ -131,32 +141,32 @@ def test_the_next_and_the_one_beside_have_them_for_nothing(engine: Engine, ten: 
         check_ten(dind, ten, ["ten/xz:1"])
 
 
-def test_what_a_job_removed_is_back_for_the_next(engine: Engine, ten: Ten, home: Home) -> None:
-    pool, env = home.volume(engine), setting(FEW)
-    first = enter(engine, home, pool, ten.source, env)
+def test_what_a_job_removed_is_back_for_the_next(engine: Engine, ten: Ten, disk: Disk) -> None:
+    pool, env = disk.volume(engine), setting(FEW)
+    first = enter(engine, disk, pool, ten.source, env)
     first.docker("image", "rm", "ten/xz:1")
     first.kill()
-    second = create(engine, home, pool, ten.source, env)
+    second = create(engine, disk, pool, ten.source, env)
     second.start()
     assert first_images(second) == FEW_NAMES
     assert seeded(second) == ["ten/xz:1"]
     assert (second.summary or "").startswith("warm: ")
     check_ten(second, ten, FEW_NAMES)
     second.kill()
-    assert_nothing_loaded(enter(engine, home, pool, ten.source, env))
+    assert_nothing_loaded(enter(engine, disk, pool, ten.source, env))
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, home: Home, point: str) -> None:
-    pool, env = home.volume(engine), setting(FEW)
-    victim = create(engine, home, pool, ten.source, env, KILL_AT=point)
+def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, disk: Disk, point: str) -> None:
+    pool, env = disk.volume(engine), setting(FEW)
+    victim = create(engine, disk, pool, ten.source, env, KILL_AT=point)
     victim.start()
     assert victim.wait_exit() == KILLED
     assert victim.summary is None
-    survivor = create(engine, home, pool, ten.source, env)
+    survivor = create(engine, disk, pool, ten.source, env)
     survivor.start()
     assert first_images(survivor) == FEW_NAMES
-    beside = create(engine, home, pool, ten.source, env)
+    beside = create(engine, disk, pool, ten.source, env)
     beside.start()
     assert first_images(beside) == FEW_NAMES
     assert_nothing_loaded(beside)
@@ -186,13 +196,13 @@ def test_whoever_waits_for_one_that_is_killed_has_all(engine: Engine, ten: Ten) 
 
 
 def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine, flavour: Flavour) -> None:
-    home = Home("btrfs", flavour)
-    pool, source = home.volume(engine), SeedVolume(engine)
+    disk = Disk("btrfs", flavour)
+    pool, source = disk.volume(engine), SeedVolume(engine)
     old, new = small_image(engine, "old:1"), small_image(engine, "new:1")
     source.put({"old.tar": docker_archive(old)})
 
     def job(key: str) -> Dind:
-        dind = create(engine, home, pool, source, KEY=key)
+        dind = create(engine, disk, pool, source, KEY=key)
         dind.start()
         first_images(dind)
         assert dind.warnings == []

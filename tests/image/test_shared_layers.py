@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from helpers.builds import Project
-from helpers.pools import Home
+from helpers.pools import Disk
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -48,16 +48,16 @@ def measured(dind: Dind) -> list[tuple[str, str, str]]:
 
 def test_what_was_built_before_it_was_shared_is_packed_whole(engine: Engine, flavour: Flavour) -> None:
     """A build that failed leaves results that no image has; the next one makes an image of them."""
-    home = Home("ext4", flavour)
-    pool = home.volume(engine)
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
     nonce = secrets.token_hex(8)
     failing = Project("failed:latest", {"Dockerfile": f"{STAGE}RUN false\n", "nonce": nonce}, (), 4)
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(failing, check=False)
     first.kill()
 
-    leased = home.start(engine, pool)
-    cloned = home.start(engine, pool)
+    leased = disk.start(engine, pool)
+    cloned = disk.start(engine, pool)
     assert (cloned.summary or "").startswith("cloned: ")
     stage = Project("stage:latest", {"Dockerfile": STAGE, "nonce": nonce}, (), 3)
     final = Project("final:latest", {"Dockerfile": STAGE + FINAL, "nonce": nonce}, (), 5)
@@ -70,15 +70,15 @@ def test_what_was_built_before_it_was_shared_is_packed_whole(engine: Engine, fla
 
 
 def test_a_clone_measures_what_its_origin_does_and_cannot_change_it(engine: Engine, flavour: Flavour) -> None:
-    home = Home("ext4", flavour)
-    pool = home.volume(engine)
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
     nonce = secrets.token_hex(8)
     project = Project("stage:latest", {"Dockerfile": STAGE, "nonce": nonce}, (), 3)
-    first = home.start(engine, pool)
+    first = disk.start(engine, pool)
     first.build(project)
     before = measured(first)
     first.kill()
-    leased, cloned = home.start(engine, pool), home.start(engine, pool)
+    leased, cloned = disk.start(engine, pool), disk.start(engine, pool)
     assert measured(leased) == measured(cloned) == before
     assert cloned.exec("touch", "/var/lib/docker/.cachedind/layers/planted", check=False).status != 0
     cloned.docker("system", "prune", "--all", "--force", "--volumes")

@@ -27,7 +27,7 @@ class Requirements(NamedTuple):
     store: ImageStore | None = None
     driver: str | None = None
     docker_driver: str = ""
-    """DOCKER_DRIVER's, a wish that is given up where it cannot be followed."""
+    """DOCKER_DRIVER's: asked for, and given up where it cannot be had."""
     remap: str = ""
     scope: str = ""
     """Whose states come first; those of others are cloned."""

@@ -52,26 +52,26 @@ Opener = Callable[..., Pool]
 
 
 @pytest.fixture
-def open_home(filesystems: Filesystems) -> Iterator[Opener]:
+def open_on(filesystems: Filesystems) -> Iterator[Opener]:
     """Opens the pool on a filesystem of a kind, anew with each call."""
     places: dict[str, Path] = {}
     opened: list[Pool] = []
 
-    def open_home(kind: str, *, size_mib: int = 2048, **environ: str) -> Pool:
+    def open_on(kind: str, *, size_mib: int = 2048, **environ: str) -> Pool:
         if kind not in places:
             places[kind] = filesystems.make(kind, size_mib=size_mib)
         opened.append(tenants.open_pool(places[kind], **environ))
         return opened[-1]
 
-    yield open_home
+    yield open_on
     for pool in opened:
         pool.close()
 
 
-def test_a_new_pool_says_what_it_is(open_home: Opener) -> None:
-    pool = open_home("ext4")
+def test_a_new_pool_says_what_it_is(open_on: Opener) -> None:
+    pool = open_on("ext4")
     assert pool.is_new
-    assert not open_home("ext4").is_new
+    assert not open_on("ext4").is_new
     raw = json.loads((Path(pool.path) / "pool.json").read_text())
     assert (raw["version"], raw["min_reader"]) == (2, 2)
     assert (Path(pool.path) / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
@@ -113,12 +113,12 @@ def test_setting_a_pool_aside_is_gone_on_with_after_a_kill(filesystems: Filesyst
 
 
 @pytest.mark.parametrize("text", ["garbage", "", None])
-def test_a_record_that_cannot_be_read_costs_nothing(open_home: Opener, text: str | None) -> None:
-    pool = open_home("ext4")
+def test_a_record_that_cannot_be_read_costs_nothing(open_on: Opener, text: str | None) -> None:
+    pool = open_on("ext4")
     tenants.job(pool, tenants.slot_request(), "one")
     record = Path(pool.path) / "pool.json"
     record.unlink() if text is None else record.write_text(text)
-    again = tenants.take(open_home("ext4"), tenants.slot_request())
+    again = tenants.take(open_on("ext4"), tenants.slot_request())
     assert (again.warmth, tenants.names(again)) == (Warmth.LEASED, ["one"])
     assert json.loads(record.read_text())["version"] == 2
     again.close()
@@ -133,8 +133,8 @@ def test_strict_sets_no_pool_aside(filesystems: Filesystems) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_life_of_a_key(open_home: Opener, kind: str) -> None:
-    pool = open_home(kind)
+def test_the_life_of_a_key(open_on: Opener, kind: str) -> None:
+    pool = open_on(kind)
     first = tenants.job(pool, tenants.slot_request(), "one")
 
     again = tenants.take(pool, tenants.slot_request())
@@ -159,8 +159,8 @@ def test_the_life_of_a_key(open_home: Opener, kind: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["vfs", "btrfs", "zfs"])
-def test_slots_of_drivers_whose_layers_cannot_be_shared_are_leased_or_fresh(open_home: Opener, driver: str) -> None:
-    pool = open_home("ext4")
+def test_slots_of_drivers_whose_layers_cannot_be_shared_are_leased_or_fresh(open_on: Opener, driver: str) -> None:
+    pool = open_on("ext4")
     first = tenants.job(pool, tenants.slot_request(), "one", driver=driver)
     again = tenants.take(pool, tenants.slot_request())
     assert (again.warmth, again.slot.id, again.promoted) == (Warmth.LEASED, first, False)
@@ -171,8 +171,8 @@ def test_slots_of_drivers_whose_layers_cannot_be_shared_are_leased_or_fresh(open
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_are_there_once(open_home: Opener, kind: str) -> None:
-    pool = open_home(kind)
+def test_layers_are_there_once(open_on: Opener, kind: str) -> None:
+    pool = open_on(kind)
     first = tenants.take(pool, tenants.slot_request())
     tenants.begin(first)
     tenants.build(first, "a", "b")
@@ -190,8 +190,8 @@ def test_layers_are_there_once(open_home: Opener, kind: str) -> None:
         taken.close()
 
 
-def test_layers_go_with_the_last_that_lists_them(open_home: Opener) -> None:
-    pool = open_home("ext4")
+def test_layers_go_with_the_last_that_lists_them(open_on: Opener) -> None:
+    pool = open_on("ext4")
     first = tenants.take(pool, tenants.slot_request())
     tenants.begin(first)
     tenants.build(first, "a")
@@ -208,8 +208,8 @@ def test_layers_go_with_the_last_that_lists_them(open_home: Opener) -> None:
     assert directory.names_in(pool.trash_fd) == []
 
 
-def test_a_slot_with_a_planted_link_is_set_aside_and_never_cloned(open_home: Opener) -> None:
-    pool = open_home("ext4")
+def test_a_slot_with_a_planted_link_is_set_aside_and_never_cloned(open_on: Opener) -> None:
+    pool = open_on("ext4")
     for name in ("a", "b"):
         taken = tenants.take(pool, tenants.slot_request())
         tenants.begin(taken)
@@ -226,8 +226,8 @@ def test_a_slot_with_a_planted_link_is_set_aside_and_never_cloned(open_home: Ope
 
 
 @pytest.mark.parametrize("what", [".cachedind", ".cachedind/layers"])
-def test_a_link_where_the_layers_are_to_be_costs_the_slot(open_home: Opener, tmp_path: Path, what: str) -> None:
-    pool = open_home("ext4")
+def test_a_link_where_the_layers_are_to_be_costs_the_slot(open_on: Opener, tmp_path: Path, what: str) -> None:
+    pool = open_on("ext4")
     slot_id = tenants.job(pool, tenants.slot_request(), "one")
     planted = Path(pool.path) / "keys/k/slots" / slot_id / "data" / what
     planted.parent.mkdir(exist_ok=True)
@@ -240,8 +240,8 @@ def test_a_link_where_the_layers_are_to_be_costs_the_slot(open_home: Opener, tmp
 
 
 @pytest.mark.parametrize("step", ["share.planned", "share.exchanged", "share.moved"])
-def test_sharing_that_was_killed_is_finished_before_a_daemon_sees_the_slot(open_home: Opener, step: str) -> None:
-    pool = open_home("ext4")
+def test_sharing_that_was_killed_is_finished_before_a_daemon_sees_the_slot(open_on: Opener, step: str) -> None:
+    pool = open_on("ext4")
     first = tenants.take(pool, tenants.slot_request())
     tenants.begin(first)
     tenants.build(first, "a", "b", "c")
@@ -255,8 +255,8 @@ def test_sharing_that_was_killed_is_finished_before_a_daemon_sees_the_slot(open_
     again.close()
 
 
-def test_a_state_of_which_no_daemon_came_up_is_neither_promoted_nor_lost(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_a_state_of_which_no_daemon_came_up_is_neither_promoted_nor_lost(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     slot_id = tenants.job(pool, tenants.slot_request(), "good")
     for _ in range(12):
         cancelled = tenants.take(pool, tenants.slot_request())
@@ -273,8 +273,8 @@ def test_a_state_of_which_no_daemon_came_up_is_neither_promoted_nor_lost(open_ho
     assert sequence < cancelled.sequence, "what no daemon has answered on is no golden"
 
 
-def test_what_ended_cleanly_before_a_reboot_becomes_a_golden_that_is_trusted(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_what_ended_cleanly_before_a_reboot_becomes_a_golden_that_is_trusted(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     slot_id = tenants.job(pool, tenants.slot_request(), "good")
     path = Path(pool.path) / "keys/k/slots" / slot_id / slot_state.STATE_NAME
     noted = json.loads(path.read_text())
@@ -288,8 +288,8 @@ def test_what_ended_cleanly_before_a_reboot_becomes_a_golden_that_is_trusted(ope
         taken.close()
 
 
-def test_an_empty_slot_on_which_no_daemon_came_up_has_any_number_of_chances(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_an_empty_slot_on_which_no_daemon_came_up_has_any_number_of_chances(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     ids = set()
     for _ in range(3):
         taken = tenants.take(pool, tenants.slot_request())
@@ -300,8 +300,8 @@ def test_an_empty_slot_on_which_no_daemon_came_up_has_any_number_of_chances(open
     assert directory.names_in(pool.aside_fd) == []
 
 
-def test_a_slot_on_which_a_stray_daemon_is_at_work_is_passed_over(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_a_slot_on_which_a_stray_daemon_is_at_work_is_passed_over(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     used = tenants.job(pool, tenants.slot_request(), "good")
     path = Path(pool.path) / "keys/k/slots" / used / "data/volumes/metadata.db"
     path.parent.mkdir()
@@ -315,9 +315,9 @@ def test_a_slot_on_which_a_stray_daemon_is_at_work_is_passed_over(open_home: Ope
 
 
 @pytest.mark.parametrize("how", ["leased", "cloned"])
-def test_a_golden_goes_only_with_its_own_clone(open_home: Opener, how: str) -> None:
+def test_a_golden_goes_only_with_its_own_clone(open_on: Opener, how: str) -> None:
     """The slot that was proven bad has gone on since the golden was made of it."""
-    pool = open_home("btrfs")
+    pool = open_on("btrfs")
     tenants.job(pool, tenants.slot_request(), "one")
     tenants.job(pool, tenants.slot_request(), "two")
     held = tenants.take(pool, tenants.slot_request())
@@ -339,8 +339,8 @@ def test_a_golden_goes_only_with_its_own_clone(open_home: Opener, how: str) -> N
         held.close()
 
 
-def test_throw_aways_are_evicted_and_held_slots_never(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_throw_aways_are_evicted_and_held_slots_never(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     stale = tenants.job(pool, tenants.slot_request(), "one")
     held = tenants.take(pool, tenants.slot_request(read_only=True))
     freed = tenants.take(pool, tenants.slot_request(read_only=True))
@@ -359,8 +359,8 @@ def test_throw_aways_are_evicted_and_held_slots_never(open_home: Opener) -> None
     held.close()
 
 
-def test_what_a_slot_in_use_shares_with_its_golden_is_not_freed_with_that(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_what_a_slot_in_use_shares_with_its_golden_is_not_freed_with_that(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     tenants.job(pool, tenants.slot_request(), "one")
     first = tenants.take(pool, tenants.slot_request())
     tenants.write(first, "large", "x" * (4 << 20))
@@ -376,8 +376,8 @@ def test_what_a_slot_in_use_shares_with_its_golden_is_not_freed_with_that(open_h
     held.close()
 
 
-def test_the_newest_state_survives_upkeep(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_the_newest_state_survives_upkeep(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     for number in range(4):
         tenants.job(pool, tenants.slot_request(), f"file-{number}")
         upkeep.run(pool, tenants.settings(Path(pool.path)), "k", time.time())
@@ -418,8 +418,8 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Pool], Copyin
         go_on.set()
 
 
-def test_nobody_waits_for_a_copy_who_has_something_else(open_home: Opener, copying: Callable[[Pool], Copying]) -> None:
-    pool = open_home("xfs")
+def test_nobody_waits_for_a_copy_who_has_something_else(open_on: Opener, copying: Callable[[Pool], Copying]) -> None:
+    pool = open_on("xfs")
     tenants.job(pool, tenants.slot_request(), "old")
     tenants.job(pool, tenants.slot_request(), "new")  # with which the old state becomes the golden
     first = copying(pool)
@@ -438,9 +438,9 @@ def test_nobody_waits_for_a_copy_who_has_something_else(open_home: Opener, copyi
 
 
 def test_who_has_nothing_else_waits_for_a_copy(
-    open_home: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
+    open_on: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = open_home("xfs")
+    pool = open_on("xfs")
     tenants.job(pool, tenants.slot_request(), "one")
     waits, wait = threading.Event(), golden.wait_for_turn
 
@@ -460,9 +460,9 @@ def test_who_has_nothing_else_waits_for_a_copy(
     first.start.result(30).close()
 
 
-def test_a_spare_hides_the_cost_of_copying(open_home: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spare_hides_the_cost_of_copying(open_on: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "SLOW_S", 0.0)
-    pool = open_home("xfs")
+    pool = open_on("xfs")
     tenants.job(pool, tenants.slot_request(), "one")
     running = tenants.take(pool, tenants.slot_request())
     tenants.begin(running)
@@ -475,8 +475,8 @@ def test_a_spare_hides_the_cost_of_copying(open_home: Opener, monkeypatch: pytes
     beside.close()
 
 
-def test_a_held_slot_is_known_as_held_and_cannot_be_removed_by_anyone_who_does_not_know(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_a_held_slot_is_known_as_held_and_cannot_be_removed_by_anyone_who_does_not_know(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     tenants.job(pool, tenants.slot_request(), "one")
     held = tenants.take(pool, tenants.slot_request())
     entries = survey.survey(pool, sizes=True, now=time.time()).entries
@@ -488,8 +488,8 @@ def test_a_held_slot_is_known_as_held_and_cannot_be_removed_by_anyone_who_does_n
     assert eviction.remove_entry(pool, entry._replace(held=False)) is True
 
 
-def test_a_slot_that_somebody_had_meanwhile_is_not_what_was_judged(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_a_slot_that_somebody_had_meanwhile_is_not_what_was_judged(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     tenants.job(pool, tenants.slot_request(), "one")
     [entry] = survey.survey(pool, sizes=False, now=time.time()).entries
     tenants.job(pool, tenants.slot_request(), "two")
@@ -500,9 +500,9 @@ def test_a_slot_that_somebody_had_meanwhile_is_not_what_was_judged(open_home: Op
 
 
 def test_a_slot_that_goes_between_finding_and_locking_it_is_nobodys(
-    open_home: Opener, monkeypatch: pytest.MonkeyPatch
+    open_on: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = open_home("btrfs")
+    pool = open_on("btrfs")
     slot_id = tenants.job(pool, tenants.slot_request(), "one")
     with key_directory.locked_key(pool, "k", create=False) as key_fd:
         assert key_fd is not None
@@ -520,9 +520,9 @@ def test_a_slot_that_goes_between_finding_and_locking_it_is_nobodys(
 
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_a_golden_that_is_evicted_while_it_is_copied_is_copied_whole(
-    open_home: Opener, kind: str, monkeypatch: pytest.MonkeyPatch
+    open_on: Opener, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = open_home(kind)
+    pool = open_on(kind)
     tenants.job(pool, tenants.slot_request(), "one")
     first = tenants.take(pool, tenants.slot_request())
     copy = clone.copy
@@ -543,8 +543,8 @@ def test_a_golden_that_is_evicted_while_it_is_copied_is_copied_whole(
 
 
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
-def test_the_golden_before_is_kept(open_home: Opener, kind: str) -> None:
-    pool = open_home(kind)
+def test_the_golden_before_is_kept(open_on: Opener, kind: str) -> None:
+    pool = open_on(kind)
     for number in range(4):
         tenants.job(pool, tenants.slot_request(), f"file-{number}")
     key = Path(pool.path) / "keys/k"
@@ -553,8 +553,8 @@ def test_the_golden_before_is_kept(open_home: Opener, kind: str) -> None:
     assert list((key / "scopes/%/golden.other").iterdir()) == []
 
 
-def test_goldens_of_other_engines_and_stores_stay(open_home: Opener) -> None:
-    pool = open_home("btrfs")
+def test_goldens_of_other_engines_and_stores_stay(open_on: Opener) -> None:
+    pool = open_on("btrfs")
     old = EngineVersion(26, 1, 5)
     for _ in range(2):
         tenants.job(pool, tenants.slot_request(engine=old), "old", old)
@@ -601,8 +601,8 @@ def clone_ms(pool: Pool, key: str) -> Iterator[float]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_clone_costs_by_the_layer_and_not_by_the_file(open_home: Opener, kind: str) -> None:
-    pool = open_home(kind, size_mib=4096)
+def test_a_clone_costs_by_the_layer_and_not_by_the_file(open_on: Opener, kind: str) -> None:
+    pool = open_on(kind, size_mib=4096)
     costs = {}
     for layer_count, file_count in ((300, 300), (300, 60_000)):
         key = f"files-{file_count}"
@@ -664,11 +664,11 @@ def use(taken: TakenSlot, dice: random.Random) -> list[str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_home: Opener, kind: str) -> None:
+def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_on: Opener, kind: str) -> None:
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    pool = open_home(kind, size_mib=1024)
+    pool = open_on(kind, size_mib=1024)
     tenants.job(pool, tenants.slot_request(), "first")
     path, end = Path(pool.path), time.time() + 8
     violations: list[str] = []
@@ -686,7 +686,7 @@ def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_home: Open
     assert violations == []
     assert kills > 20
 
-    again = open_home(kind)
+    again = open_on(kind)
     final = tenants.take(again, tenants.slot_request())
     assert "first" in tenants.names(final), "the golden's content was lost"
     assert len(tenants.layers_of(final)) > 3

@@ -24,7 +24,7 @@ from cachedind.pool.slot_state import Candidate, Kind, SlotState, class_name, pa
 BOOT = "b00t"
 OLD, NEW = EngineVersion(26, 1, 5), EngineVersion(28, 5, 2)
 GRAPH, CTRD = ImageStore.GRAPHDRIVER, ImageStore.CONTAINERD
-WISH = Requirements(NEW, "x86_64")
+USUAL = Requirements(NEW, "x86_64")
 
 
 def state(
@@ -52,7 +52,7 @@ def golden(found: SlotState, name: str = "golden") -> Candidate:
     return Candidate(Kind.GOLDEN, name, found._replace(durable=True))
 
 
-def order(*candidates: Candidate, requirements: Requirements = WISH) -> list[str]:
+def order(*candidates: Candidate, requirements: Requirements = USUAL) -> list[str]:
     return [candidate.name for candidate in plan_choice(list(candidates), requirements, BOOT)]
 
 
@@ -123,9 +123,9 @@ def test_a_patch_release_is_the_same_engine() -> None:
 def test_store_and_driver_that_were_asked_for() -> None:
     both = (slot("graph", state(9)), slot("ctrd", state(3, store=CTRD)))
     assert order(*both) == ["slots/graph", "slots/ctrd"]
-    assert order(*both, requirements=WISH._replace(store=CTRD)) == ["slots/ctrd"]
-    assert order(*both, requirements=WISH._replace(driver="overlayfs")) == ["slots/ctrd"]
-    assert order(*both, requirements=WISH._replace(driver="fuse-overlayfs")) == []
+    assert order(*both, requirements=USUAL._replace(store=CTRD)) == ["slots/ctrd"]
+    assert order(*both, requirements=USUAL._replace(driver="overlayfs")) == ["slots/ctrd"]
+    assert order(*both, requirements=USUAL._replace(driver="fuse-overlayfs")) == []
 
 
 VFS = state(9)._replace(asked="driver")
@@ -136,13 +136,13 @@ VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
 @pytest.mark.parametrize(
     ("requirements", "expected"),
     [
-        (WISH, ["slots/own"]),
-        (WISH._replace(driver="vfs"), ["slots/vfs"]),
-        (WISH._replace(docker_driver="vfs"), ["slots/vfs", "slots/own"]),
-        (WISH._replace(docker_driver="overlay2"), ["slots/own"]),
-        (WISH._replace(store=GRAPH), ["slots/own"]),
-        (WISH._replace(store=CTRD), ["slots/ctrd"]),
-        (WISH._replace(driver="overlayfs"), ["slots/ctrd"]),
+        (USUAL, ["slots/own"]),
+        (USUAL._replace(driver="vfs"), ["slots/vfs"]),
+        (USUAL._replace(docker_driver="vfs"), ["slots/vfs", "slots/own"]),
+        (USUAL._replace(docker_driver="overlay2"), ["slots/own"]),
+        (USUAL._replace(store=GRAPH), ["slots/own"]),
+        (USUAL._replace(store=CTRD), ["slots/ctrd"]),
+        (USUAL._replace(driver="overlayfs"), ["slots/ctrd"]),
     ],
 )
 def test_what_one_start_asked_for_is_for_those_that_ask_for_it(requirements: Requirements, expected: list[str]) -> None:
@@ -164,13 +164,13 @@ def test_an_empty_slot_is_the_last_choice() -> None:
     assert order(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
 
 
-BUILD = WISH._replace(scope="build")
+BUILD = USUAL._replace(scope="build")
 
 
 def test_the_own_scopes_state_comes_before_newer_ones_of_others() -> None:
     own, other = slot("own", state(3, scope="build")), golden(state(9, scope="web"), "web")
     assert order(own, other, requirements=BUILD) == ["slots/own", "web"]
-    assert order(own, other, requirements=WISH._replace(scope="web")) == ["web", "slots/own"]
+    assert order(own, other, requirements=USUAL._replace(scope="web")) == ["web", "slots/own"]
     assert order(own, other) == ["web", "slots/own"], "no scope is one, too"
 
 
@@ -198,17 +198,17 @@ def test_a_state_of_the_own_scope_that_is_worth_little_comes_after_others(own: S
     ],
 )
 def test_why_a_state_is_not_used(found: SlotState, reason: str) -> None:
-    assert why_incompatible(found, WISH) == reason
-    assert is_compatible(found, WISH) is not bool(reason)
-    assert why_incompatible(state(3, store=CTRD), WISH._replace(store=GRAPH)) == "in another image store (containerd)"
+    assert why_incompatible(found, USUAL) == reason
+    assert is_compatible(found, USUAL) is not bool(reason)
+    assert why_incompatible(state(3, store=CTRD), USUAL._replace(store=GRAPH)) == "in another image store (containerd)"
 
 
 def test_what_a_cold_start_says_of_a_keys_states() -> None:
     newer, vfs = slot("a", state(3, engine=EngineVersion(29, 1, 0))), slot("b", VFS)
-    assert describe_misfits([], WISH) == ""
-    assert describe_misfits([slot("e", EMPTY), slot("ro", state(3, read_only=True))], WISH) == ""
-    assert describe_misfits([newer], WISH) == "what is there is of a newer engine (29.1.0)"
-    assert describe_misfits([newer, vfs], WISH) == (
+    assert describe_misfits([], USUAL) == ""
+    assert describe_misfits([slot("e", EMPTY), slot("ro", state(3, read_only=True))], USUAL) == ""
+    assert describe_misfits([newer], USUAL) == "what is there is of a newer engine (29.1.0)"
+    assert describe_misfits([newer, vfs], USUAL) == (
         "none that fits of 2: of a newer engine (29.1.0), with another storage driver (vfs)"
     )
 
@@ -296,10 +296,10 @@ def test_a_state_of_one_remap_is_of_use_to_that_alone() -> None:
     plain = state(1)
     assert plain.data is not None
     remapped = plain._replace(data=plain.data._replace(remap="165536.165536"))
-    requirements = WISH._replace(remap="165536.165536")
-    assert [is_compatible(found, WISH) for found in (plain, remapped)] == [True, False]
+    requirements = USUAL._replace(remap="165536.165536")
+    assert [is_compatible(found, USUAL) for found in (plain, remapped)] == [True, False]
     assert [is_compatible(found, requirements) for found in (plain, remapped)] == [False, True]
-    assert not is_compatible(remapped, WISH._replace(remap="1.1"))
+    assert not is_compatible(remapped, USUAL._replace(remap="1.1"))
     assert class_name(plain) != class_name(remapped)
 
 
@@ -357,4 +357,4 @@ def test_any_object_is_a_state_or_a_value_error(raw: dict[str, object]) -> None:
         # Whatever was accepted can be judged, and named as a file.
         assert "/" not in class_name(found)
         superseded(found, [])
-        plan_choice([slot("x", found)], WISH, BOOT)
+        plan_choice([slot("x", found)], USUAL, BOOT)
