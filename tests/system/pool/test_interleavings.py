@@ -1,0 +1,181 @@
+"""Sweeps, a promotion, evictions and starts at once, interleaved step by step in many orders: nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from cachedind.base.log import Level, Log
+from cachedind.host import procfs
+from cachedind.pool import golden, key_directory, layers, scopes, slot_lease, staging, sweeping
+from helpers import tenants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cachedind.pool.directory import Pool
+    from cachedind.pool.slot_request import TakenSlot
+
+ROUNDS = 12
+CLONES = 8
+LONE = "lone"
+"""A key of which there is nothing but a golden, which is evicted meanwhile."""
+WHOLE: dict[str, tuple[list[str], ...]] = {"k": (["a", "b", "c"], ["a", "b"]), LONE: (["x", "y"], [])}
+"""What a start of a key may find: its newest state, or the one from before it."""
+BLOCKED_S = 0.02
+"""Who does not come to its next step within that waits for a lock, and others go on."""
+
+
+class Steps:
+    """Lets one thread at a time go from one step (Trace.reach) to its next, in an order that the dice say."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._changed = threading.Condition()
+        self._waiting: set[threading.Thread] = set()
+        self._allowed: threading.Thread | None = None
+
+    def reach(self, point: str) -> None:
+        me = threading.current_thread()
+        with self._changed:
+            self._waiting.add(me)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._allowed is me)
+            self._allowed = None
+            self._waiting.discard(me)
+
+    @staticmethod
+    def _alive(threads: list[threading.Thread]) -> int:
+        return sum(thread.is_alive() for thread in threads)
+
+    def run(self, works: list[Callable[[], None]]) -> list[BaseException]:
+        failures: list[BaseException] = []
+
+        def whole(work: Callable[[], None]) -> None:
+            try:
+                self.reach("begun")
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=whole, args=(work,)) for work in works]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 60
+        while any(thread.is_alive() for thread in threads):
+            assert time.monotonic() < end, "somebody waits for ever"
+            with self._changed:
+                # Until the one that was let go is at its next step, or waits for a lock.
+                self._changed.wait_for(lambda: len(self._waiting) == self._alive(threads), timeout=BLOCKED_S)
+                if self._waiting and self._allowed is None:
+                    self._allowed = self._dice.choice(sorted(self._waiting, key=lambda thread: thread.name))
+                    self._changed.notify_all()
+            time.sleep(0)
+        return failures
+
+
+class Actors(NamedTuple):
+    """What goes on at once in a pool, each with a pool of its own that waits at every step."""
+
+    path: Path
+    steps: Steps
+    taken: list[TakenSlot]
+
+    def open(self) -> Pool:
+        return tenants.open_pool(self.path)._replace(trace=self.steps)  # type: ignore[arg-type]
+
+    def start(self, key: str = "k") -> None:
+        log = Log(level=Level.ERROR)
+        pool = self.open()
+        self.taken.append(slot_lease.promote_due(slot_lease.take(pool, tenants.slot_request(key), log), {}, log))
+
+    def start_alone(self) -> None:
+        self.start(LONE)
+
+    def promote(self) -> None:
+        with contextlib.closing(self.open()) as pool:
+            golden.promote_newest(pool, "k", procfs.read_boot_id())
+
+    def evict(self) -> None:
+        """A golden, which somebody may be copying."""
+        with (
+            contextlib.closing(self.open()) as pool,
+            key_directory.locked_key(pool, LONE, create=False) as key_fd,
+        ):
+            assert key_fd is not None
+            staging.throw_away(pool, key_fd, scopes.golden_name(""))
+
+    def sweep(self) -> None:
+        with contextlib.closing(self.open()) as pool:
+            sweeping.sweep_stage(pool)
+            sweeping.empty_trash(pool)
+
+
+@pytest.fixture
+def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer is swept as soon as nobody lists it: only the clock's own ticks are waited for."""
+    monkeypatch.setattr(sweeping, "GRACE_S", 0.02)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("_no_grace")
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_no_order_of_steps_loses_anything(directory: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"random seed: {seed}")
+    dice = random.Random(seed)
+    for number in range(ROUNDS):
+        path = directory / str(number)
+        with contextlib.closing(tenants.open_pool(path)) as pool:
+            build(pool, "a", "b")
+            build(pool, "c")
+            build(pool, "x", "y", key=LONE)
+            tenants.take(pool, tenants.slot_request(LONE)).close()
+            staging.throw_away(pool, pool.keys_fd, f"{LONE}/slots")
+            build(pool, "gone", key="other")
+            tenants.take(pool, tenants.slot_request("other")).close()
+            staging.throw_away(pool, pool.keys_fd, "other")
+        actors = Actors(path, Steps(dice), [])
+        works = [
+            actors.promote,
+            actors.sweep,
+            actors.sweep,
+            actors.evict,
+            *[actors.start] * CLONES,
+            *[actors.start_alone] * 3,
+        ]
+        try:
+            assert actors.steps.run(works) == [], f"round {number}"
+            check(actors, number)
+        finally:
+            for taken in actors.taken:
+                taken.close()
+                taken.pool.close()
+
+
+def check(actors: Actors, number: int) -> None:
+    with contextlib.closing(tenants.open_pool(actors.path)) as pool:
+        time.sleep(0.05)
+        sweeping.sweep_stage(pool)
+        sweeping.empty_trash(pool)
+        for taken in actors.taken:
+            assert tenants.layers_of(taken) in WHOLE[taken.key], f"round {number}: {taken.warmth}"
+        assert len({taken.slot.id for taken in actors.taken}) == CLONES + 3
+        with contextlib.closing(tenants.take(pool, tenants.slot_request())) as after:
+            assert tenants.layers_of(after) == ["a", "b", "c"], "the newest state is lost"
+        alone = any(tenants.layers_of(taken) for taken in actors.taken if taken.key == LONE)
+        assert len(layers.names(pool.layers_fd)) == (5 if alone else 3), "what nobody lists is still there"
+
+
+def build(pool: Pool, *names: str, key: str = "k") -> None:
+    taken = tenants.take(pool, tenants.slot_request(key))
+    tenants.begin(taken)
+    tenants.build(taken, *names)
+    tenants.come_up(taken)
+    taken.close()
