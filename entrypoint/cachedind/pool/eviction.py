@@ -172,6 +172,9 @@ def _remove_slot(pool: Pool, key_fd: int, entry: Entry) -> bool:
 
 
 def _remove(pool: Pool, key_fd: int, entry: Entry) -> bool:
+    there = key_directory.read_candidates(key_fd)[0]
+    if not any(one.name == entry.name and one.state.id == entry.id for one in there):
+        return False  # another one has been promoted meanwhile
     parent_fd = key_directory.open_parent(key_fd, entry.name)
     try:
         staging.throw_away(pool, parent_fd, entry.name.rpartition("/")[2])

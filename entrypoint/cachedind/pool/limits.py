@@ -59,6 +59,8 @@ class Entry(NamedTuple):
     favoured: bool = False
     layers: frozenset[str] = frozenset()
     scope: str = ""
+    id: str = ""
+    """A golden's own: another one may have its name by the time that it is to go."""
 
     @property
     def family(self) -> tuple[str, str]:

@@ -106,6 +106,7 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
         name=candidate.name,
         kind=_kind(candidate),
         scope=found.scope,
+        id=found.id,
         held=held,
         superseded=is_slot and not held and choice.superseded(found, goldens),
         trusted=found.is_trusted(procfs.read_boot_id()),

@@ -39,6 +39,7 @@ from cachedind.pool import (
     upkeep,
 )
 from cachedind.pool.directory import Pool
+from cachedind.pool.limits import EntryKind
 from cachedind.pool.mutable import LeftOut
 from cachedind.pool.slot_request import TakenSlot, Warmth
 from helpers import tenants
@@ -699,3 +700,15 @@ def test_no_slot_has_two_holders_and_no_golden_breaks_amid_kills(open_on: Opener
         candidates, bad = key_directory.read_candidates(key_fd)
     assert bad == []
     assert sum(candidate.name == "scopes/%/golden" for candidate in candidates) == 1
+
+
+def test_a_golden_that_was_promoted_since_the_limits_were_asked_is_not_evicted(open_on: Opener) -> None:
+    pool = open_on("ext4")
+    tenants.job(pool, tenants.slot_request(), "one")
+    tenants.job(pool, tenants.slot_request(), "two")
+    [old] = [one for one in survey.survey(pool, sizes=False, now=time.time()).entries if one.kind is EntryKind.GOLDEN]
+    tenants.job(pool, tenants.slot_request(), "three")
+    assert not eviction.remove_entry(pool, old)
+    assert (Path(pool.path) / "keys/k" / old.name).is_dir()
+    [new] = [one for one in survey.survey(pool, sizes=False, now=time.time()).entries if one.kind is EntryKind.GOLDEN]
+    assert eviction.remove_entry(pool, new)
