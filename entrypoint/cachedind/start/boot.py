@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from cachedind.api import listeners
-from cachedind.base.errors import SettingsError
+from cachedind.base.errors import PoolUnusableError, SettingsError
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.settings.environment import daemon_environment
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from cachedind.api.listen_plan import ListenPlan
     from cachedind.api.listeners import Api
     from cachedind.base.log import Log
+    from cachedind.dataroot.lease import Lease
     from cachedind.dataroot.witness import Witness
     from cachedind.host.children import Ahead
+    from cachedind.pool.slot_request import TakenSlot
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
     from cachedind.start.context import Prepared
@@ -64,21 +66,17 @@ def start(
     lease, taken = leasing.move_in(settings, daemon, log)
     listening.publish(settings, daemon, api, certificates, log)
     stopwatch.lap("lease")
-    from cachedind.seeds import files
-    from cachedind.start import container, furnish
+    from cachedind.start import container
 
     context = StartContext(settings, daemon, environ, log)
-    prepared = furnish.settle(context, lease, taken)
-    stopwatch.lap("storage")
-    if taken is not None:
-        prepared = furnish.clean(context, prepared)
-        stopwatch.lap("maintain")
-    late_seeds = None
-    if files.wants_seeds(settings):
-        from cachedind.start import seed
-
-        prepared, late_seeds = seed.put_in_missing(context, prepared)
-        stopwatch.lap("seed")
+    try:
+        prepared, late_seeds = make_ready(context, lease, taken, stopwatch)
+    except PoolUnusableError as bad:
+        if taken is None:
+            raise
+        # A slot was given up, and no other can be had: a full disk, say.
+        lease = leasing.go_without_pool(settings, daemon, bad, log)
+        prepared, late_seeds = make_ready(context, lease, None, stopwatch)
     observer = post_witness(context, api, prepared, late_seeds, stopwatch)
     path = container.prepare(settings, daemon, log)
     stopwatch.lap("prepare")
@@ -94,6 +92,28 @@ def start(
     report(prepared, stopwatch, log)
     environment = daemon_environment(environ, path=path, listen_fds=len(api.sockets))
     handover.hand_over(arguments, api.sockets, prepared.lease, observer.pid, environment)
+
+
+def make_ready(
+    context: StartContext, lease: Lease, taken: TakenSlot | None, stopwatch: Stopwatch
+) -> tuple[Prepared, Seeds | None]:
+    """Mend, clean and seed what was leased. Raises PoolUnusableError where a slot was given up, and there is no
+    other."""
+    from cachedind.seeds import files
+    from cachedind.start import furnish
+
+    prepared = furnish.settle(context, lease, taken)
+    stopwatch.lap("storage")
+    if taken is not None:
+        prepared = furnish.clean(context, prepared)
+        stopwatch.lap("maintain")
+    if not files.wants_seeds(context.settings):
+        return prepared, None
+    from cachedind.start import seed
+
+    prepared, late_seeds = seed.put_in_missing(context, prepared)
+    stopwatch.lap("seed")
+    return prepared, late_seeds
 
 
 def write_configuration(context: StartContext, prepared: Prepared, plan: ListenPlan) -> list[str]:

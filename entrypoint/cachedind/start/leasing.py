@@ -40,9 +40,19 @@ def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, 
             slot_request = pool_mode.make_slot_request(settings, daemon)
             return pool_mode.move_in(path, slot_request, data_root, settings, log)
     except PoolUnusableError as bad:
-        cost = f"this start uses {data_root} as it is, without the pool's cache"
-        log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
+        return go_without_pool(settings, daemon, bad, log), None
     return lease_data_root(settings, daemon, log), None
+
+
+def go_without_pool(settings: Config, daemon: DaemonSettings, bad: PoolUnusableError, log: Log) -> Lease:
+    """Lease the data-root itself, as a pool cannot be used. Raises StrictError with CACHEDIND_STRICT."""
+    from cachedind.start import restart
+
+    data_root = os.path.realpath(daemon.data_root)
+    cost = f"this start uses {data_root} as it is, without the pool's cache"
+    log.degraded(Degradation("no pool", bad.cause, cost, bad.hint))
+    restart.uncover(data_root)
+    return lease_data_root(settings, daemon, log)
 
 
 def lease_data_root(settings: Config, daemon: DaemonSettings, log: Log) -> Lease:

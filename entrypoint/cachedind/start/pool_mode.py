@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -9,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cachedind.base import state
-from cachedind.base.errors import CachedindError, PoolUnusableError, ProgramMissingError
+from cachedind.base.errors import PoolUnusableError, ProgramMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
@@ -21,6 +22,8 @@ from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cachedind.base.log import Log
     from cachedind.base.model import StoragePlan
     from cachedind.dataroot.witness import Witness
@@ -53,15 +56,25 @@ def move_in(
     """
     pool = None
     try:
-        pool = _open(path, settings, log)
-        taken = _take(pool, slot_request, data_root, settings, log)
-        return bind(taken, data_root, log), taken
-    except (PoolUnusableError, ProgramMissingError) as error:
-        bad: CachedindError = error
+        with _faults_of(path):
+            pool = _open(path, settings, log)
+            taken = _take(pool, slot_request, data_root, settings, log)
+            return bind(taken, data_root, log), taken
+    except PoolUnusableError:
+        if pool is not None:
+            pool.close()
+        raise
+
+
+@contextlib.contextmanager
+def _faults_of(path: str) -> Iterator[None]:
+    """Whatever goes wrong with a pool is one error, with which a start goes on without it."""
+    try:
+        yield
+    except ProgramMissingError as error:
+        raise PoolUnusableError(error.cause, error.hint) from error
     except OSError as error:
-        bad = _why_unusable(path, error)
-    _leave(pool)
-    raise PoolUnusableError(bad.cause, bad.hint) from bad
+        raise _why_unusable(path, error) from error
 
 
 def _why_unusable(path: str, error: OSError) -> PoolUnusableError:
@@ -146,11 +159,6 @@ def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
     return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slot_state.STATE_NAME)
 
 
-def _leave(pool: Pool | None) -> None:
-    if pool is not None:
-        pool.close()
-
-
 def clean(
     settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, taken: TakenSlot, log: Log
 ) -> Cleaned:
@@ -225,12 +233,13 @@ def move_elsewhere(
 ) -> tuple[Lease, TakenSlot]:
     """Set a slot aside that was proven bad, with the golden that is the same byte for byte, and take another one.
 
-    Raises PoolUnusableError, OSError.
+    Raises PoolUnusableError: then there is no slot at the data-root.
     """
-    linux.umount(data_root, linux.MNT_DETACH)
-    slot_lease.give_up(taken, why, log)
-    another = slot_lease.take(taken.pool, slot_request, log)
-    return bind(another, data_root, log), another
+    with _faults_of(taken.pool.path):
+        linux.umount(data_root, linux.MNT_DETACH)
+        slot_lease.give_up(taken, why, log)
+        another = slot_lease.take(taken.pool, slot_request, log)
+        return bind(another, data_root, log), another
 
 
 def seed(
@@ -291,13 +300,15 @@ def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:
 
 
 def move_on(taken: TakenSlot, slot_request: SlotRequest, data_root: str, log: Log) -> tuple[Lease, TakenSlot]:
-    """Give a slot back, and take what is newest now. Raises PoolUnusableError, OSError."""
+    """Give a slot back, and take what is newest now. Raises PoolUnusableError: then there is no slot at the
+    data-root."""
     from cachedind.seeds import pool_seeds
 
-    linux.umount(data_root, linux.MNT_DETACH)
-    pool_seeds.give_back(taken)
-    another = slot_lease.take(taken.pool, slot_request, log)
-    return bind(another, data_root, log), another
+    with _faults_of(taken.pool.path):
+        linux.umount(data_root, linux.MNT_DETACH)
+        pool_seeds.give_back(taken)
+        another = slot_lease.take(taken.pool, slot_request, log)
+        return bind(another, data_root, log), another
 
 
 def note_beginning(taken: TakenSlot, storage: StoragePlan, settings: Config, log: Log) -> None:

@@ -17,7 +17,7 @@ from cachedind.host import linux, procfs
 if TYPE_CHECKING:
     from cachedind.base.model import Mount
 
-_OF_A_POOL = re.compile(r"/keys/[^/]+/(slots/[0-9a-f]{12}|golden(\.previous|\.other/[^/]+)?)/data")
+_OF_A_POOL = re.compile(r"/keys/[^/]+/(slots/[0-9a-f]{12}|scopes/[^/]+/golden(\.previous|\.other/[^/]+)?)/data")
 
 
 def make_way(pool_path: str, data_root: str) -> None:
@@ -29,8 +29,7 @@ def make_way(pool_path: str, data_root: str) -> None:
     if not pins and not os.path.ismount(pool_path):
         return
     try:
-        while is_slot(procfs.read_mounts(), data_root):
-            linux.umount(data_root, linux.MNT_DETACH)
+        uncover(data_root)
         if pins and pool_path and not os.path.ismount(pool_path):
             _bring_back(os.path.realpath(pool_path))
         for _ in pins:
@@ -41,6 +40,12 @@ def make_way(pool_path: str, data_root: str) -> None:
             f"{error.filename}: {error.strerror}",
             "create the container anew",
         ) from error
+
+
+def uncover(data_root: str) -> None:
+    """Take slots off the data-root. Raises OSError. Needs CAP_SYS_ADMIN."""
+    while is_slot(procfs.read_mounts(), data_root):
+        linux.umount(data_root, linux.MNT_DETACH)
 
 
 def _bring_back(pool_path: str) -> None:

@@ -30,7 +30,8 @@ class Seeds(NamedTuple):
 def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared, Seeds | None]:
     """Put in what is missing, or say what is to be put in when the daemon runs (CACHEDIND_SEED_WHEN=after).
 
-    Whatever is wrong with a seed costs its images, and nothing else. Raises StrictError instead with CACHEDIND_STRICT.
+    Whatever is wrong with a seed costs its images, and nothing else. Raises StrictError instead with CACHEDIND_STRICT,
+    PoolUnusableError where the slot was given back and no other can be had.
     """
     found = seeding.find(context.settings)
     seeds = _look(prepared, found, context.log)
@@ -44,10 +45,6 @@ def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared,
             return prepared._replace(bad=bad), seeds
         try:
             result = _put_in(context, prepared, seeds, may_move=moves < furnish.MAX_MOVES)
-            if result is None:
-                prepared = _move_on(context, prepared)
-                seeds = _look(prepared, found, context.log)
-                continue
         except (CleaningError, PoolUnusableError) as error:
             cost = "the images of the seeds are missing"
             context.log.degraded(Degradation("no seeds are put in", error.cause, cost, error.hint))
@@ -59,6 +56,10 @@ def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared,
                 Degradation("no seeds are put in", why, cost, "check the disk, its space and its mode")
             )
             break
+        if result is None:
+            prepared = _move_on(context, prepared)
+            seeds = _look(prepared, found, context.log)
+            continue
         seeding.report_bad(result.bad, context.log)
         return prepared._replace(seeded=result.images, bad=(*bad, *result.bad)), None
     return prepared._replace(bad=bad), None

@@ -19,8 +19,8 @@ def mount(point: str, root: str) -> Mount:
     [
         ("/srv/pool" + SLOT, "/var/lib/docker", "/var/lib/docker", True),
         (SLOT, "/var/lib/docker", "/var/lib/docker", True),
-        ("/var/lib/docker/volumes/pool/_data/keys/k/golden/data", "/var/lib/docker", "/var/lib/docker", True),
-        ("/keys/k/golden.previous/data", "/data", "/data", True),
+        ("/var/lib/docker/volumes/pool/_data/keys/k/scopes/%/golden/data", "/var/lib/docker", "/var/lib/docker", True),
+        ("/keys/k/scopes/build/golden.previous/data", "/data", "/data", True),
         ("/srv/pool", "/cachedind", "/cachedind" + SLOT, True),
         # A daemon nested in a job's container has a volume below a slot; that is its own.
         (f"/srv/pool{SLOT}/volumes/v/_data", "/var/lib/docker", "/var/lib/docker", False),
