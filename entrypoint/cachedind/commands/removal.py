@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
         if self.kept:
             raise SlotHeldError(
                 f"not removed: {'; '.join(slot.line() for slot in self.kept)}",
-                "remove it again when that container has ended; else its state may become the key's golden",
+                "remove it again when that container has ended; else its state may become its scope's golden",
             )
 
 

@@ -16,9 +16,9 @@ from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
-from cachedind.pool import directory, founding, key_directory, keys, slot_lease
+from cachedind.pool import directory, founding, key_directory, keys, slot_lease, slots
 from cachedind.pool.slot_request import Warmth
-from cachedind.pool.slot_state import STATE_NAME
+from cachedind.pool.slot_state import STATE_NAME, Kind
 from cachedind.seeds import archive, files, pool_seeds, seeding
 from cachedind.seeds.model import SeedError, SeedKind
 from cachedind.start import furnish, pool_mode
@@ -107,10 +107,12 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
 
 
 def _scopes(pool: Pool, key: str) -> list[str]:
-    """The scopes of a key that have anything; the one without a name where none has."""
+    """The scopes of a key that have a golden or a free slot; the one without a name where the key has nothing. Others
+    get the seeds from their next start: what runs there must not find itself replaced."""
     with key_directory.locked_key(pool, key, create=False) as key_fd:
         candidates = [] if key_fd is None else key_directory.read_candidates(key_fd)[0]
-    return sorted({candidate.state.scope for candidate in candidates}) or [""]
+        there = [c for c in candidates if c.kind is Kind.GOLDEN or not slots.look(key_fd or -1, c.name, 0)[0]]
+    return sorted({candidate.state.scope for candidate in there}) or ([] if candidates else [""])
 
 
 def _check_settings(context: StartContext) -> None:
@@ -130,7 +132,7 @@ def _fill(context: StartContext, pool: Pool, key: str, scope: str) -> Filled:
     data_root = os.path.realpath(context.daemon.data_root)
     lease = pool_mode.bind(taken, data_root, context.log)
     try:
-        filled, _ = put_in_missing(own, furnish.settle(own, lease, taken))
+        filled, _ = put_in_missing(own, furnish.clean(own, furnish.settle(own, lease, taken)))
         _leave(filled)
     finally:
         with contextlib.suppress(OSError):

@@ -140,7 +140,7 @@ def note_ready(lease: Lease, ready_s: float) -> None:
     values: dict[str, object] = {"ready_at": round(time.time(), 3), "ready_s": round(ready_s, 3)}
     if raw is not None and "pure" in raw:
         values["pure"] = False
-    if raw is not None and "begun" in raw:  # a pool's slot: from here on it has more than when it was leased
+    if raw is not None and raw.get("begun"):  # a pool's slot: from here on it has more than when it was leased
         values |= {"sequence": raw["begun"], "nothing_new": False}
     state.write_state(lease.directory_fd, lease.state_name, values, raw, durable=False)
 

@@ -38,20 +38,23 @@ class Change(StrEnum):
 
 def judge(before: frozenset[str], there: frozenset[str], whole: frozenset[str], *, keeps: bool) -> Change:
     """Pure. Names of layers: `before` the job, `there` now, `whole` those of them that no engine writes to any more:
-    what has come and is not whole belongs to containers, and goes. `keeps` tells that such things stay for the next."""
-    if 2 * len(whole) < len(before):
+    what has come and is not whole belongs to containers, or is a context or a cache mount. `keeps` tells that more than
+    layers stays for the next job, of which nothing is known here."""
+    if keeps:
+        return Change.SOME
+    if 2 * len((before & there) | whole) < len(before):
         return Change.EMPTIED
-    if before <= there and whole <= before and not keeps:
-        return Change.NONE
-    return Change.SOME
+    return Change.NONE if before <= there and whole <= before else Change.SOME
 
 
-def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool) -> None:
-    """Note down what is there before a job's daemon comes up. Needs the lease, and no daemon on the data. Raises
-    OSError."""
+def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool, goes_on: bool = False) -> None:
+    """Note down what is there before a job's daemon comes up. `goes_on`: nobody knows whether the last daemon came up,
+    and what it may have made is new, too. Needs the lease, and no daemon on the data. Raises OSError."""
+    parent, _ = immutable.shared_directories(storage)
+    if goes_on and _read(owner).get("parent") == parent:
+        return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(NAME, dir_fd=owner.directory_fd)
-    parent, _ = immutable.shared_directories(storage)
     if not parent:
         return
     remap = storage.remap.directory if storage.remap else ""
@@ -67,12 +70,8 @@ def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool) -> None:
 
 def find(owner: Owner, found: DataRootState | None) -> Change:
     """What the last job has changed. What cannot be known counts as a change. Needs the lease, and no daemon on the
-    data. Costs a look at the names of all layers; where these differ, one at the engine's records. Raises OSError."""
-    storage = clone.storage_of(found)
-    try:
-        raw = state.read_state(owner.directory_fd, NAME) or {}
-    except ValueError:
-        return Change.SOME
+    data. Costs a look at the names of all layers; where these differ, one at the engine's records."""
+    storage, raw = clone.storage_of(found), _read(owner)
     names, keeps = raw.get("names"), raw.get("keeps") is not False
     if storage is None or found is None or not isinstance(names, list):
         return Change.SOME
@@ -82,7 +81,7 @@ def find(owner: Owner, found: DataRootState | None) -> Change:
     before = frozenset(map(str, names))
     try:
         root_fd = remapping.open_in(owner.data_fd, found.remap)
-    except FileNotFoundError:
+    except OSError:  # whatever lies there instead is for the start that leases it to find
         return Change.SOME
     try:
         there = _names(root_fd, parent)
@@ -91,6 +90,12 @@ def find(owner: Owner, found: DataRootState | None) -> Change:
         return judge(before, there, _whole(root_fd, storage, found, parent, leaf, there), keeps=keeps)
     finally:
         os.close(root_fd)
+
+
+def _read(owner: Owner) -> dict[str, object]:
+    with contextlib.suppress(ValueError, OSError):
+        return state.read_state(owner.directory_fd, NAME) or {}
+    return {}
 
 
 def _names(root_fd: int, parent: str) -> frozenset[str]:

@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.dataroot import facts
 from cachedind.host import trees
-from cachedind.pool import clock, directory, key_directory, slots, staging, sweeping
+from cachedind.pool import clock, directory, golden, key_directory, scopes, slots, staging, sweeping
 from cachedind.pool.keys import directory_name
-from cachedind.pool.limits import SUPERSEDED, Budget, Entry, EntryKind, Eviction, Size, Usage, plan_evictions
+from cachedind.pool.limits import (
+    NOTHING_NEW,
+    SUPERSEDED,
+    THROW_AWAY,
+    Budget,
+    Entry,
+    EntryKind,
+    Eviction,
+    Size,
+    Usage,
+    plan_evictions,
+)
 from cachedind.pool.survey import survey
 
 if TYPE_CHECKING:
@@ -81,7 +92,7 @@ def make_room(pool: Pool, settings: Config, key: str, now: float) -> int:
     """
     sweeping.sweep_stage(pool)
     gone = evict(pool, settings, now).evictions
-    evicted = sum(eviction.reason != SUPERSEDED for eviction in gone)
+    evicted = sum(eviction.reason not in (SUPERSEDED, THROW_AWAY, NOTHING_NEW) for eviction in gone)
     was_something = sweeping.empty_trash(pool) > 0 or bool(gone)
     if was_something:
         trees.wait_until_freed(pool.fd, sweeping.FREEING_S)
@@ -184,6 +195,22 @@ def _remove(pool: Pool, key_fd: int, entry: Entry) -> bool:
 
 
 def drop_empty_key(pool: Pool, key_fd: int, name: str) -> None:
-    """Move a key's directory to trash when nothing is left in it. Needs the key's lock."""
-    if key_directory.is_empty(key_fd):
+    """Move a key's directory to trash when nothing is left in it, else those of its scopes that have nothing. Needs the
+    key's lock."""
+    if not key_directory.is_empty(key_fd):
+        _drop_empty_scopes(pool, key_fd)
+    else:
         staging.throw_away(pool, pool.keys_fd, name)
+
+
+def _drop_empty_scopes(pool: Pool, key_fd: int) -> None:
+    for path, scope_fd in scopes.each(key_fd):
+        if scope_fd is None or any(scopes.owners_in(scope_fd)):
+            continue
+        # Whose golden is being made right now stays.
+        turn_fd = golden.take_turn_in(scope_fd)
+        if turn_fd is not None:
+            parent_fd = key_directory.open_parent(key_fd, path)
+            staging.throw_away(pool, parent_fd, path.rpartition("/")[2])
+            os.close(parent_fd)
+            os.close(turn_fd)

@@ -57,9 +57,14 @@ def is_sound(slot: Slot, found: SlotState) -> bool:
 def take_turn(key_fd: int, scope: str) -> int | None:
     """Be the one who copies for a scope: a descriptor to be closed after that, or None where somebody else does. Needs
     the key's lock. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with scopes.opened(key_fd, scope) as scope_fd:
-        fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=scope_fd)
+        return take_turn_in(scope_fd)
+
+
+def take_turn_in(scope_fd: int) -> int | None:
+    """The same in the open directory of a scope."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=scope_fd)
     if directory.try_lock(fd):
         return fd
     os.close(fd)
@@ -163,18 +168,20 @@ def promote_newest(pool: Pool, key: str, boot_id: str) -> list[Promotion]:
 
 
 def _promote_newest(pool: Pool, key: str, scope: str, boot_id: str) -> Promotion:
-    found_slot, newer, found, goldens = None, False, [], []
+    found_slot, is_held, found, goldens = None, False, [], []
     with key_directory.locked_key(pool, key, create=False) as key_fd:
         if key_fd is not None:
-            candidates = [one for one in key_directory.read_candidates(key_fd)[0] if one.state.scope == scope]
+            everything = key_directory.read_candidates(key_fd)[0]
+            number, _ = key_directory.draw_sequence(key_fd, everything)
+            candidates = [one for one in everything if one.state.scope == scope]
             goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
             found = [candidate for candidate in candidates if candidate.kind is Kind.SLOT]
             due = [candidate for candidate in found if choice.needs_promotion(candidate.state, goldens, boot_id)]
-            newer = bool(due)
             for candidate in sorted(due, key=lambda candidate: candidate.state.sequence, reverse=True):
-                found_slot = _lease_if_good(pool, key_fd, candidate.name, candidates, boot_id)
+                found_slot = _lease_if_good(pool, key_fd, candidate.name, goldens, number, boot_id)
                 if found_slot is not None:
                     break
+                is_held = is_held or slots.look(key_fd, candidate.name, 0)[0]
     if found_slot is not None:
         slot, raw = found_slot
         try:
@@ -186,13 +193,13 @@ def _promote_newest(pool: Pool, key: str, scope: str, boot_id: str) -> Promotion
         if left_out is None:
             return Promotion(scope, None, "a newer state has become the golden meanwhile")
         return Promotion(scope, slot.id, f"its state is the golden now{left_out.remark()}")
-    if newer:
+    if is_held:
         return Promotion(scope, None, "what is newer than the golden is held by running instances")
     return Promotion(scope, None, _why_none(found, goldens, boot_id))
 
 
 def _lease_if_good(
-    pool: Pool, key_fd: int, name: str, candidates: list[Candidate], boot_id: str
+    pool: Pool, key_fd: int, name: str, goldens: list[Candidate], number: int, boot_id: str
 ) -> tuple[Slot, dict[str, object]] | None:
     try:
         slot = slots.try_lease(key_fd, name)
@@ -201,8 +208,7 @@ def _lease_if_good(
     if slot is None:
         return None
     try:
-        raw, found = changes.read_judged(key_fd, slot, max(one.state.sequence for one in candidates))
-        goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
+        raw, found = changes.read_judged(key_fd, slot, number)
         is_good = choice.needs_promotion(found, goldens, boot_id) and is_sound(slot, found)
         if is_good and not clone.examine(pool, slot.owner):
             return slot, raw
@@ -223,7 +229,7 @@ def _why_none(found: list[Candidate], goldens: list[Candidate], boot_id: str) ->
         return "no slot is in a state that can be trusted: no daemon came up on it, or the host went down since"
     if not goldens:
         return "there are throw-away slots only (CACHEDIND_ACCESS=ro)"
-    return "the golden is as new as the newest slot"
+    return "no slot has anything that the golden lacks"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
     always      free slots that a newer golden supersedes
     by age      what nobody used for max_age_s
     by size     while the pool is over its budget, one after the other:
-                  free slots that are not trusted, free slots, golden.previous, golden.other, goldens;
+                  free slots that are not trusted, free slots, golden.previous, golden.other, goldens and free slots
+                  that are newer than their scope's golden;
                   each of these by least recent use, a golden's use being that of its scope
 
 Nothing that is held goes. A golden goes after everything else that its scope has: the slots are its clones, and would
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-SUPERSEDED = "superseded by a newer golden"
+SUPERSEDED = "a newer golden has all that is in it"
+THROW_AWAY = "a throw-away (CACHEDIND_ACCESS=ro)"
+NOTHING_NEW = "its job left nothing new"
 TOO_OLD = "not used for longer than the maximum age"
 TOO_LARGE = "the pool is over its maximum size"
 TOO_FULL = "the filesystem has too little free space"
@@ -61,6 +64,11 @@ class Entry(NamedTuple):
     scope: str = ""
     id: str = ""
     """A golden's own: another one may have its name by the time that it is to go."""
+    newest: bool = False
+    """A free slot with a state that its scope's golden lacks."""
+
+    why: str = SUPERSEDED
+    """Why it is superseded."""
 
     @property
     def family(self) -> tuple[str, str]:
@@ -174,14 +182,16 @@ def _last_uses(entries: Sequence[Entry], now: float) -> dict[Entry, float]:
     return {entry: last[entry.family] if entry.kind is EntryKind.GOLDEN else used for entry, used in own.items()}
 
 
-def _order(entry: Entry, uses: Mapping[Entry, float]) -> tuple[bool, int, bool, float, str, str]:
+def _order(entry: Entry, uses: Mapping[Entry, float]) -> tuple[bool, int, bool, float, int, str, str]:
     is_trusted = entry.trusted or entry.kind is not EntryKind.SLOT
-    return is_trusted, _ORDER.index(entry.kind), entry.favoured, uses[entry], entry.key, entry.name
+    kind = _ORDER.index(entry.kind)
+    worth = _ORDER.index(EntryKind.GOLDEN) if entry.newest else kind
+    return is_trusted, worth, entry.favoured, uses[entry], kind, entry.key, entry.name
 
 
 def _reason_whatever_the_size(entry: Entry, age_s: float, budget: Budget) -> str | None:
     if entry.superseded and entry.kind is EntryKind.SLOT:
-        return SUPERSEDED
+        return entry.why
     return TOO_OLD if budget.max_age_s is not None and age_s > budget.max_age_s else None
 
 

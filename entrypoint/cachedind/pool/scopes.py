@@ -2,7 +2,7 @@
 
     scopes/<scope>/golden, golden.previous          {golden.json, layers.list, data/}
     scopes/<scope>/golden.other/<class>             those of other engines, stores and drivers
-    scopes/<scope>/golden.lock, emptied             see golden.py, progress.py
+    scopes/<scope>/golden.lock, emptied             see golden.py, changes.py
 
 A job without a scope has the scope "", whose directory is `%`.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
 from cachedind.base.model import Degradation
@@ -105,8 +106,9 @@ def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) ->
         return False
     try:
         own = os.path.dirname(scopes.golden_name(slot_request.scope))
+        end = time.monotonic() + (WAIT_S if source is None else WAIT_WITH_OTHER_S)
         return any(
-            golden.wait_for_turn(scope_fd, WAIT_S if source is None else WAIT_WITH_OTHER_S)
+            golden.wait_for_turn(scope_fd, max(0.0, end - time.monotonic()))
             for name, scope_fd in scopes.each(key_fd)
             if scope_fd is not None and (name == own or source is None)
         )
@@ -222,10 +224,10 @@ def _full_is_no_end(slot: Slot, log: Log) -> Iterator[None]:
 
 
 def give_up(taken: TakenSlot, why: str, log: Log) -> None:
-    """Set a leased slot aside that was proven bad, with a golden that is the same byte for byte: the one that it is a
-    clone of, or that this start has made of it. The lease ends. Raises OSError."""
+    """Set a leased slot aside that was proven bad, with the golden that it is a clone of, byte for byte. The lease
+    ends. Raises OSError."""
     taken.close()
-    is_golden_too = taken.warmth is Warmth.CLONED or taken.promoted
+    is_golden_too = taken.warmth is Warmth.CLONED
     golden_key = taken.source_key or taken.key
     for key in dict.fromkeys((taken.key, golden_key)):
         with key_directory.locked_key(taken.pool, key, create=False) as key_fd:
@@ -246,9 +248,11 @@ def has_other(taken: TakenSlot, slot_request: SlotRequest) -> bool:
         if key_fd is None:
             return False
         candidates, _ = key_directory.read_candidates(key_fd)
+        # Its golden is the same byte for byte. Nothing else is, be it as new.
+        is_clone = taken.warmth is Warmth.CLONED and taken.source_key == taken.key
         return any(
             candidate.state.is_trusted(slot_request.boot_id)
-            and candidate.state.sequence != taken.found.sequence
+            and not (is_clone and candidate.state.sequence == taken.found.sequence)
             and (candidate.kind is Kind.GOLDEN or not slots.look(key_fd, candidate.name, 0)[0])
             for candidate in choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
             if candidate.name != f"slots/{taken.slot.id}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base import state
 from cachedind.engine import doubt
 from cachedind.host import flock
-from cachedind.pool import changes, choice, inspection, key_directory, slot_state, slots
+from cachedind.pool import changes, choice, golden, inspection, key_directory, slot_state, slots
 from cachedind.pool.layers import Owner
 from cachedind.pool.slot_state import Candidate, Kind, SlotState
 
@@ -32,8 +32,12 @@ class Source(NamedTuple):
     doubt: str = ""
     slot: Slot | None = None
     """The leased slot that it is, where it is no golden."""
+    turn_fd: int | None = None
+    """Held as long as that: a start that finds the slot leased waits a little, instead of going on without."""
 
     def close(self) -> None:
+        if self.turn_fd is not None:
+            os.close(self.turn_fd)
         if self.slot is not None:
             self.slot.close()
             return
@@ -56,8 +60,10 @@ def open_newest(
                 raw, found = changes.read_judged(key_fd, slot, sequence)
                 due = inspection.is_due(pool, key_fd, slot_request, slot, found, candidates, log)
                 if due:
+                    turn_fd = golden.take_turn(key_fd, found.scope)
                     # What was synced at the end of its daemon is not the copy.
-                    return Source(candidate.name, slot.owner, found, {**raw, "ended": None}, slot=slot)
+                    raw = {**raw, "ended": None}
+                    return Source(candidate.name, slot.owner, found, raw, slot=slot, turn_fd=turn_fd)
             except BaseException:
                 slot.close()
                 raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.host import procfs, trees
 from cachedind.pool import choice, directory, key_directory, layer_list, layers, scopes, slots
-from cachedind.pool.limits import NOTHING, Entry, EntryKind, Size
+from cachedind.pool.limits import NOTHING, NOTHING_NEW, SUPERSEDED, THROW_AWAY, Entry, EntryKind, Size
 from cachedind.pool.slot_state import Candidate, Kind
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
         kind=_kind(candidate),
         scope=found.scope,
         id=found.id,
+        newest=is_slot and not held and choice.needs_promotion(found, goldens, procfs.read_boot_id()),
+        why=THROW_AWAY if found.read_only else NOTHING_NEW if found.nothing_new else SUPERSEDED,
         held=held,
         superseded=is_slot and not held and choice.superseded(found, goldens),
         trusted=found.is_trusted(procfs.read_boot_id()),

@@ -37,6 +37,10 @@ class Report(NamedTuple):
 def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
     """All of it. `key` is the key of this start, for whose scope (the settings') a spare may be made. Raises
     OSError."""
+    if key is not None:
+        # Before what they replace is deleted.
+        for each in (key, BASE_KEY):
+            make_durable(pool, each)
     sweeping.sweep_stage(pool)
     sweeping.tidy_aside(pool)
     evicted = eviction.evict(pool, settings, now)
@@ -45,8 +49,6 @@ def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
     if deleted:
         trees.wait_until_freed(pool.fd, sweeping.FREEING_S)
     if key is not None:
-        for each in (key, BASE_KEY):
-            make_durable(pool, each)
         prepare_spare(pool, key, settings.scope)
     survey.measure_layers(pool)
     return Report(evicted.evictions, evicted.lacking_bytes, deleted)
@@ -88,8 +90,9 @@ def prepare_spare(pool: Pool, key: str, scope: str) -> bool:
         if golden is None:
             return False
         number = golden.state.sequence
-        ready = [c for c in candidates if c.kind is Kind.SLOT and c.state.sequence == number and not c.state.read_only]
-        if any(not slots.look(key_fd, candidate.name, 0)[0] for candidate in ready):
+        ready = [c for c in candidates if c.kind is Kind.SLOT and c.state.sequence == number]
+        usable = [c for c in ready if not c.state.read_only and not c.state.nothing_new]
+        if any(not slots.look(key_fd, candidate.name, 0)[0] for candidate in usable):
             return False
         directory_fd = key_directory.open_below(key_fd, name)
         flock.lock_shared(directory_fd)

@@ -187,7 +187,7 @@ def clean(
 
 
 def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> TakenSlot:
-    """Make what the slot has the golden of its key, where that is due, before a job's daemon changes it. An engine that
+    """Make what the slot has the golden of its scope, where that is due, before a job's daemon changes it. An engine that
     has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
     PoolUnusableError."""
     if taken.turn_fd is None:
@@ -199,7 +199,7 @@ def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> T
     try:
         return slot_lease.promote_due(taken, changed, log)
     except (ValueError, OSError, PoolUnusableError, ProgramMissingError) as error:
-        log.warn(f"slot {taken.slot.id} does not become the golden of its key: {error}")
+        log.warn(f"slot {taken.slot.id} does not become the golden of its scope: {error}")
         return taken._replace(turn_fd=None)
 
 
@@ -265,7 +265,9 @@ def seed(
     put_in = functools.partial(
         seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=pool.trace
     )
-    if slot_request.read_only or not clone.is_possible_with(target.storage):
+    # What another scope has made does not become this one's golden by getting seeds.
+    is_lent = not taken.is_pure and not taken.before
+    if slot_request.read_only or is_lent or not clone.is_possible_with(target.storage):
         return put_in()
     key = pool_seeds.golden_key(taken)
     with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance that is putting the same seeds in")):
@@ -315,7 +317,8 @@ def note_beginning(taken: TakenSlot, storage: StoragePlan, settings: Config, log
     """Note down what the job begins with, so that the next start can tell what it has left. Needs the lease, and no
     daemon on the slot."""
     try:
-        changes.note_beginning(taken.slot.owner, storage, keeps=bool(settings.keep))
+        goes_on = taken.found.begun not in (0, taken.found.sequence)
+        changes.note_beginning(taken.slot.owner, storage, keeps=bool(settings.keep), goes_on=goes_on)
     except OSError as error:
         log.debug(f"what the slot holds is not noted down: {error}; what its job leaves counts as new")
 

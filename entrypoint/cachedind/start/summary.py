@@ -49,10 +49,11 @@ class Lender(NamedTuple):
     passed_over: str = ""
 
     def describe(self) -> str:
-        of_scope = f"scope {self.source_scope}" if self.source_scope else "no scope"
         if self.source_key != self.key:
-            return f"key {self.source_key}" + (f", {of_scope}" if self.source_scope else "")
-        return "its golden" if self.source_scope == self.scope else f"the state of {of_scope}"
+            return f"key {self.source_key}" + (f", scope {self.source_scope}" if self.source_scope else "")
+        if self.source_scope == self.scope:
+            return "its golden"
+        return f"the state of scope {self.source_scope}" if self.source_scope else "a state of a job without scope"
 
 
 class Origin(NamedTuple):

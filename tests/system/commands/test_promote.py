@@ -48,7 +48,7 @@ def test_promote_takes_the_newest_that_is_free_and_good(pool: Pool, cachedind: C
     assert cachedind("promote", "k", "--pool", pool.path).status == 0
     assert set(os.listdir(f"{pool.path}/keys/k/scopes/%/golden/data")) == {".cachedind", second.slot.id}
     done = cachedind("promote", "k", "--pool", pool.path)
-    assert (done.status, done.stdout) == (1, "key k: the golden is as new as the newest slot\n")
+    assert (done.status, done.stdout) == (1, "key k: no slot has anything that the golden lacks\n")
     done = cachedind("promote", "nope", "--pool", pool.path)
     assert (done.status, done.stdout) == (1, "key nope: the pool has nothing of this key\n")
 

@@ -4,14 +4,30 @@ costs the next nothing."""
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cachedind.base import state
 from cachedind.base.model import ImageStore, StoragePlan
-from cachedind.pool import changes, key_directory
+from cachedind.host import procfs
+from cachedind.pool import (
+    changes,
+    clone,
+    eviction,
+    golden,
+    key_directory,
+    slot_lease,
+    slot_state,
+    survey,
+)
 from cachedind.pool.slot_request import Warmth
 from helpers import tenants
 
@@ -19,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cachedind.pool.directory import Pool
+    from cachedind.pool.mutable import LeftOut
     from cachedind.pool.slot_request import SlotRequest, TakenSlot
     from helpers.filesystems import Filesystems
 
@@ -202,3 +219,123 @@ def test_which_state_a_start_begins_with(pool: Pool, there: list[str], asked: st
     wanted = of(scope, key)._replace(fallback_keys=("main", "old"))
     with contextlib.closing(start(pool, wanted)) as taken:
         assert tenants.layers_of(taken) == ([expected.replace("/", "-")] if expected else [])
+
+
+def test_contexts_that_outnumber_layers_do_not_make_a_job_look_emptied(pool: Pool) -> None:
+    """A client in a new container leaves two directories with each build, which are no layers."""
+    built: list[str] = []
+    for number in range(10):
+        with contextlib.closing(start(pool, of(""))) as taken:
+            assert tenants.layers_of(taken) == built, number
+            built.append(f"n{number:02}")
+            tenants.build(taken, built[-1])
+            for name in ("context", "dockerfile"):
+                (Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2") / f"{name}{number}" / "diff").mkdir(parents=True)
+
+
+def test_a_start_waits_while_another_scope_clones_the_only_slot(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    job(pool, "build", "b0")
+    copying, go_on = threading.Event(), threading.Event()
+    copy = clone.copy
+
+    def slowly(*args: Any) -> LeftOut:
+        copying.set()
+        assert go_on.wait(20)
+        return copy(*args)
+
+    monkeypatch.setattr(clone, "copy", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        lint = threads.submit(tenants.take, pool, of("lint"))
+        assert copying.wait(20)
+        monkeypatch.setattr(clone, "copy", copy)
+        build = threads.submit(tenants.take, pool, of("build"))
+        time.sleep(0.3)
+        assert not build.done(), "it does not wait"
+        go_on.set()
+        for taken in (lint.result(20), build.result(20)):
+            assert tenants.layers_of(taken) == ["b0"]
+            taken.close()
+
+
+def test_one_who_promotes_by_hand_does_not_make_two_emptied_jobs_of_one_round_a_row(pool: Pool) -> None:
+    layers = [f"b{number}" for number in range(6)]
+    job(pool, "", *layers)
+    first, second = start(pool, of("")), start(pool, of(""))
+    prune(first)
+    first.close()
+    golden.promote_newest(pool, "k", procfs.read_boot_id())
+    prune(second)
+    second.close()
+    with contextlib.closing(start(pool, of(""))) as after:
+        assert tenants.layers_of(after) == layers
+
+
+def test_a_note_that_could_not_be_written_does_not_make_a_state_the_oldest(pool: Pool) -> None:
+    job(pool, "", "b0")
+    taken = tenants.take(pool, of(""))
+    before = taken.found.sequence
+    tenants.come_up(taken)  # the decision was not noted down: a full disk
+    found = slot_state.parse_slot_state(state.read_state(taken.slot.directory_fd, slot_state.STATE_NAME) or {})
+    assert found.sequence == before > 0
+    taken.close()
+
+
+def test_a_golden_is_another_state_than_the_slot_that_is_as_new(pool: Pool) -> None:
+    job(pool, "", "b0")
+    job(pool, "")
+    with contextlib.closing(tenants.take(pool, of(""))) as taken:
+        assert taken.warmth is Warmth.LEASED
+        assert taken.found.sequence == goldens(pool)[""]
+        assert slot_lease.has_other(taken, of(""))
+    with contextlib.closing(tenants.take(pool, of(""))), contextlib.closing(tenants.take(pool, of(""))) as clone_of_it:
+        assert clone_of_it.warmth is Warmth.CLONED
+        assert not slot_lease.has_other(clone_of_it, of(""))
+
+
+def test_what_a_job_made_whose_readiness_nobody_noted_is_new_in_the_next(pool: Pool) -> None:
+    job(pool, "", "b0")
+    job(pool, "")
+    lost = tenants.take(pool, of(""))
+    tenants.begin(lost)
+    changes.note_beginning(lost.slot.owner, GRAPH, keeps=False)
+    tenants.build(lost, "x")
+    lost.close()  # its witness died
+    again = tenants.take(pool, of(""))
+    assert again.slot.id == lost.slot.id
+    goes_on = again.found.begun not in (0, again.found.sequence)
+    assert goes_on
+    tenants.begin(again)
+    changes.note_beginning(again.slot.owner, GRAPH, keeps=False, goes_on=goes_on)
+    tenants.come_up(again)
+    again.close()
+    with contextlib.closing(start(pool, of(""))), contextlib.closing(start(pool, of(""))) as beside:
+        assert tenants.layers_of(beside) == ["b0", "x"]
+
+
+@pytest.mark.parametrize("how", ["gone", "file", "link"])
+def test_a_root_that_a_job_has_replaced_costs_the_key_nothing(pool: Pool, how: str) -> None:
+    taken = start(pool, of(""))
+    raw = state.read_state(taken.slot.directory_fd, slot_state.STATE_NAME)
+    state.write_state(taken.slot.directory_fd, slot_state.STATE_NAME, {"remap": "100000.100000"}, raw)
+    root = Path(f"/proc/self/fd/{taken.slot.data_fd}/100000.100000")
+    if how == "file":
+        root.write_text("x")
+    elif how == "link":
+        root.symlink_to("/etc")
+    changed = json.loads((root.parent.parent / f"{taken.slot.directory_fd}/{changes.NAME}").read_text())
+    assert changed["names"] == []
+    taken.close()
+    remapped = of("")._replace(requirements=of("").requirements._replace(remap="100000.100000"))
+    tenants.take(pool, remapped).close()
+    tenants.take(pool, of("")).close()
+
+
+def test_a_scope_of_which_nothing_is_left_has_no_directory(pool: Pool) -> None:
+    for scope in ("build", "lint"):
+        job(pool, scope, scope)
+        job(pool, scope)
+    entries = survey.survey(pool, sizes=False, now=time.time()).entries
+    for entry in entries:
+        if entry.scope == "lint":
+            assert eviction.remove_entry(pool, entry)
+    assert os.listdir(f"{pool.path}/keys/k/scopes") == ["build"]

@@ -32,6 +32,10 @@ def some(text: str) -> frozenset[str]:
         (TEN, some("0123"), some("0123"), Change.EMPTIED),
         (TEN, some(""), some(""), Change.EMPTIED),
         (TEN, some("n"), some("n"), Change.EMPTIED),
+        # Contexts, cache mounts and what else is no layer outnumber the layers: nothing was lost.
+        (TEN, TEN, some("0"), Change.NONE),
+        (TEN, TEN | some("n"), some("0n"), Change.SOME),
+        (TEN, some("01234567n"), some("0n"), Change.SOME),
     ],
 )
 def test_what_counts_as_a_change(
@@ -40,7 +44,7 @@ def test_what_counts_as_a_change(
     assert judge(before, there, whole, keeps=False) is expected
 
 
-def test_where_something_is_to_be_kept_nothing_counts_as_unchanged() -> None:
-    """A volume's content is no layer."""
+def test_where_something_is_to_be_kept_everything_counts_as_a_change() -> None:
+    """A volume's content is no layer: the cache may be there."""
     assert judge(TEN, TEN, TEN, keeps=True) is Change.SOME
-    assert judge(TEN, some("0"), some("0"), keeps=True) is Change.EMPTIED
+    assert judge(TEN, some("0"), some("0"), keeps=True) is Change.SOME

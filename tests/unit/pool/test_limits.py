@@ -62,6 +62,17 @@ ONE_OF_EACH = [
 ]
 
 
+def test_a_free_slot_with_the_newest_state_goes_with_the_goldens() -> None:
+    """It is the only copy of that state until the next start of its scope."""
+    newest = entry("slots/newest", idle_s=9000)._replace(newest=True)
+    entries = [entry("golden.previous", EntryKind.PREVIOUS, idle_s=1), newest, golden("k", idle_s=8000)]
+    assert [name for _, name, _ in planned(entries, Budget(0, None, None))] == [
+        "golden.previous",
+        "slots/newest",
+        "golden",
+    ]
+
+
 @pytest.mark.parametrize("count", range(9))
 def test_order_and_stopping_as_soon_as_it_fits(count: int) -> None:
     order = ["slots/bad", "slots/old", "slots/new", "golden.previous", "golden.other/x", "a", "b", "k"]

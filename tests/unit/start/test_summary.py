@@ -114,7 +114,7 @@ def test_a_start_in_a_pool_says_whose_cache_it_has(warmth: str, source_key: str,
         (
             Lender("k", "lint", "k", ""),
             "cloned",
-            "cloned: 3 layers from the state of no scope, last used 60 s ago, key",
+            "cloned: 3 layers from a state of a job without scope, last used 60 s",
         ),
         (Lender("k", "lint", "main", "build"), "cloned", "cloned: 3 layers from key main, scope build, last used 60 s"),
         (Lender("k", "lint", "main", ""), "cloned", "cloned: 3 layers from key main, last used 60 s ago, key k, scope"),
