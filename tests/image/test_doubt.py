@@ -315,7 +315,7 @@ def test_a_slot_that_ends_a_daemon_goes_and_its_golden_only_when_it_fails_too(en
     dind = BTRFS.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert len([line for line in dind.warnings if "is set aside" in line]) == 1, dind.log()
-    assert "golden" in visitor.sh("ls keys/default")
+    assert "golden" in visitor.sh("ls keys/default/scopes/%")
 
 
 # ---- what is moved is recorded first ---------------------------------------------------------------------------------

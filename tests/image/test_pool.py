@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helpers.engine import Engine, Volume
 
 CROWD = 8
-ROUNDS = int(os.environ.get("CACHEDIND_TEST_ROUNDS", "7"))
+ROUNDS = int(os.environ.get("CACHEDIND_TEST_ROUNDS", "4"))
 
 
 @pytest.fixture(params=DISKS, ids=str)

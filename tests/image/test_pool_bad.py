@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from helpers.builds import overlay_project
 from helpers.engine import exec_in
 from helpers.estates import KEY, Estate, Estates, in_pool, small_project
 from helpers.flavours import Flavour
@@ -142,6 +143,8 @@ def test_damage_costs_warmth_at_most_and_nothing_outside(estates: Estates, damag
         estate.vacate()
         if damage.beside:
             # One more promotion, so that there is a golden.previous.
+            estate.occupied().build(overlay_project(secrets.token_hex(8), tag="new:latest"))
+            estate.vacate()
             estate.await_upkeep(estate.occupied())
         it = damage.path.replace(SLOT, slot)
         says = damage.says.replace(SLOT, slot)

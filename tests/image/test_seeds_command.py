@@ -109,7 +109,8 @@ def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, disk: Di
     assert_nothing_loaded(first)
     assert (first.summary or "").startswith("seeded: ")
     run_small(first, [one])
-    first.docker("tag", "one:1", "of-the-job:1")
+    first.docker("create", "--name=job", "one:1")
+    first.docker("commit", "job", "of-the-job:1")  # a layer that nobody else has
     first.docker("container", "prune", "--force")
     first.kill()
     first = desk.enter("group/project")  # with it the key gets a golden of its own
@@ -158,7 +159,8 @@ def test_only_some_keys_and_bad_seeds(engine: Engine) -> None:
     assert verdicts == {f"{SEEDS}/bad.tar": "bad", f"{SEEDS}/seed.tar": "missing", f"{SEEDS}/wrong.tar": "bad"}
     done = desk.visit("seed", "a")
     assert done.status == 1, done.output
-    assert "a: 1 put in, 2 not loaded" in done.stdout
+    assert "(seeds): 1 put in, 2 not loaded" in done.stdout
+    assert "a: nothing put in, 2 not loaded" in done.stdout, "it has nothing of its own, and begins with the seeds'"
     assert "b:" not in done.stdout
     loaded = desk.enter("a")
     assert images(loaded) == {"seed:1"}

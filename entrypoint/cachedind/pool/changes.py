@@ -84,6 +84,8 @@ def find(owner: Owner, found: DataRootState | None) -> Change:
     except OSError:  # whatever lies there instead is for the start that leases it to find
         return Change.SOME
     try:
+        if not _is_engines_own(root_fd, parent):
+            return Change.SOME
         there = _names(root_fd, parent)
         if there == before:
             return judge(before, there, there, keeps=keeps)
@@ -96,6 +98,16 @@ def _read(owner: Owner) -> dict[str, object]:
     with contextlib.suppress(ValueError, OSError):
         return state.read_state(owner.directory_fd, NAME) or {}
     return {}
+
+
+def _is_engines_own(root_fd: int, parent: str) -> bool:
+    """Whether that is a directory, or is not there: what a job has put in its place is not to be judged."""
+    try:
+        return stat.S_ISDIR(beneath.look(root_fd, parent).st_mode)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _names(root_fd: int, parent: str) -> frozenset[str]:

@@ -187,8 +187,8 @@ def clean(
 
 
 def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> TakenSlot:
-    """Make what the slot has the golden of its scope, where that is due, before a job's daemon changes it. An engine that
-    has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
+    """Make what the slot has the golden of its scope, where that is due, before a job's daemon changes it. An engine
+    that has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
     PoolUnusableError."""
     if taken.turn_fd is None:
         return taken
