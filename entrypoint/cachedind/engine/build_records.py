@@ -10,9 +10,12 @@ on: a build that finds it empty fills it. A build context (source.local) is not 
 it again: with its record goes a list of its files and their digests (cache/contenthash), which the next transfer
 corrects only by what it finds in the directory. In an emptied one nothing is found to be gone, and a file that was
 removed from the context stays in the digest: its COPY is CACHED, and has the file (seen on 28.5 with both stores).
+But no file of a context is ever written to again: a transfer makes a new file under another name and renames it, so
+that a hard link to the old one stays what it is.
 
-Sources: BuildKit, cache/metadata.go, cache/contenthash/checksum.go, client/client.go (UsageRecordType); moby,
-builder/builder-next/adapters/snapshot; containerd, core/metadata/snapshot.go (createKey).
+Sources: BuildKit, cache/metadata.go, cache/contenthash/checksum.go, client/client.go (UsageRecordType); fsutil,
+diskwriter.go (DiskWriter.HandleChange); moby, builder/builder-next/adapters/snapshot; containerd,
+core/metadata/snapshot.go (createKey).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     Records = dict[bytes, dict[bytes, bytes]]
 
 _CACHE_MOUNT = b"exec.cachemount"
+_CONTEXT = b"source.local"
 
 
 def read(root_fd: int, store: ImageStore, snapshotter: str = "") -> Records:
@@ -73,6 +77,27 @@ def find_cache_mounts(root_fd: int, storage: StoragePlan, engine: EngineVersion 
         return _directories_of(root_fd, storage, mounts) if mounts else {}
     except (OSError, ValueError):
         return {}
+
+
+def find_contexts(root_fd: int, storage: StoragePlan, engine: EngineVersion | None) -> frozenset[str]:
+    """The names of the directories in which build contexts lie, as find_cache_mounts."""
+    if not are_tested([engine]):
+        return frozenset()
+    try:
+        contexts = _contexts(read(root_fd, storage.store, storage.driver))
+        return frozenset(_directories_of(root_fd, storage, contexts)) if contexts else frozenset()
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _contexts(records: Records) -> dict[bytes, str]:
+    """By key of their snapshots. A record without a type shows the same directory as it was when its build used it."""
+    by_kind: dict[bytes, set[bytes]] = {}
+    for name, fields in records.items():
+        kind = value(fields.get(b"cache.recordType", b""))
+        by_kind.setdefault(kind, set()).add(value(fields.get(b"cache.snapshot", b"")) or name)
+    others = {key for kind, keys in by_kind.items() if kind != _CONTEXT for key in keys}
+    return dict.fromkeys(by_kind.get(_CONTEXT, set()) - others, "")
 
 
 def _cache_mounts(records: Records) -> dict[bytes, str]:

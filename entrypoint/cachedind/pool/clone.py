@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore, StoragePlan
-from cachedind.engine import immutable, remapping
+from cachedind.engine import build_records, immutable, remapping
 from cachedind.host import beneath, linux
 from cachedind.pool import layer_list, mutable, records, sharing
 from cachedind.pool.layers import Owner
@@ -132,7 +132,7 @@ def read_list(owner: Owner) -> frozenset[str]:
 
 
 def _look(owner: Owner, found: DataRootState | None, copy_fd: int) -> tuple[frozenset[str], LeftOut]:
-    """The layers whose files a copy links, and what it leaves empty."""
+    """The directories whose files a copy links (results of builds, contexts), and what it leaves empty."""
     storage = storage_of(found)
     if storage is None or found is None:
         return frozenset(), mutable.NOTHING
@@ -142,6 +142,7 @@ def _look(owner: Owner, found: DataRootState | None, copy_fd: int) -> tuple[froz
         return frozenset(), mutable.NOTHING
     try:
         results = immutable.find_results(root_fd, storage, found.engine)
+        results |= build_records.find_contexts(root_fd, storage, found.engine)
         return results, mutable.choose(root_fd, storage, found.engine, results, lambda: linux.has_reflinks(copy_fd))
     finally:
         os.close(root_fd)

@@ -331,6 +331,25 @@ def test_the_largest_cache_mount_stays_empty_where_there_are_too_many_files(
     assert listing(place.source) == before
 
 
+@pytest.mark.parametrize("storage", [GRAPH, CONTAINERD], ids=["graph", "containerd"])
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+def test_a_context_is_linked_file_by_file_and_what_replaces_a_file_is_nobody_elses(
+    place: Place, storage: StoragePlan
+) -> None:
+    add_mounts(place, storage)
+    place.copy(storage, "19")
+    own, other = (content_of(root, storage, "19") for root in (place.source, place.target))
+    assert listing(other) == listing(own)
+    assert (own / "0/0").samefile(other / "0/0")
+    assert not (own / "0").samefile(other / "0")
+    # As an engine does it: another file, renamed; and one that goes.
+    write(other / "0/.tmp.1", "new")
+    (other / "0/.tmp.1").rename(other / "0/0")
+    (other / "1/1").unlink()
+    assert (own / "0/0").read_text() == "19 0"
+    assert (own / "1/1").read_text() == "19 1"
+
+
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
 def test_a_large_context_costs_no_small_cache_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     add_mounts(place, GRAPH, context_files=200)

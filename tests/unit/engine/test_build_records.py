@@ -115,3 +115,32 @@ def test_records_that_cannot_be_read_know_of_none(graph: Path, content: bytes | 
     else:
         path.write_bytes(content)
     assert find(graph) == {}
+
+
+# ---- contexts --------------------------------------------------------------------------------------------------------
+
+
+def contexts(root: Path, storage: StoragePlan = GRAPH, engine: EngineVersion | None = TESTED) -> frozenset[str]:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return build_records.find_contexts(fd, storage, engine)
+    finally:
+        os.close(fd)
+
+
+def test_contexts_are_found_in_both_stores(graph: Path, containerd: Path) -> None:
+    assert contexts(graph) == {"context"}
+    assert contexts(containerd, CONTAINERD) == {"4"}
+    assert contexts(graph, engine=LATER) == contexts(graph, engine=None) == frozenset()
+
+
+def test_the_view_that_a_build_used_is_the_context_itself(graph: Path) -> None:
+    view = record("view", **{"cache.equalMutable": "context"})
+    write(graph / "buildkit/metadata_v2.db", {b"_main": {**RECORDS, b"view": view}})
+    assert contexts(graph) == {"context"}
+
+
+def test_what_a_record_of_another_kind_has_too_is_none(graph: Path) -> None:
+    other = record("context", "exec.cachemount")
+    write(graph / "buildkit/metadata_v2.db", {b"_main": {**RECORDS, b"other": other}})
+    assert contexts(graph) == frozenset()
