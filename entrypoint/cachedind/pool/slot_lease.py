@@ -109,8 +109,9 @@ def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) ->
         end = time.monotonic() + (WAIT_S if source is None else WAIT_WITH_OTHER_S)
         return any(
             golden.wait_for_turn(scope_fd, max(0.0, end - time.monotonic()))
+            for is_own in ((True, False) if source is None else (True,))
             for name, scope_fd in scopes.each(key_fd)
-            if scope_fd is not None and (name == own or source is None)
+            if scope_fd is not None and (name == own) is is_own
         )
     finally:
         os.close(key_fd)
