@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.clients import run_once
+from helpers.estates import small_project
 from helpers.pools import DISKS, Disk, big_project, slot_of
 from helpers.waiting import wait_until
 
@@ -110,7 +111,8 @@ def test_what_people_see_and_do(engine: Engine, disk: Disk) -> None:
     first.kill()
     assert desk.rows()[slot]["condition"] == "free"
     done = desk.visit("promote", "group/project", "--json")
-    assert (done.status, json.loads(done.stdout)["slot"]) == (0, slot_of(first))
+    [promoted] = json.loads(done.stdout)
+    assert (done.status, promoted["slot"]) == (0, slot_of(first))
     rows = desk.rows()
     assert rows["scopes/%/golden"]["shared_bytes"] > 16 * MIB
     assert rows[slot]["unique_bytes"] < 8 * MIB, "the golden shares it"
@@ -161,6 +163,10 @@ def test_the_doctor_tells_what_a_start_would_begin_with(engine: Engine, disk: Di
     assert found["why"] == "something is mounted at /cachedind, where this container's jobs do not see it"
     assert found["a_start_would"] == "start cold: the pool has nothing that fits for key default"
     assert is_hidden(first)
+    first.kill()
+    expect("start cold: the pool has nothing that fits for key default")  # it has built nothing
+    first = disk.start(engine, pool)
+    first.build(small_project("1"))
     first.kill()
     expect(f"lease slots/{slot_of(first)} of key default")
     expect("start cold", CACHEDIND_KEY="other")

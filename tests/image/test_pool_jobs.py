@@ -113,6 +113,7 @@ def test_a_read_only_instance_sees_the_golden_and_leaves_no_trace(engine: Engine
         assert third.docker_status("image", "inspect", "poison:latest") != 0
         assert third.docker_status("image", "inspect", "poisoned:latest") != 0
         assert third.build(project).uncached == []
+        third.build(overlay_project(secrets.token_hex(8), tag="new:latest"))
         third.kill()
         if digest_of_golden(engine, pool) != golden:
             break
@@ -154,10 +155,10 @@ def test_a_new_branch_is_warm_from_mains_golden(engine: Engine) -> None:
     main.kill()
     env = {"CACHEDIND_KEY": "group/project/feature", "CACHEDIND_FALLBACK_KEYS": "group/project/dev, group/project/main"}
     branch = BTRFS.start(engine, pool, env=env)
-    assert "from the golden of key group/project/main" in (branch.summary or "")
+    assert "from key group/project/main, last used" in (branch.summary or "")
     assert branch.build(project).uncached == []
     assert branch.run_image(project) == build_id
-    branch.docker("tag", project.tag, "of-the-branch:latest")
+    branch.build(overlay_project(secrets.token_hex(8), tag="of-the-branch:latest"))
     branch.kill()
 
     # From now on it has a cache of its own, and main has nothing of it.
@@ -234,8 +235,7 @@ def test_another_engine_and_back(engine: Engine) -> None:
     for number in range(3):  # often enough that the older engine's golden is two promotions behind
         upgraded = new.start(engine, pool)
         assert upgraded.build(first_project).uncached == [], f"start {number}"
-        if number == 0:
-            upgraded.build(second_project)
+        upgraded.build(second_project if number == 0 else small_project(secrets.token_hex(8)))
         upgraded.kill()
 
     back = old.start(engine, pool)

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from cachedind.commands.inventory import label, printable
-from cachedind.pool import choice, key_directory, scopes, slots
-from cachedind.pool.slot_state import Kind
+from cachedind.pool import changes, choice, key_directory, scopes, slots
+from cachedind.pool.slot_state import Candidate, Kind
 
 if TYPE_CHECKING:
     from cachedind.pool.directory import Pool
@@ -26,13 +26,20 @@ def forecast(pool: Pool, slot_request: SlotRequest) -> str:
     return f"start cold: the pool has nothing that fits for key {slot_request.key}"
 
 
+def _foreseen(key_fd: int, candidate: Candidate) -> Candidate:
+    """As the start will find it: what a free slot's last job has left is compared with what it began with."""
+    if candidate.kind is Kind.GOLDEN or slots.look(key_fd, candidate.name)[0]:
+        return candidate
+    return candidate._replace(state=changes.foresee(key_fd, candidate.name, candidate.state))
+
+
 def _forecast_key(pool: Pool, key: str, slot_request: SlotRequest, *, lend: bool) -> str | None:
     """`lend`: the start must leave this key's slots alone and wants a clone."""
     key_fd = key_directory.open_key(pool, key, create=False)
     if key_fd is None:
         return None
     try:
-        candidates, _ = key_directory.read_candidates(key_fd)
+        candidates = [_foreseen(key_fd, one) for one in key_directory.read_candidates(key_fd)[0]]
         goldens = [candidate for candidate in candidates if candidate.kind is Kind.GOLDEN]
         for candidate in choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id):
             if candidate.kind is Kind.GOLDEN:

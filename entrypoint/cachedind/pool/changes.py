@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from cachedind.base import state
 from cachedind.engine import damage, immutable, remapping
 from cachedind.host import beneath
-from cachedind.pool import clone, scopes, slot_state
+from cachedind.pool import clone, key_directory, scopes, slot_state
+from cachedind.pool.layers import Owner
 
 if TYPE_CHECKING:
     from cachedind.base.model import DataRootState, StoragePlan
-    from cachedind.pool.layers import Owner
     from cachedind.pool.slot_state import SlotState
     from cachedind.pool.slots import Slot
 
@@ -158,11 +158,32 @@ def note_emptied(scope_fd: int, number: int | None) -> None:
 # ---- a slot that was leased ---------------------------------------------------------------------------------------
 
 
+def foresee(key_fd: int, name: str, found: SlotState) -> SlotState:
+    """What read_judged will say of a free slot, as far as it can be told without its lease. Changes nothing. Raises
+    OSError."""
+    if not found.begun or found.begun != found.sequence:
+        return found
+    with contextlib.ExitStack() as undo:
+        directory_fd = key_directory.open_below(key_fd, name)
+        undo.callback(os.close, directory_fd)
+        data_fd = key_directory.open_below(directory_fd, "data")
+        undo.callback(os.close, data_fd)
+        change = find(Owner(directory_fd, data_fd), found.data)
+    if change is Change.SOME:
+        return found
+    return found._replace(sequence=found.before, nothing_new=change is Change.EMPTIED or not found.before)
+
+
+def read_unjudged(slot: Slot) -> tuple[dict[str, object], SlotState]:
+    """A leased slot's state, read again as it was not ours before. Raises ValueError, OSError."""
+    raw = state.read_state(slot.directory_fd, slot_state.STATE_NAME) or {}
+    return raw, slot_state.parse_slot_state(raw)
+
+
 def read_judged(key_fd: int, slot: Slot, number: int) -> tuple[dict[str, object], SlotState]:
     """A leased slot's state, read again as it was not ours before. What its last job has left is compared with what it
     began with, once. `number` is that of the key's last start. Needs the key's lock. Raises ValueError, OSError."""
-    raw = state.read_state(slot.directory_fd, slot_state.STATE_NAME) or {}
-    found = slot_state.parse_slot_state(raw)
+    raw, found = read_unjudged(slot)
     if not found.begun or found.begun != found.sequence:
         return raw, found
     change = find(slot.owner, found.data)

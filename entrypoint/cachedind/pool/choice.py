@@ -31,6 +31,12 @@ class Requirements(NamedTuple):
     remap: str = ""
     scope: str = ""
     """Whose states come first; those of others are cloned."""
+    container: str = ""
+    """Where the start is: a daemon that is started again in the same container goes on with its slot."""
+
+    def is_own(self, found: SlotState) -> bool:
+        """Whether it is what the daemon before this one, in the same container, has left."""
+        return bool(self.container) and found.container == self.container
 
 
 def build_requirements(request: StorageRequest, engine: EngineVersion, scope: str = "") -> Requirements:
@@ -49,7 +55,8 @@ def build_requirements(request: StorageRequest, engine: EngineVersion, scope: st
 
 def is_compatible(found: SlotState, requirements: Requirements) -> bool:
     """What has nothing new in it is not worth a lease: what it began with is there."""
-    return not found.read_only and not found.nothing_new and not why_incompatible(found, requirements)
+    is_worth_it = not found.nothing_new or requirements.is_own(found)
+    return not found.read_only and is_worth_it and not why_incompatible(found, requirements)
 
 
 def why_incompatible(found: SlotState, requirements: Requirements) -> str:
@@ -82,20 +89,21 @@ def _is_asked_for(found: SlotState, data: DataRootState, requirements: Requireme
 
 
 def plan_choice(candidates: list[Candidate], requirements: Requirements, boot_id: str) -> list[Candidate]:
-    """What to start from, best first: without a grave doubt, of the own scope, of this engine's own release before an
-    older one's, the newest.
+    """What to start from, best first: without a grave doubt, what the same container had, of the own scope, of this
+    engine's own release before an older one's, the newest.
 
     What has nothing but seeds in it comes after other scopes' states. Of equally new ones a slot, which needs no clone.
     A slot that never had a daemon and has no parent comes last.
     """
 
-    def rank(candidate: Candidate) -> tuple[bool, bool, int, bool, int, bool]:
+    def rank(candidate: Candidate) -> tuple[bool, bool, bool, int, bool, int, bool]:
         found = candidate.state
         worth = 0 if found.pure else 2 if found.scope == requirements.scope else 1
         same = found.data is not None and found.data.engine.release == requirements.engine.release
         return (
             found.data is not None,
             found.is_likely(boot_id),
+            candidate.kind is Kind.SLOT and requirements.is_own(found),
             worth,
             same,
             found.sequence,

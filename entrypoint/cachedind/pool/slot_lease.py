@@ -146,7 +146,8 @@ def _lease_newest(
             continue
         pool.trace.reach("lease.locked")
         try:
-            raw, found = changes.read_judged(key_fd, slot, sequence)
+            is_own = slot_request.requirements.is_own(candidate.state)
+            raw, found = changes.read_unjudged(slot) if is_own else changes.read_judged(key_fd, slot, sequence)
             if found != candidate.state and found.sequence < candidate.state.sequence:
                 # It is no more than its job began with: others may be newer.
                 slot.close()

@@ -22,7 +22,7 @@ GOLDEN_NAME = "golden.json"
 _NOT_CLONED = frozenset(
     {
         *("id", "from", "durable", "promoted_at", "took_s", "ended", "version", "min_reader"),
-        *("begun", "before", "nothing_new"),
+        *("begun", "before", "nothing_new", "holder"),
     }
 )
 
@@ -57,6 +57,8 @@ class SlotState(NamedTuple):
     """The number of the last start on it; `sequence` gets it when its daemon has come up."""
     before: int = 0
     """The sequence of the state that this start began with; 0 where that was not of its own scope."""
+    container: str = ""
+    """In which container the last start on it was; empty where that is not known."""
     nothing_new: bool = False
     """Whether its last job was found to have left less than what it began with, or nothing beside what it had from
     another scope or key: it replaces nothing."""
@@ -117,8 +119,14 @@ def parse_slot_state(raw: dict[str, object]) -> SlotState:
         scope=parse_scope(raw),
         begun=_number(raw, "begun"),
         before=_number(raw, "before"),
+        container=_container(raw.get("holder")),
         nothing_new=raw.get("nothing_new") is True,
     )
+
+
+def _container(holder: object) -> str:
+    found = holder.get("container") if isinstance(holder, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def parse_scope(raw: dict[str, object]) -> str:

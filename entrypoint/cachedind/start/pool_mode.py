@@ -44,6 +44,7 @@ def make_slot_request(settings: Config, daemon: DaemonSettings) -> SlotRequest:
     fallbacks = settings.fallback_keys
     if files.wants_seeds(settings):
         fallbacks = (*fallbacks, BASE_KEY)
+    requirements = requirements._replace(container=holder.container)
     return SlotRequest(settings.key, fallbacks, settings.read_only, requirements, procfs.read_boot_id(), holder)
 
 
@@ -317,7 +318,9 @@ def note_beginning(taken: TakenSlot, storage: StoragePlan, settings: Config, log
     """Note down what the job begins with, so that the next start can tell what it has left. Needs the lease, and no
     daemon on the slot."""
     try:
-        goes_on = taken.found.begun not in (0, taken.found.sequence)
+        holder = facts.read_holder_of_now(time.time())
+        is_same = bool(holder.container) and taken.found.container == holder.container
+        goes_on = is_same or taken.found.begun not in (0, taken.found.sequence)
         changes.note_beginning(taken.slot.owner, storage, keeps=bool(settings.keep), goes_on=goes_on)
     except OSError as error:
         log.debug(f"what the slot holds is not noted down: {error}; what its job leaves counts as new")

@@ -339,3 +339,20 @@ def test_a_scope_of_which_nothing_is_left_has_no_directory(pool: Pool) -> None:
         if entry.scope == "lint":
             assert eviction.remove_entry(pool, entry)
     assert os.listdir(f"{pool.path}/keys/k/scopes") == ["build"]
+
+
+def test_a_daemon_that_is_started_again_in_its_container_goes_on_with_its_slot(pool: Pool) -> None:
+    """Whatever its job has done so far: nothing that has a layer, say."""
+    job(pool, "", "b0")
+    job(pool, "")
+    here = of("")._replace(requirements=of("").requirements._replace(container="c0ffee"))
+    with contextlib.closing(start(pool, of(""))):
+        first = start(pool, here)
+        raw = state.read_state(first.slot.directory_fd, slot_state.STATE_NAME)
+        values: dict[str, object] = {"holder": {"container": "c0ffee"}}
+        state.write_state(first.slot.directory_fd, slot_state.STATE_NAME, values, raw)
+        first.close()
+        job(pool, "", "newer")
+        again = tenants.take(pool, here)
+        assert again.slot.id == first.slot.id
+        again.close()
