@@ -136,7 +136,7 @@ SCENARIOS = (
     Scenario(BTRFS, "maintain.stopped", with_leftovers),
     *(Scenario(BTRFS, point, with_new_layers) for point in SHARE),
     *(Scenario(BTRFS, point, with_new_layers) for point in PROMOTE),
-    *(Scenario(BTRFS, point, beside) for point in CLONE),
+    *(Scenario(BTRFS, point, beside, READ_ONLY) for point in CLONE),
     # The second finds the first one's key, and makes none.
     Scenario(BTRFS, "key.staged", idle, NEW_KEY | {"CACHEDIND_KEY": "a"}),
     Scenario(BTRFS, "key.named", idle, NEW_KEY | {"CACHEDIND_KEY": "b"}),

@@ -110,6 +110,7 @@ def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, disk: Di
     assert (first.summary or "").startswith("seeded: ")
     run_small(first, [one])
     first.docker("create", "--name=job", "one:1")
+    first.docker("cp", "/etc/hostname", "job:/made")
     first.docker("commit", "job", "of-the-job:1")  # a layer that nobody else has
     first.docker("container", "prune", "--force")
     first.kill()

@@ -214,7 +214,10 @@ def test_other_keys_begin_with_the_seeds_and_get_later_ones_once(engine: Engine,
     assert_nothing_loaded(second)
     assert (second.summary or "").startswith("seeded: ")
     for dind, key in ((first, "a"), (second, "b")):
-        dind.docker("tag", "old:1", f"of-{key}:1")
+        dind.docker("create", "--name=job", "old:1")
+        dind.docker("cp", "/etc/hostname", "job:/made")
+        dind.docker("commit", "job", f"of-{key}:1")  # a layer that nobody else has
+        dind.docker("container", "prune", "--force")
         dind.kill()
 
     source.put({"new.tar": docker_archive(new)})
