@@ -194,6 +194,7 @@ def test_whatever_an_engine_has_done(engine: Engine, flavour: Flavour) -> None:
 
     start_again(dind)
     dind.docker("load", "--input=/var/lib/docker/saved")
+    dind.keep_image(project)
     background = dind.build_in_background(many_records(secrets.token_hex(8)))
     dind.build(project)
     dind.kill()
