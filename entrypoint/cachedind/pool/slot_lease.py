@@ -135,10 +135,10 @@ def _lease_newest(
     """The scope's newest free slot, unless a golden is newer or better; to be promoted, if it deserves it. Needs the
     key's lock."""
     passed: set[str] = set()
-    while True:
-        ranked = choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
-        candidate = next((one for one in ranked if one.name not in passed), None)
-        if candidate is None or candidate.kind is Kind.GOLDEN or candidate.state.scope != slot_request.scope:
+    ranked = choice.plan_choice(candidates, slot_request.requirements, slot_request.boot_id)
+    while ranked:
+        candidate = ranked.pop(0)
+        if candidate.kind is Kind.GOLDEN or candidate.state.scope != slot_request.scope:
             return None
         slot = inspection.try_lease(pool, key_fd, candidate.name, log)
         if slot is None:
@@ -152,6 +152,8 @@ def _lease_newest(
                 # It is no more than its job began with: others may be newer.
                 slot.close()
                 candidates = [one._replace(state=found) if one is candidate else one for one in candidates]
+                left = [one for one in candidates if one.name not in passed]
+                ranked = choice.plan_choice(left, slot_request.requirements, slot_request.boot_id)
                 continue
             due = inspection.is_due(pool, key_fd, slot_request, slot, found, candidates, log)
             turn_fd = golden.take_turn(key_fd, found.scope) if due else None
@@ -161,6 +163,7 @@ def _lease_newest(
         return TakenSlot(
             pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, turn_fd=turn_fd
         )
+    return None
 
 
 def _be_born(pool: Pool, slot_request: SlotRequest, source: Source | None, source_key: str, sequence: int) -> TakenSlot:

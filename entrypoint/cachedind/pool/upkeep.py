@@ -67,15 +67,22 @@ def make_durable(pool: Pool, key: str) -> None:
     try:
         for fd in opened[:1]:
             linux.syncfs(fd)  # may take long: not under the lock
-        for fd in opened:
-            # Unreadable, or deleted meanwhile: the next start's business.
-            with contextlib.suppress(ValueError, FileNotFoundError):
-                raw = state.read_state(fd, slot_state.GOLDEN_NAME)
-                if raw is not None:
-                    state.write_state(fd, slot_state.GOLDEN_NAME, {"durable": True}, raw)
+        if opened:
+            # One at a time: others bring the same ones to the disk.
+            with key_directory.locked_key(pool, key, create=False):
+                for fd in opened:
+                    _note_durable(fd)
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _note_durable(golden_fd: int) -> None:
+    # Unreadable, or deleted meanwhile: the next start's business.
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        raw = state.read_state(golden_fd, slot_state.GOLDEN_NAME)
+        if raw is not None and raw.get("durable") is not True:
+            state.write_state(golden_fd, slot_state.GOLDEN_NAME, {"durable": True}, raw)
 
 
 def prepare_spare(pool: Pool, key: str, scope: str) -> bool:
