@@ -33,10 +33,10 @@ class Client:
         dind.load_base()
         if self._kept:
             dind.container.put_archive("/root", self._kept)
-        dind.sh("rm -rf /work; mkdir -p /work/src")
-        dind.put("/work", {"Dockerfile": DOCKERFILE})
-        dind.put("/work/src", self.files)
-        dind.docker("build", "--tag=context:latest", "/work")
+        dind.sh("rm -rf /sent; mkdir -p /sent/src")
+        dind.put("/sent", {"Dockerfile": DOCKERFILE})
+        dind.put("/sent/src", self.files)
+        dind.docker("build", "--tag=context:latest", "/sent")
         if not self._kept:
             self._kept = b"".join(dind.container.get_archive(CLIENT)[0])
         return dind.docker("run", "--rm", "context:latest").splitlines()

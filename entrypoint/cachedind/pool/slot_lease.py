@@ -151,6 +151,11 @@ def _lease_newest(
             if found != candidate.state and found.sequence < candidate.state.sequence:
                 # It is no more than its job began with: others may be newer.
                 slot.close()
+                if found.nothing_new and found.before:
+                    log.info(
+                        f"slot {slot.id} is passed over: its job removed most of what it began with; "
+                        "what two such jobs in a row leave is kept"
+                    )
                 candidates = [one._replace(state=found) if one is candidate else one for one in candidates]
                 left = [one for one in candidates if one.name not in passed]
                 ranked = choice.plan_choice(left, slot_request.requirements, slot_request.boot_id)
