@@ -55,7 +55,8 @@ def test_a_client_changes_its_context_in_a_clone_and_nobody_elses(engine: Engine
     first.kill()
 
     leased, cloned = disk.start(engine, pool), disk.start(engine, pool)
-    assert (cloned.summary or "").startswith("cloned: ")
+    # A clone that was made in advance, where copying took long, is leased.
+    assert (cloned.summary or "").startswith(("cloned: ", "warm: "))
     assert cloned.sh("find /var/lib/docker -xdev -name kept -links +1 | head -n 1") != "", "nothing was linked"
     client.files = {"changed": "longer than it was before", "kept": before["kept"], "new": "new"}
     assert client.build(cloned) == client.expected()

@@ -118,14 +118,6 @@ def kill_amid_prune(dind: Dind, flavour: Flavour) -> bool:
     return True
 
 
-def build_until_caught(dind: Dind, flavour: Flavour) -> None:
-    for _ in range(TRIES):
-        dind.build(many_records(secrets.token_hex(8)))
-        if kill_amid_prune(dind, flavour):
-            return
-    raise AssertionError(f"{TRIES} prunes were over before they were caught")
-
-
 def build_again(dind: Dind, flavour: Flavour, project: Project) -> Build:
     """With the containerd store 28.5's collector may still be at what the prune has left, and take a layer from under a
     build, which then fails ("parent snapshot … does not exist"): once more, then."""
@@ -135,6 +127,14 @@ def build_again(dind: Dind, flavour: Flavour, project: Project) -> Build:
         if flavour.store != "containerd" or "does not exist: not found" not in str(error):
             raise
         return dind.build(project)
+
+
+def build_until_caught(dind: Dind, flavour: Flavour) -> None:
+    for _ in range(TRIES):
+        build_again(dind, flavour, many_records(secrets.token_hex(8)))
+        if kill_amid_prune(dind, flavour):
+            return
+    raise AssertionError(f"{TRIES} prunes were over before they were caught")
 
 
 def start_again(dind: Dind) -> None:

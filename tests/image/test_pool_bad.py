@@ -146,6 +146,7 @@ def test_damage_costs_warmth_at_most_and_nothing_outside(estates: Estates, damag
             estate.occupied().build(overlay_project(secrets.token_hex(8), tag="new:latest"))
             estate.vacate()
             estate.await_upkeep(estate.occupied())
+        estate.drop_spares(slot)
         it = damage.path.replace(SLOT, slot)
         says = damage.says.replace(SLOT, slot)
         do = f"mkdir -p victim; rm -rf victim/it; it={it}; {HOW[damage.how]}; {OUTSIDE}"

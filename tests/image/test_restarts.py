@@ -60,6 +60,7 @@ def test_each_start_leases_a_slot(engine: Engine, disk: Disk) -> None:
     first = disk.start(engine, pool, env={"CACHEDIND_POOL": POOL}, **AGAIN)
     project = overlay_project(secrets.token_hex(8))
     first.build(project)
+    build_id = first.run_image(project)
     own = held_slot(first)
     for names, signal in (((), "TERM"), ((), "KILL"), (("containerd",), "KILL")):
         end_daemon(first, *names, signal=signal)
@@ -67,6 +68,8 @@ def test_each_start_leases_a_slot(engine: Engine, disk: Disk) -> None:
         assert starts(first)[-1].startswith("warm")
         assert first.sh(f"ls -A {POOL}") == "", "the pool is hidden again"
         assert first.sh(f"grep -c ' {DATA_ROOT} ' /proc/self/mountinfo") == "2", "the volume of the image, and one slot"
+        # Its layers are in the pool by now, which is unmounted.
+        assert first.run_image(project) == build_id
     assert first.build(project).uncached == []
     # Others have slots of their own, beside it and under it.
     others = [disk.start(engine, pool) for _ in range(2)]

@@ -61,10 +61,15 @@ def has_securityfs_directory() -> bool:
 def bind(directory_fd: int, target: str) -> bool:
     """Put an open directory in the place of `target`, which is made when it is missing; tells whether that hides
     something. Raises OSError. Needs CAP_SYS_ADMIN.
+
+    The mount is private. As a peer of the one that the directory is from (which is shared after an earlier start in
+    this container, or mounted with propagation), it would lose what is mounted below it as soon as that one is
+    unmounted, and have it appear there until then.
     """
     os.makedirs(target, mode=0o710, exist_ok=True)
     hides = any(name not in (".cachedind", "lost+found") for name in os.listdir(target))
     linux.mount(f"/proc/self/fd/{directory_fd}", target, "", linux.MS_BIND)
+    linux.mount("none", target, "", linux.MS_PRIVATE)
     return hides
 
 

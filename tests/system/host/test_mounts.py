@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cachedind
 from cachedind.base.log import Log
-from cachedind.host import linux, procfs
+from cachedind.host import linux, mounts, procfs
 from cachedind.host.mounts import apply_mounts, has_securityfs_directory, plan_mounts
 from cachedind.start import container
 from helpers.children import in_namespaces
@@ -72,6 +72,27 @@ def test_inner_mounts_reach_what_is_bound_out_of_the_container() -> None:
         return ("/tmp/bound/inner", "tmpfs") in mount_points()
 
     assert in_namespaces(work)
+
+
+def test_what_is_bound_below_a_slot_stays_when_the_shared_pool_is_unmounted() -> None:
+    """A pool is shared after an earlier start in the same container, or where somebody mounted it with propagation."""
+
+    def work() -> tuple[bool, list[str], list[str]]:
+        plan()
+        for name in ("pool", "root"):
+            os.mkdir(f"/tmp/{name}")
+        linux.mount("none", "/tmp/pool", "tmpfs")
+        assert "shared" in propagation("/tmp/pool")
+        for name in ("slot", "layers", "layers/one"):
+            os.mkdir(f"/tmp/pool/{name}")
+        slot_fd, layers_fd = (os.open(f"/tmp/pool/{name}", os.O_RDONLY) for name in ("slot", "layers"))
+        hides = mounts.bind(slot_fd, "/tmp/root")
+        mounts.bind_read_only(layers_fd, slot_fd, "/tmp/root", ".cachedind/layers")
+        leaked = [place for place, _ in mount_points() if place.startswith("/tmp/pool/")]
+        linux.umount("/tmp/pool", linux.MNT_DETACH)
+        return hides, leaked, os.listdir("/tmp/root/.cachedind/layers")
+
+    assert in_namespaces(work) == (False, [], ["one"])
 
 
 def test_boot_says_what_it_could_not_mount_and_goes_on(capfd: object) -> None:
