@@ -168,7 +168,7 @@ class Estate:
         return set(self.visitor.sh(script).split())
 
     def drop_spares(self, *wanted: str) -> None:
-        """Remove the slots that nobody holds, but for those: where copying took long, upkeep has made one in advance."""
+        """Remove slots that nobody holds, but for those: where copying took long, upkeep has made one in advance."""
         there = set(self.visitor.sh(f"ls {KEY}/slots").split())
         for spare in there - self.held_slots() - {*wanted}:
             self.visitor.sh(f"rm -rf {KEY}/slots/{spare}")

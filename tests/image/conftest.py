@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,35 @@ from helpers.engine import Engine
 from helpers.estates import Estates
 from helpers.flavours import FLAVOURS, SUITES, Flavour
 from helpers.seeds import Ten, make_ten
+
+SELDOM = FLAVOURS[1]
+
+
+def others(name: str) -> set[str]:
+    """The same variant of a test with the other flavours."""
+    return {name.replace(str(SELDOM), str(flavour)) for flavour in FLAVOURS if flavour is not SELDOM}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the variants that are run seldom as `rare` (scripts/test rare).
+
+    Of the three flavours that is 28.5 with graph drivers, where a test has the other two: each engine and each store
+    once. A test that is slow names with `everyday` which of its variants are not.
+    """
+    variants: defaultdict[str, dict[str, pytest.Item]] = defaultdict(dict)
+    for item in items:
+        if isinstance(item, pytest.Function):
+            variants[item.nodeid.partition("[")[0]][item.callspec.id if hasattr(item, "callspec") else ""] = item
+    for test, by_id in variants.items():
+        everyday = next(iter(by_id.values())).get_closest_marker("everyday")
+        if everyday is not None:
+            assert set(everyday.args) <= by_id.keys(), f"{test} has no such variant: {everyday.args}"
+            rare = by_id.keys() - set(everyday.args)
+        else:
+            rare = {name for name in by_id if str(SELDOM) in name and all(other in by_id for other in others(name))}
+        for name in rare:
+            by_id[name].add_marker("rare")
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def await_upkeep(dind: Dind) -> None:
     wait_until(lambda: dind.exec("sh", "-c", script, check=False).status == 0, what="the witness to end")
 
 
+@pytest.mark.everyday("ahead")
 @pytest.mark.parametrize("offset_s", [-YEAR_S, YEAR_S], ids=["behind", "ahead"])
 def test_a_year_apart(engine: Engine, offset_s: int) -> None:
     pool = BTRFS.volume(engine)

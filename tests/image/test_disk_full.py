@@ -30,6 +30,7 @@ sync
 PLACES = [("pool", disk) for disk in DISKS] + [("data-root", Disk("ext4", Flavour("forky", "containerd")))]
 
 
+@pytest.mark.everyday("pool-ext4-trixie-graphdriver", "data-root-ext4-forky-containerd")
 @pytest.mark.parametrize(("place", "disk"), PLACES, ids=str)
 def test_a_disk_that_fills_up_at_any_moment(engine: Engine, place: str, disk: Disk) -> None:
     seed = random.randrange(2**32)

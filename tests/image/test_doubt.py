@@ -92,6 +92,7 @@ def test_what_is_no_damage_costs_nothing(ward: Ward, flavour: Flavour, event: st
         end(again)
 
 
+@pytest.mark.everyday("trixie-graphdriver", "forky-containerd")
 def test_the_doubt_of_a_crash_outlives_a_start_that_is_killed_amid_looking(ward: Ward, flavour: Flavour) -> None:
     good = ward.good(flavour)
     good.damage(REBOOT)
@@ -283,6 +284,7 @@ def test_in_a_pool_slow_is_not_dead_either(engine: Engine) -> None:
 CANCELLED_AT = ("lease.recorded", "bind.bound", "hide.unmounted")
 
 
+@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
 @pytest.mark.parametrize("disk", DISKS, ids=str)
 def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, disk: object) -> None:
     assert isinstance(disk, type(BTRFS))

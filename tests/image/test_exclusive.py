@@ -91,6 +91,7 @@ def test_busy_waits_ten_seconds_unless_told_otherwise(engine: Engine, suite: str
     assert 10 <= time.monotonic() - started < 16
 
 
+@pytest.mark.everyday("forky")
 @pytest.mark.timeout(600)
 def test_thirty_at_once_hold_one_after_the_other(engine: Engine, suite: str) -> None:
     seed = random.randrange(2**32)

@@ -62,6 +62,7 @@ LONG_S = {"prune": 0.5, "load": 1.0}
 """About how long such work takes; a build is measured."""
 
 
+@pytest.mark.everyday("build-forky-containerd", "prune-trixie-graphdriver", "load-forky-containerd")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("flavour", [FLAVOURS[0], FLAVOURS[2]], ids=str)
 @pytest.mark.parametrize("kind", ["build", "prune", "load"])

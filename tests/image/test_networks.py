@@ -66,6 +66,7 @@ def test_an_own_bridge_comes_and_goes_on_one_key(engine: Engine, flavour: Flavou
         leave_behind(dind, project)
 
 
+@pytest.mark.everyday("forky-containers", "trixie-networks")
 @pytest.mark.parametrize("keep", ["containers", "networks"])
 def test_what_is_kept_does_not_stop_an_own_bridge(engine: Engine, suite: str, keep: str) -> None:
     flavour = Flavour(suite, "graphdriver")

@@ -34,6 +34,7 @@ def crowd_on(engine: Engine, disk: Disk, pool: Volume) -> list[Dind]:
     return [disk.start(engine, pool, ready=False, start=False) for _ in range(CROWD)]
 
 
+@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
 @pytest.mark.timeout(600)
 def test_eight_at_once_are_all_warm(engine: Engine, disk: Disk) -> None:
     pool = disk.volume(engine)
@@ -66,6 +67,7 @@ def test_eight_at_once_are_all_warm(engine: Engine, disk: Disk) -> None:
     assert {dind.run_image(project) for dind in crowd} == {build_id}
 
 
+@pytest.mark.everyday("btrfs-forky-containerd")
 @pytest.mark.timeout(900)
 def test_rounds_of_sigkill(engine: Engine, disk: Disk) -> None:
     seed = random.randrange(2**32)

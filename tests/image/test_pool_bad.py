@@ -136,6 +136,16 @@ DAMAGES = (
 )
 
 
+# One of each kind: what else can be in a file's place is told from these by the same lines of code.
+EVERYDAY = (
+    *("pool.json-link", "pool.lock-directory", "pool.lock-link", "layers-link", "trash-link", "keys/default-link"),
+    *("key.json-garbage", "sequence-link", "slots-file", "slots/SLOT/slot.json-truncated", "slots/SLOT/slot.json-link"),
+    *("slots/SLOT/slot.lock-link", "slots/SLOT/data-link", "scopes/%/golden/golden.json-directory"),
+    *("scopes/%/golden-link", "scopes/%/golden/data-link-beside", "scopes/%/golden.other-link"),
+)
+
+
+@pytest.mark.everyday(*EVERYDAY)
 @pytest.mark.parametrize("damage", DAMAGES, ids=str)
 def test_damage_costs_warmth_at_most_and_nothing_outside(estates: Estates, damage: Damage) -> None:
     with estates.lend(BTRFS) as estate:

@@ -60,6 +60,7 @@ def is_hidden(dind: Dind) -> bool:
     return not [where for where in mounts - own if "cachedind" in where]
 
 
+@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
 def test_what_people_see_and_do(engine: Engine, disk: Disk) -> None:
     pool = disk.volume(engine)
     desk = Desk(engine, disk, pool)

@@ -20,6 +20,7 @@ LOSSES = 1
 PLACES = [("pool", disk) for disk in DISKS] + [("data-root", DISKS[0])]
 
 
+@pytest.mark.everyday("pool-btrfs-forky-containerd", "data-root-ext4-trixie-graphdriver")
 @pytest.mark.parametrize(("place", "disk"), PLACES, ids=str)
 def test_after_a_loss_of_power(engine: Engine, place: str, disk: Disk) -> None:
     seed = random.randrange(2**32)

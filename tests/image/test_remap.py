@@ -34,6 +34,7 @@ def left(dind: Dind) -> list[str]:
     return [word for words in asked for word in dind.docker(*words).split()]
 
 
+@pytest.mark.everyday("forky")
 def test_a_remapped_job_and_one_without_share_a_key_and_see_nothing_of_others(engine: Engine, suite: str) -> None:
     pool = engine.volume()
     project = overlay_project(secrets.token_hex(8))

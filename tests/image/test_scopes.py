@@ -39,6 +39,7 @@ def job(disk: Disk, engine: Engine, pool: Volume, project: Project | None, **env
 SIDE_BY_SIDE = [(Disk("ext4", FLAVOURS[0]), True), (Disk("xfs", FLAVOURS[2]), True), (EXT4, False)]
 
 
+@pytest.mark.everyday("containerd", "forky-no scopes")
 @pytest.mark.parametrize(("disk", "named"), SIDE_BY_SIDE, ids=["trixie", "containerd", "forky-no scopes"])
 def test_jobs_of_a_pipeline_side_by_side_are_warm_from_the_second_round_on(
     engine: Engine, disk: Disk, named: bool

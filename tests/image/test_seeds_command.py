@@ -82,6 +82,7 @@ def assert_nothing_loaded(dind: Dind) -> None:
     assert not looked_closer(dind)
 
 
+@pytest.mark.everyday("ext4-trixie-graphdriver")
 def test_a_pool_is_filled_before_any_job_and_beside_one(engine: Engine, disk: Disk) -> None:
     source, pool = SeedVolume(engine), disk.volume(engine)
     desk = Desk(engine, disk, pool, source)

@@ -80,6 +80,7 @@ def assert_nothing_loaded(dind: Dind) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
 @pytest.mark.timeout(600)
 def test_eight_at_once_share_one_copy(engine: Engine, ten: Ten, disk: Disk) -> None:
     twin = disk.start(engine, disk.volume(engine, 8192))
@@ -156,6 +157,7 @@ def test_what_a_job_removed_is_back_for_the_next(engine: Engine, ten: Ten, disk:
     assert_nothing_loaded(enter(engine, disk, pool, ten.source, env))
 
 
+@pytest.mark.everyday(*(f"btrfs-forky-containerd-{point}" for point in POINTS))
 @pytest.mark.parametrize("point", POINTS)
 def test_a_start_is_killed_amid_seeding_and_the_next_has_all(engine: Engine, ten: Ten, disk: Disk, point: str) -> None:
     pool, env = disk.volume(engine), setting(FEW)

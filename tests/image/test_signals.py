@@ -40,6 +40,7 @@ def check_end(dind: Dind, sent: float) -> None:
 
 # In the few milliseconds before docker-init takes signals nobody can help: the first process of a container gets only
 # those that it has asked for.
+@pytest.mark.everyday(*map(str, (0, 5, 10, 30, 50, 90, 130, 170, 250, 800)))
 @pytest.mark.parametrize("delay_ms", [0, 2, 5, *range(10, 200, 20), 250, 400, 800])
 def test_term_during_the_start(engine: Engine, delay_ms: int) -> None:
     suite = "trixie" if delay_ms % 20 else "forky"
