@@ -134,8 +134,7 @@ def summarise(
     """The line, and the same as fields for a JSON log."""
     from cachedind.base.sizes import format_bytes
 
-    used = place.total_bytes - place.free_bytes
-    disk = f"{place.fstype}, {format_bytes(used)} of {format_bytes(place.total_bytes)} used"
+    disk = f"{place.fstype}, {format_bytes(place.free_bytes)} of {format_bytes(place.total_bytes)} free"
     phases = ", ".join(f"{name} {took:.0f}" for name, took in stopwatch.phases.items())
     line = (
         f"{origin.temperature}: {origin.words} ({disk}); {plan.driver} in the {plan.store} store ({plan.reason}); "
@@ -147,7 +146,7 @@ def summarise(
         **origin.fields,
         "data_root": place.path,
         "fstype": place.fstype,
-        "used_bytes": used,
+        "free_bytes": place.free_bytes,
         "total_bytes": place.total_bytes,
         "driver": plan.driver,
         "image_store": str(plan.store),

@@ -54,7 +54,7 @@ def of_data_root(layers: int, last_used_s: float | None) -> Origin:
 def test_a_warm_start_says_from_what_how_old_on_what_and_how_long_it_took() -> None:
     watch = stopwatch(listen=3.2, lease=40.0)
     line, fields = summarise(PLAN, PLACE, of_data_root(12, 300.4), layers=12, stopwatch=watch)
-    assert line.startswith("warm: 12 layers, last used 5 min ago (xfs, 6.0 GiB of 10.0 GiB used); ")
+    assert line.startswith("warm: 12 layers, last used 5 min ago (xfs, 4.0 GiB of 10.0 GiB free); ")
     assert "overlay2 in the graphdriver store" in line
     assert "it works on xfs" in line
     assert line.endswith("43 ms: listen 3, lease 40")
@@ -66,7 +66,7 @@ def test_a_warm_start_says_from_what_how_old_on_what_and_how_long_it_took() -> N
         "seeded": 0,
         "data_root": "/var/lib/docker",
         "fstype": "xfs",
-        "used_bytes": 6 << 30,
+        "free_bytes": 4 << 30,
         "total_bytes": 10 << 30,
         "driver": "overlay2",
         "image_store": "graphdriver",
