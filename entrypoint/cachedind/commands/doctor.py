@@ -150,7 +150,7 @@ def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:
     section: Report = {"mode": "direct" if path is None else "pool", "why": _why_pool(settings, path, hidden=hidden)}
     if path is None:
         return section
-    section |= {"path": path, "key": settings.key}
+    section |= {"path": path, "key": settings.key, "scope": settings.scope}
     try:
         section |= _look_into_pool(path, words, settings)
     except CachedindError as error:

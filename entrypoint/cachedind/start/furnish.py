@@ -99,11 +99,11 @@ def _note_doubt(prepared: Prepared, reason: str, log: Log) -> None:
 
 def clean(context: StartContext, prepared: Prepared) -> Prepared:
     """Remove the last job's leftovers from the slot, or move on to another one."""
-    from cachedind.start import pool_mode
+    from cachedind.start import pool_cleaning, pool_mode
 
     while (taken := prepared.taken) is not None and prepared.past.moves <= MAX_MOVES + 1:
         try:
-            cleaned = pool_mode.clean(
+            cleaned = pool_cleaning.clean(
                 context.settings, context.environ, prepared.storage, prepared.lease, taken, context.log
             )
         except CleaningError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import time
 from typing import TYPE_CHECKING
@@ -14,9 +13,9 @@ from cachedind.base.errors import PoolUnusableError, ProgramMissingError
 from cachedind.base.trace import Trace
 from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
-from cachedind.engine import immutable, remapping
+from cachedind.engine import immutable
 from cachedind.host import linux, mounts, procfs
-from cachedind.pool import changes, choice, clone, directory, slot_lease, slot_state
+from cachedind.pool import changes, choice, directory, slot_lease, slot_state
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
 from cachedind.seeds import files
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.base.model import StoragePlan
     from cachedind.dataroot.witness import Witness
-    from cachedind.engine.cleaning import Cleaned, Pruning
     from cachedind.pool.directory import Pool
-    from cachedind.seeds.planning import Plan
-    from cachedind.seeds.seeding import Found, PutIn, Target
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 
@@ -57,7 +53,7 @@ def move_in(
     """
     pool = None
     try:
-        with _faults_of(path):
+        with faults_of(path):
             pool = _open(path, settings, log)
             taken = _take(pool, slot_request, data_root, settings, log)
             return bind(taken, data_root, log), taken
@@ -68,7 +64,7 @@ def move_in(
 
 
 @contextlib.contextmanager
-def _faults_of(path: str) -> Iterator[None]:
+def faults_of(path: str) -> Iterator[None]:
     """Whatever goes wrong with a pool is one error, with which a start goes on without it."""
     try:
         yield
@@ -160,33 +156,6 @@ def bind(taken: TakenSlot, data_root: str, log: Log) -> Lease:
     return Lease(slot.lock_fd, slot.directory_fd, data_root, slot.previous, 0.0, slot_state.STATE_NAME)
 
 
-def clean(
-    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, taken: TakenSlot, log: Log
-) -> Cleaned:
-    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
-    pool is over its budget with nothing left to evict, the slot is pruned too.
-
-    Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
-    """
-    from cachedind.engine import cleaning
-    from cachedind.engine.leftovers import find_leftovers
-
-    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
-    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
-    cleaned = cleaning.clean(
-        lease.data_root,
-        storage,
-        leftovers,
-        settings.keep,
-        lock_fd=lease.fd,
-        environ=environ,
-        log=log,
-        trace=taken.pool.trace,
-        wanted=wanted,
-    )
-    return cleaned
-
-
 def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> TakenSlot:
     """Make what the slot has the golden of its scope, where that is due, before a job's daemon changes it. An engine
     that has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
@@ -204,31 +173,6 @@ def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> T
         return taken._replace(turn_fd=None)
 
 
-def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
-    """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
-    from cachedind.engine import pruning
-
-    if taken.warmth is Warmth.FRESH:
-        return None
-    try:
-        wanted_bytes = pruning.take_note(taken.pool.fd)
-    except OSError:
-        return None
-    if wanted_bytes <= 0:
-        return None
-    from cachedind.engine import image_names
-    from cachedind.engine.cleaning import Pruning
-    from cachedind.seeds import ledger
-
-    root_fd = remapping.open_root(lease.data_root, storage.remap)
-    try:
-        entries, _ = ledger.read(root_fd)
-    finally:
-        os.close(root_fd)
-    seeded = (name for entry in entries.values() for record in entry.images for name in record.names)
-    return Pruning(wanted_bytes, settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))
-
-
 def move_elsewhere(
     taken: TakenSlot, slot_request: SlotRequest, data_root: str, why: str, log: Log
 ) -> tuple[Lease, TakenSlot]:
@@ -236,70 +180,11 @@ def move_elsewhere(
 
     Raises PoolUnusableError: then there is no slot at the data-root.
     """
-    with _faults_of(taken.pool.path):
+    with faults_of(taken.pool.path):
         linux.umount(data_root, linux.MNT_DETACH)
         slot_lease.give_up(taken, why, log)
         another = slot_lease.take(taken.pool, slot_request, log)
         return bind(another, data_root, log), another
-
-
-def seed(
-    plan: Plan,
-    found: Found,
-    target: Target,
-    taken: TakenSlot,
-    slot_request: SlotRequest,
-    *,
-    environ: dict[str, str],
-    log: Log,
-    bars: bool,
-    may_move: bool,
-) -> PutIn | None:
-    """Put into the slot what it lacks of the seeds, once for all who need it: what it then has becomes a golden.
-
-    None, with `may_move`, when a golden has more of them than the slot by now: then another slot is to be taken. Raises
-    CleaningError, PoolUnusableError, OSError.
-    """
-    from cachedind.seeds import pool_seeds, seeding
-
-    pool = taken.pool
-    put_in = functools.partial(
-        seeding.put_in, plan, found, target, environ=environ, log=log, bars=bars, trace=pool.trace
-    )
-    # What another scope has made does not become this one's golden by getting seeds.
-    is_lent = not taken.is_pure and not taken.before
-    if slot_request.read_only or is_lent or not clone.is_possible_with(target.storage):
-        return put_in()
-    key = pool_seeds.golden_key(taken)
-    with pool_seeds.turn(pool, key, lambda: log.info("waiting for another instance that is putting the same seeds in")):
-        with pool_seeds.newest_golden(pool, key, slot_request.requirements, slot_request.boot_id) as golden:
-            if golden is not None and may_move:
-                left = seeding.compare(found, golden.data_fd, golden.storage, log)
-                if len(left.missing) < len(plan.missing):
-                    return None
-        result = put_in()
-        if result.images and result.clean:
-            _promote_seeded(taken, key, log)
-        return result
-
-
-def promote_interrupted(taken: TakenSlot, slot_request: SlotRequest, log: Log) -> None:
-    """What a start that was killed has put in is complete: let others have it, if they do not already."""
-    from cachedind.seeds import pool_seeds
-
-    if not slot_request.read_only and clone.is_possible(taken.found.data):
-        with pool_seeds.turn(taken.pool, pool_seeds.golden_key(taken), lambda: None):
-            _promote_seeded(taken, pool_seeds.golden_key(taken), log)
-
-
-def _promote_seeded(taken: TakenSlot, key: str, log: Log) -> None:
-    from cachedind.seeds import pool_seeds
-
-    try:
-        pool_seeds.promote(taken, key, log)
-    except (OSError, ValueError, PoolUnusableError) as error:
-        log.warn(f"the seeds are in this slot only ({error}); the next instance puts them in again")
-    taken.pool.trace.reach("seed.promoted")
 
 
 def move_on(taken: TakenSlot, slot_request: SlotRequest, data_root: str, log: Log) -> tuple[Lease, TakenSlot]:
@@ -307,7 +192,7 @@ def move_on(taken: TakenSlot, slot_request: SlotRequest, data_root: str, log: Lo
     data-root."""
     from cachedind.seeds import pool_seeds
 
-    with _faults_of(taken.pool.path):
+    with faults_of(taken.pool.path):
         linux.umount(data_root, linux.MNT_DETACH)
         pool_seeds.give_back(taken)
         another = slot_lease.take(taken.pool, slot_request, log)

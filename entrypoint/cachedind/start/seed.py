@@ -10,7 +10,7 @@ from cachedind.base.model import Degradation
 from cachedind.base.trace import Trace
 from cachedind.engine import remapping
 from cachedind.seeds import attempts, seeding
-from cachedind.start import furnish, pool_mode
+from cachedind.start import furnish, pool_mode, pool_seeding
 from cachedind.start.context import Past
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _finish_interrupted(context: StartContext, prepared: Prepared) -> None:
     if attempts.was_interrupted(prepared.lease):
         if prepared.taken is not None:
             slot_request = pool_mode.make_slot_request(context.settings, context.daemon)
-            pool_mode.promote_interrupted(prepared.taken, slot_request, context.log)
+            pool_seeding.promote_interrupted(prepared.taken, slot_request, context.log)
         attempts.mark(prepared.lease, 0)
 
 
@@ -98,7 +98,7 @@ def _put_in(context: StartContext, prepared: Prepared, seeds: Seeds, *, may_move
             seeds.plan, seeds.found, target, environ=context.environ, log=context.log, bars=bars, trace=trace
         )
     slot_request = pool_mode.make_slot_request(context.settings, context.daemon)
-    return pool_mode.seed(
+    return pool_seeding.seed(
         seeds.plan,
         seeds.found,
         target,

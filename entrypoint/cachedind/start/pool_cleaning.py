@@ -1,0 +1,68 @@
+"""Cleaning a pool's slot for the next job: what the last one left, and what the pool has no room for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cachedind.engine import remapping
+from cachedind.pool.slot_request import TakenSlot, Warmth
+
+if TYPE_CHECKING:
+    from cachedind.base.log import Log
+    from cachedind.base.model import StoragePlan
+    from cachedind.dataroot.lease import Lease
+    from cachedind.engine.cleaning import Cleaned, Pruning
+    from cachedind.settings.config import Config
+
+
+def clean(
+    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, taken: TakenSlot, log: Log
+) -> Cleaned:
+    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
+    pool is over its budget with nothing left to evict, the slot is pruned too.
+
+    Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
+    """
+    from cachedind.engine import cleaning
+    from cachedind.engine.leftovers import find_leftovers
+
+    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
+    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
+    cleaned = cleaning.clean(
+        lease.data_root,
+        storage,
+        leftovers,
+        settings.keep,
+        lock_fd=lease.fd,
+        environ=environ,
+        log=log,
+        trace=taken.pool.trace,
+        wanted=wanted,
+    )
+    return cleaned
+
+
+def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
+    """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
+    from cachedind.engine import pruning
+
+    if taken.warmth is Warmth.FRESH:
+        return None
+    try:
+        wanted_bytes = pruning.take_note(taken.pool.fd)
+    except OSError:
+        return None
+    if wanted_bytes <= 0:
+        return None
+    from cachedind.engine import image_names
+    from cachedind.engine.cleaning import Pruning
+    from cachedind.seeds import ledger
+
+    root_fd = remapping.open_root(lease.data_root, storage.remap)
+    try:
+        entries, _ = ledger.read(root_fd)
+    finally:
+        os.close(root_fd)
+    seeded = (name for entry in entries.values() for record in entry.images for name in record.names)
+    return Pruning(wanted_bytes, settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))
