@@ -9,9 +9,10 @@ what runs on it has a directory of its own. Which ones are whole is written in t
                                overlayfs of containerd: snapshots/<n> of the kind "committed" (metadata.db); not its
                                `fs`, as BuildKit packs that by walking through it, and does not follow a link at the
                                beginning of its way (util/overlay, Changes: an empty layer, without an error)
-    hard links of its files    overlay2, fuse-overlayfs: results of builds that are no image's yet (buildkit/
-                               metadata_v2.db: no cache.recordType, snapshot.committed): an engine that packs or
-                               measures one walks through `diff` in the same way
+    hard links of its files    results of builds that are no image's yet (BuildKit's metadata_v2.db: no
+                               cache.recordType, snapshot.committed), which are active snapshots of containerd where
+                               nothing was built upon them: an engine that packs or measures one walks through `diff`
+                               or `fs` in the same way
 
 What is not known to be whole counts as mutable: layers of containers, cache mounts, build contexts, checkouts. Records
 of BuildKit are read only for releases that the tests run; other engines' image layers are known all the same.
@@ -71,9 +72,24 @@ def find(root_fd: int, storage: StoragePlan) -> list[str]:
 def find_results(root_fd: int, storage: StoragePlan, engine: EngineVersion | None) -> frozenset[str]:
     """The names of directories with results of builds that are whole, and that no link may replace. `engine` wrote the
     data last. As `find`."""
-    if storage.store is ImageStore.CONTAINERD or storage.driver not in paths.OVERLAYS or not are_tested([engine]):
+    if not shared_directories(storage)[0] or not are_tested([engine]):
         return frozenset()
-    return frozenset(_build_cache_layers(root_fd))
+    try:
+        known = build_records.read(root_fd, storage.store, storage.driver)
+        mutable = _keys_of_mutable(known)
+        keys = _keys_of_results(known) - mutable
+        if storage.store is ImageStore.CONTAINERD:
+            found = containerd_snapshots.read(root_fd, storage.driver)
+            return frozenset(
+                str(one.number)
+                for one in found
+                if one.kind == containerd_snapshots.ACTIVE and one.key.rpartition(b"/")[2] in keys
+            )
+        directories = build_records.read_directories(root_fd)
+    except (OSError, ValueError):
+        return frozenset()
+    named = {directories.get(key, {}).get(b"committed") or key for key in keys}
+    return frozenset(name.decode("ascii", "replace") for name in named - mutable)
 
 
 def shared_directories(storage: StoragePlan) -> tuple[str, str]:
@@ -138,23 +154,23 @@ def _image_layers(root_fd: int, driver: str) -> set[str]:
     return found
 
 
-def _build_cache_layers(root_fd: int) -> set[str]:
-    """Names of directories in which BuildKit's committed results lie."""
-    try:
-        known = build_records.read(root_fd, ImageStore.GRAPHDRIVER)
-        directories = build_records.read_directories(root_fd)
-    except (OSError, ValueError):
-        return set()
+# ---- build cache -----------------------------------------------------------------------------------------------------
+
+
+def _keys_of_results(known: build_records.Records) -> set[bytes]:
+    """Names of the snapshots in which BuildKit's committed results lie. Pure."""
     value = build_records.value
+    return {
+        value(fields.get(b"cache.equalMutable", b"")) or value(fields.get(b"cache.snapshot", b""))
+        for fields in known.values()
+        if value(fields.get(b"snapshot.committed", b"")) == b"true"
+    }
+
+
+def _keys_of_mutable(known: build_records.Records) -> set[bytes]:
+    """Those of records that builds go on writing to: cache mounts, contexts, whatever has a type. Pure."""
     special = {name for name, fields in known.items() if fields.get(b"cache.recordType")}
-    special |= {value(known[name].get(b"cache.snapshot", b"")) for name in special}
-    found = set()
-    for fields in known.values():
-        key = value(fields.get(b"cache.equalMutable", b"")) or value(fields.get(b"cache.snapshot", b""))
-        if key in special or value(fields.get(b"snapshot.committed", b"")) != b"true":
-            continue
-        found.add((directories.get(key, {}).get(b"committed") or key).decode("ascii", "replace"))
-    return found - {name.decode("ascii", "replace") for name in special}
+    return special | {build_records.value(known[name].get(b"cache.snapshot", b"")) for name in special}
 
 
 # ---- containerd ------------------------------------------------------------------------------------------------------
