@@ -14,6 +14,7 @@ from cachedind.base.errors import PoolMissingError, SettingsError
 from cachedind.base.trace import Trace
 from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
+from cachedind.engine import doubt
 from cachedind.engine.image_names import familiar
 from cachedind.host import linux, procfs
 from cachedind.pool import directory, founding, key_directory, keys, slot_lease, slots
@@ -147,7 +148,8 @@ def _leave(filled: Prepared) -> None:
     assert taken is not None
     if taken.warmth is Warmth.LEASED and filled.seeded:
         raw = state.read_state(taken.slot.directory_fd, STATE_NAME)
-        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
+        left = doubt.after_a_daemon(str((raw or {}).get("doubt") or ""))
+        proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": left, "seeding": 0}
         state.write_state(taken.slot.directory_fd, STATE_NAME, proven, raw)
         taken.close()
     else:

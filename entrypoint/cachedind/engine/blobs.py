@@ -1,7 +1,7 @@
 """Blobs of the containerd store that do not match their digest, as a crash of the host leaves them.
 
-They are found without a daemon. The time for it is limited; what was not reached is counted, and not taken for bad.
-Needs the lease.
+They are found without a daemon. The time for it is limited; what was not reached is counted, and not taken for bad: the
+next start goes on with it (looked.py). Needs the lease.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _EMPTY = hashlib.sha256().hexdigest()
 _CHUNK = 1 << 20
 
 
-def find(root_fd: int, *, time_s: float = TIME_S) -> Found:
+def find(root_fd: int, *, time_s: float = TIME_S, looked: frozenset[str] = frozenset()) -> Found:
     """Blobs that do not match their digest, small ones first. They stay where they are: containerd has a record of
-    each, and when the image is pulled again it takes a blob of that name for present.
+    each, and when the image is pulled again it takes a blob of that name for present. Those in `looked` are whole.
 
     Raises nothing for what is on disk.
     """
@@ -35,21 +35,28 @@ def find(root_fd: int, *, time_s: float = TIME_S) -> Found:
     held: dict[str, str] = {}
     whole: set[str] = set()
     until = time.monotonic() + time_s
-    late = 0
+    late = unread = 0
     for size, name in sorted(sizes):
         path = f"{paths.BLOBS}/{name}"
         if size == 0 and name != _EMPTY:
             held[path] = "it is empty"
             continue
+        if f"sha256:{name}" in looked:
+            whole.add(f"sha256:{name}")
+            continue
         digest = _digest_of(root_fd, path, until)
-        if digest is None:
+        if digest is None and time.monotonic() < until:
+            unread += 1
+        elif digest is None:
             late += 1
         elif digest != name:
             held[path] = "its content does not match its digest"
         else:
             whole.add(f"sha256:{name}")
     told = [f"{late} of {len(sizes)} blobs (no time left)"] if late else []
-    return Found(held=held, unchecked=tuple(told), whole=frozenset(whole))
+    told += [f"{unread} of {len(sizes)} blobs (they cannot be read)"] if unread else []
+    found = Found(held=held, unchecked=tuple(told), whole=frozenset(whole))
+    return found._replace(late=True, looked=found.whole) if late else found
 
 
 def _digest_of(root_fd: int, path: str, until: float) -> str | None:

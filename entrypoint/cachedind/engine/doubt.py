@@ -3,7 +3,8 @@
     crash        the host went down without a clean end of the last daemon (another boot_id), or the note of the last
                  start is lost, as after a crash. Engines sync their records, but not the files of layers: these may be
                  empty although all their records are there (containerd issue 5854). A daemon that comes up proves
-                 nothing about that, so this doubt ends only when the layers have been looked at.
+                 nothing about that, so this doubt ends only when the layers have been looked at, as far as that is
+                 possible: one start has little time for it, and the next one goes on (looked.py).
     never ready  the last daemon did not come up. A cancelled job or a mistake in daemon.json is no evidence against the
                  data; a private daemon that comes up takes little time, and ends the doubt.
     unproven     no private daemon came up in time, or none comes up here at all. Slow is not dead: the data is used as
@@ -57,6 +58,19 @@ def find(noted: DataRootState | None, boot_id: str, *, lost_note: bool = False) 
         return Doubt(noted.doubt)
     # A start that was killed while seeds were put in had a private daemon on it that came up.
     return None if noted.seeding else Doubt(NEVER_READY)
+
+
+def after_a_look(doubt: Doubt, *, late: bool, unproven: bool) -> str:
+    """What is still doubted after a start has looked at the data, for its note; empty when nothing is. `late`: there was
+    no time for all layers. `unproven`: no private daemon could tell, and the layers are whole."""
+    if doubt.crashed and late:
+        return doubt.why
+    return UNPROVEN if unproven else ""
+
+
+def after_a_daemon(why: str) -> str:
+    """What is left of a doubt that was noted once a daemon has answered."""
+    return "" if why in _ENDED_BY_A_DAEMON else why
 
 
 def is_grave(doubt: Doubt | None) -> bool:

@@ -6,7 +6,8 @@ not written leaves a file empty or short, never with other content of the same s
 write a size after the bytes). So sizes are compared, some 200,000 files in a second. For the containerd store see
 blobs.py and unpacked.py.
 
-The time for it is limited; what was not reached is counted, and not taken for bad. Needs the lease.
+The time for it is limited; what was not reached is counted, and not taken for bad: the next start goes on with it
+(looked.py). Needs the lease.
 """
 
 from __future__ import annotations
@@ -62,23 +63,33 @@ class Found(NamedTuple):
     """Digests of blobs that are what their names say."""
     short: tuple[Short, ...] = ()
     """Files that can get their content back."""
+    late: bool = False
+    """Whether there was no time left for some of it. What can never be looked at is no reason."""
+    looked: frozenset[str] = frozenset()
+    """When it is late: the names of what was looked at and is whole."""
 
 
-def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
-    """The records of layers that have lost files, and of the layers above them. Raises nothing for what is on disk."""
+def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S, looked: frozenset[str] = frozenset()) -> Found:
+    """The records of layers that have lost files, and of the layers above them; those in `looked` have not. Raises
+    nothing for what is on disk."""
     records_path = paths.layer_records(driver)
     records = [name for name in beneath.names(root_fd, records_path) if _FILES.fullmatch(name)]
     until = time.monotonic() + time_s
     why: dict[str, str] = {}
+    done = set(looked)
     late = 0
     for name in records:
-        if time.monotonic() >= until:
+        if name in looked:
+            continue
+        try:
+            reason = _look_at_layer(root_fd, driver, f"{records_path}/{name}", until)
+        except _NoTimeError:
             late += 1
             continue
-        with contextlib.suppress(_NotLooked):
-            reason = _look_at_layer(root_fd, driver, f"{records_path}/{name}", until)
-            if reason:
-                why[name] = reason
+        if reason:
+            why[name] = reason
+        else:
+            done.add(name)
     _add_layers_above(root_fd, records_path, records, why)
     used = _used_by_containers(root_fd, driver, records_path)
     bad = {f"{records_path}/{name}": reason for name, reason in why.items() if name not in used}
@@ -87,30 +98,33 @@ def find_layers(root_fd: int, driver: str, *, time_s: float = TIME_S) -> Found:
     own = _layers_without_list(root_fd, driver, records_path, records)
     if own:
         told.append(f"{own} layers of the build cache alone, which have no list of their files")
-    return Found(bad, held, tuple(told), cached=_is_cached(root_fd, [name for name in why if name not in used]))
+    cached = _is_cached(root_fd, [name for name in why if name not in used])
+    return Found(bad, held, tuple(told), cached, late=late > 0, looked=frozenset(done) if late else frozenset())
 
 
-class _NotLooked(Exception):
-    """There is nothing to compare with, or no time left."""
+class _NoTimeError(Exception):
+    pass
 
 
 def _look_at_layer(root_fd: int, driver: str, record: str, until: float) -> str:
-    """Why a layer is bad; empty where it is not. Raises _NotLooked."""
+    """Why a layer is bad; empty where it is not, or there is nothing to compare it with. Raises _NoTimeError."""
+    if time.monotonic() >= until:
+        raise _NoTimeError
     try:
         cache_id = beneath.read(root_fd, f"{record}/cache-id", 256).decode("ascii", "replace").strip()
         fd, size = beneath.open_file(root_fd, f"{record}/tar-split.json.gz")
-    except (OSError, ValueError) as error:
-        raise _NotLooked from error
+    except (OSError, ValueError):
+        return ""
     with os.fdopen(fd, "rb") as file:
         if size == 0:
             return "the list of its files is empty"
         if not CACHE_ID.fullmatch(cache_id):
-            raise _NotLooked
+            return ""
         above = f"{paths.layers(driver)}/{cache_id}"
         try:
             files_fd = open_layer(root_fd, f"{above}/diff" if driver in paths.OVERLAYS else above)
-        except OSError as error:
-            raise _NotLooked from error  # whether it is there is damage.py's question
+        except OSError:
+            return ""  # whether it is there is damage.py's question
         try:
             return _compare(file, files_fd, until)
         finally:
@@ -125,7 +139,7 @@ def _compare(file: object, files_fd: int, until: float) -> str:
         for name, size in _read_list(file):
             count += 1
             if count % 1024 == 0 and time.monotonic() >= until:
-                raise _NotLooked
+                raise _NoTimeError
             wrong.pop(name, None)
             if size > 0 and (reason := _look_at_file(files_fd, name, size)):
                 wrong[name] = reason

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore, Loss
-from cachedind.engine import aside, blobs, damage, hollow, kept, mending_plan, proof
+from cachedind.engine import aside, blobs, damage, hollow, kept, looked, mending_plan, proof
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,8 @@ class Mended(NamedTuple):
     left: str = ""
     refused: bool = False
     unchecked: tuple[str, ...] = ()
+    late: bool = False
+    """Whether there was no time to look at all layers after a crash."""
     rewritten: int = 0
     """How many emptied files got their content back."""
 
@@ -99,20 +101,31 @@ def mend(
         kept.put_back(root_fd, path)
     rewritten = _rewrite(root_fd, emptied)
     trace.reach("mend.moved")
-    result = Mended(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, rewritten=rewritten)
+    result = Mended(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, late=emptied.late)
+    result = result._replace(rewritten=rewritten)
     return _prove_and_move(subject, plan, result, environ, trace, has_better=has_better, in_pool=in_pool, strict=strict)
 
 
 def _find_emptied(subject: Subject) -> Found:
+    """What the start before this one has looked at in this boot is whole. When neither of the two came to an end with
+    anything new, what is left cannot be looked at in the time that a start has."""
+    before = looked.read(subject.root_fd)
+    found = _look(subject, before or frozenset())
+    found = found._replace(late=found.late and found.looked != before)
+    looked.note(subject.root_fd, found.looked if found.late else None)
+    return found
+
+
+def _look(subject: Subject, before: frozenset[str]) -> Found:
     root_fd, driver = subject.root_fd, subject.storage.driver
     if subject.storage.store is ImageStore.GRAPHDRIVER:
-        return hollow.find_layers(root_fd, driver)
+        return hollow.find_layers(root_fd, driver, time_s=hollow.TIME_S, looked=before)
     until = time.monotonic() + hollow.TIME_S
-    found = blobs.find(root_fd)
+    found = blobs.find(root_fd, time_s=hollow.TIME_S, looked=before)
     if damage.are_tested(subject.engines):
         from cachedind.engine import unpacked
 
-        return unpacked.compare(root_fd, driver, found, until=until)
+        return unpacked.compare(root_fd, driver, found, until=until, looked=before)
     return found._replace(unchecked=(*found.unchecked, "unpacked layers (an engine that this version does not know)"))
 
 

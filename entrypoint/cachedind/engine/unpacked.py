@@ -39,33 +39,46 @@ _CAPABILITY = "security.capability"
 
 
 class _NotLooked(Exception):
-    """There is nothing to compare with, or no time left."""
+    """There is nothing to compare with."""
+
+
+class _NoTimeError(Exception):
+    pass
 
 
 # ---- finding ---------------------------------------------------------------------------------------------------------
 
 
-def compare(root_fd: int, driver: str, blobs: Found, *, until: float) -> Found:
+def compare(root_fd: int, driver: str, blobs: Found, *, until: float, looked: frozenset[str] = frozenset()) -> Found:
     """`blobs`, with the unpacked layers that have short files. Only layers of whole blobs are compared, until that time
-    of the monotonic clock. Raises nothing for what is on disk."""
+    of the monotonic clock; those in `looked` have none. Raises nothing for what is on disk."""
     snapshots = paths.snapshots(driver)
     there = beneath.names(root_fd, snapshots)
     layers = ContainerdStore(root_fd, driver).unpacked() if driver == DRIVER and there else {}
     short: list[Short] = []
-    looked = 0
+    done: set[str] = set()
+    late = False
     for number, candidates in sorted(layers.items()):
-        path = f"{snapshots}/{number}/fs"
+        name, path = f"snapshot {number}", f"{snapshots}/{number}/fs"
         blob = next((blob for blob in candidates if blob in blobs.whole), "")
-        with contextlib.suppress(_NotLooked, OSError):
-            found = _compare(root_fd, path, blob, until)
-            looked += 1
-            if found is not None:
+        try:
+            found = None if name in looked else _compare(root_fd, path, blob, until)
+        except _NoTimeError:
+            late = True
+        except (_NotLooked, OSError):
+            continue
+        else:
+            if found is None:
+                done.add(name)
+            else:
                 short.append(found)
-    late = time.monotonic() >= until
-    own = len(there) - looked
+    own = len(there) - len(done) - len(short)
+    late = late or blobs.late
     told = f"{own} of {len(there)} unpacked layers ({'no time left' if late else 'no image lists their files'})"
     unchecked = (*blobs.unchecked, told) if own > 0 else blobs.unchecked
-    return blobs._replace(short=tuple(short), unchecked=unchecked)
+    return blobs._replace(
+        short=tuple(short), unchecked=unchecked, late=late, looked=blobs.whole | done if late else frozenset()
+    )
 
 
 def _compare(root_fd: int, path: str, blob: str, until: float) -> Short | None:
@@ -183,7 +196,9 @@ class _Stream:
         return self._offset
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= _MAX_HEADER_BYTES or time.monotonic() >= self._until:
+        if time.monotonic() >= self._until:
+            raise _NoTimeError
+        if not 0 <= count <= _MAX_HEADER_BYTES:
             raise _NotLooked
         chunk = self._file.read(count)
         self._offset += len(chunk)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
+from cachedind.engine import doubt
 from cachedind.pool import choice, directory, golden, key_directory, staging
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_request import Warmth
@@ -89,13 +90,16 @@ def newest_golden(pool: Pool, key: str, requirements: Requirements, boot_id: str
 
 def promote(taken: TakenSlot, key: str, log: Log) -> TakenSlot:
     """Make the slot's state, with its seeds and before its daemon, the golden of `key`. Returns the slot with the
-    sequence number that it has from now on. Raises OSError, ValueError, PoolUnusableError."""
+    sequence number that it has from now on. Nothing becomes one while a crash of the host may have emptied its layers.
+    Raises OSError, ValueError, PoolUnusableError."""
     pool, slot = taken.pool, taken.slot
+    raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
+    if doubt.after_a_daemon(str(raw.get("doubt") or "")):
+        return taken
     with key_directory.locked_key(pool, key, create=True) as key_fd:
         assert key_fd is not None
         candidates, _ = key_directory.read_candidates(key_fd)
         number, _ = key_directory.draw_sequence(key_fd, candidates)
-    raw = state.read_state(slot.directory_fd, STATE_NAME) or {}
     # The private daemon came up on it.
     proven: dict[str, object] = {"ready_at": round(time.time(), 3), "doubt": "", "seeding": 0}
     scope = "" if key == BASE_KEY else taken.scope

@@ -49,8 +49,10 @@ def _tell_what_stays(result: Mended, doubted: Doubt | None, log: Log) -> None:
         log.warn(
             f"after a crash of the host, files of layers may be empty; not checked: {'; '.join(result.unchecked)}. "
             "If something built from them is wrong: run docker builder prune, or pull the image again"
+            + "; the data stays in doubt, and the next start goes on looking"
+            * result.late
         )
-    is_fine = result.fit and not (result.unproven or result.left)
+    is_fine = result.fit and not (result.unproven or result.left or result.late)
     if result.loss is None and doubted is not None and is_fine:
         log.info(f"{doubted.why}: the data was checked, and a private daemon came up on it")
 

@@ -86,7 +86,8 @@ def mend(context: StartContext, prepared: Prepared, noted: DataRootState | None,
             return _pass_over(context, prepared, f"could not be proven: {result.unproven}")
         return _move_elsewhere(context, lease, taken, result.why, prepared.past)
     if result.fit and doubted is not None:
-        _note_doubt(prepared, doubt.UNPROVEN if result.unproven else "", log)
+        left = doubt.after_a_look(doubted, late=result.late, unproven=bool(result.unproven))
+        _note_doubt(prepared, left, log)
     return prepared
 
 

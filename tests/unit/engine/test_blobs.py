@@ -43,3 +43,13 @@ def test_a_blob_with_other_bytes_is_told_and_stays(content: tuple[int, Path], ra
     assert f"sha256:{name}" not in found.whole
     late = blobs.find(fd, time_s=0)
     assert "no time left" in late.unchecked[0]
+
+
+def test_what_was_found_whole_before_is_not_read_again(content: tuple[int, Path]) -> None:
+    fd, _ = content
+    late = blobs.find(fd, time_s=0)
+    assert (late.late, late.looked) == (True, frozenset())
+    whole = blobs.find(fd).whole
+    assert not blobs.find(fd).late
+    found = blobs.find(fd, time_s=0, looked=whole)
+    assert (found.late, found.whole, found.unchecked) == (False, whole, ())

@@ -60,3 +60,20 @@ def test_a_cancelled_start_is_no_reason_to_take_something_else() -> None:
     assert not doubt.is_grave(doubt.find(DOWN, BOOT))
     assert doubt.is_grave(doubt.find(UP, OTHER))
     assert doubt.is_grave(doubt.find(DOWN._replace(doubt=UNPROVEN), BOOT))
+
+
+@pytest.mark.parametrize("why", [CRASHED, LOST_NOTE])
+def test_a_crash_is_doubted_until_there_was_time_to_look_at_all_layers(why: str) -> None:
+    found = Doubt(why, crashed=True)
+    for unproven in (False, True):
+        assert doubt.after_a_look(found, late=True, unproven=unproven) == why
+    assert doubt.after_a_look(found, late=False, unproven=False) == ""
+    assert doubt.after_a_look(found, late=False, unproven=True) == UNPROVEN, "all layers are whole"
+    assert doubt.after_a_daemon(why) == why
+
+
+@pytest.mark.parametrize("why", [NEVER_READY, UNPROVEN])
+def test_other_doubts_end_with_a_daemon(why: str) -> None:
+    assert doubt.after_a_look(Doubt(why), late=False, unproven=False) == ""
+    assert doubt.after_a_look(Doubt(why), late=False, unproven=True) == UNPROVEN
+    assert doubt.after_a_daemon(why) == doubt.after_a_daemon("") == ""

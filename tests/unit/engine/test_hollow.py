@@ -45,10 +45,10 @@ class Layers:
         (record / "tar-split.json.gz").write_bytes(gzip.compress(text.encode()))
         return chain
 
-    def find(self, **options: float) -> hollow.Found:
+    def find(self, time_s: float = hollow.TIME_S, looked: frozenset[str] = frozenset()) -> hollow.Found:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return hollow.find_layers(fd, "overlay2", **options)
+            return hollow.find_layers(fd, "overlay2", time_s=time_s, looked=looked)
         finally:
             os.close(fd)
 
@@ -153,3 +153,20 @@ def test_links_that_a_job_has_planted_are_not_followed(
     directory.rmdir()
     directory.symlink_to(victim)
     assert "instead of" not in str(layers.find().bad)
+
+
+def test_what_was_looked_at_before_is_not_looked_at_again(layers: Layers) -> None:
+    names = [layers.add(name, {"a": b"a"}) for name in ("one", "two")]
+    late = layers.find(0, frozenset(names[:1]))
+    assert (late.late, late.looked) == (True, frozenset(names[:1]))
+    assert late.unchecked == ("1 of 2 layers (no time left)",)
+    assert layers.find(0, frozenset(names)) == layers.find() == hollow.Found()
+
+
+def test_what_has_no_list_is_no_matter_of_time(layers: Layers) -> None:
+    chain = layers.add("base", {"a": b"a"})
+    (layers.root / HOME / chain / "tar-split.json.gz").unlink()
+    (layers.root / "overlay2" / "cached").mkdir()
+    found = layers.find()
+    assert found.unchecked
+    assert not found.late

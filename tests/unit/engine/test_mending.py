@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cachedind.base.errors import DaemonEnd
-from cachedind.base.model import ImageStore, Loss, StoragePlan
+from cachedind.base.model import EngineVersion, ImageStore, Loss, StoragePlan
 from cachedind.base.trace import Trace
-from cachedind.engine import aside, kept, mending, proof
-from cachedind.engine.doubt import NEVER_READY, Doubt
+from cachedind.engine import aside, hollow, kept, looked, mending, paths, proof
+from cachedind.engine.doubt import CRASHED, NEVER_READY, Doubt
 from cachedind.engine.proof import Proof, Subject
+from cachedind.host import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +31,7 @@ FULL = Proof("the private daemon ended with status 1: write: no space left on de
 KILLED = Proof("the private daemon was killed by signal 9", DaemonEnd.BY_A_SIGNAL)
 SILENT = Proof("the private daemon did not answer in time", DaemonEnd.SILENT)
 DOUBT = Doubt(NEVER_READY)
+CRASH = Doubt(CRASHED, crashed=True)
 
 
 class Daemons:
@@ -254,3 +259,75 @@ def test_what_lies_in_something_that_is_moved_goes_with_it(subject: Subject, tmp
     assert moved.paths == ("containerd",)
     assert (tmp_path / moved.name / "containerd" / "snapshots" / "9").is_dir()
     assert not (tmp_path / "containerd").exists()
+
+
+# ---- a crash of the host ---------------------------------------------------------------------------------------------
+
+
+def layers(root: Path, *names: str) -> None:
+    for name in names:
+        record = root / "image/overlay2/layerdb/sha256" / hashlib.sha256(name.encode()).hexdigest()
+        record.mkdir(parents=True)
+        (record / "cache-id").write_text(name)
+        (record / "size").write_text("0")
+        (record / "diff").write_text(f"sha256:{'0' * 64}")
+        (record / "tar-split.json.gz").write_bytes(gzip.compress(b""))
+        (root / "overlay2" / name / "diff").mkdir(parents=True)
+
+
+def test_a_look_without_time_goes_on_at_the_next_start(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers(tmp_path, "one", "two", "three")
+    clock = iter(range(1000))
+    with monkeypatch.context() as patch:
+        # Each look at the clock is a second: one for the beginning, one for each layer.
+        patch.setattr(time, "monotonic", lambda: next(clock))
+        patch.setattr(hollow, "TIME_S", 2.0)
+        first = mend(subject, CRASH)
+        assert (first.fit, first.late, first.unchecked) == (True, True, ("2 of 3 layers (no time left)",))
+        second = mend(subject, CRASH)
+        assert (second.late, second.unchecked) == (True, ("1 of 3 layers (no time left)",))
+        third = mend(subject, CRASH)
+        assert (third.late, third.unchecked) == (False, ())
+    assert os.listdir(tmp_path / ".cachedind") == []
+
+
+def test_what_two_starts_in_a_row_have_no_time_for_is_a_remark(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers(tmp_path, "one")
+    monkeypatch.setattr(hollow, "TIME_S", 0.0)
+    results = [mend(subject, CRASH) for _ in range(2)]
+    assert [result.late for result in results] == [True, False]
+    assert all("no time left" in result.unchecked[0] for result in results)
+
+
+def test_after_the_next_crash_all_is_looked_at_again(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers(tmp_path, "one")
+    names = frozenset(os.listdir(tmp_path / "image/overlay2/layerdb/sha256"))
+    looked.note(subject.root_fd, names)
+    assert looked.read(subject.root_fd) == names
+    monkeypatch.setattr(procfs, "read_boot_id", lambda: "another")
+    assert looked.read(subject.root_fd) is None
+    looked.note(subject.root_fd, None)
+    assert os.listdir(tmp_path / ".cachedind") == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"boot_id": 3, "names": 4}'])
+def test_a_note_that_cannot_be_read_is_none(subject: Subject, tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / ".cachedind").mkdir()
+    (tmp_path / ".cachedind/looked.json").write_bytes(raw)
+    assert looked.read(subject.root_fd) is None
+
+
+def test_an_engine_that_nobody_knows_is_a_remark(subject: Subject, tmp_path: Path) -> None:
+    """Its snapshots can never be compared with anything: that is no reason to doubt them for ever."""
+    (tmp_path / paths.BLOBS).mkdir(parents=True)
+    later = EngineVersion(99, 0, 0)
+    unknown = subject._replace(storage=StoragePlan(ImageStore.CONTAINERD, "overlayfs", ""), engines=(later, later))
+    result = mend(unknown, CRASH)
+    assert (result.fit, result.late) == (True, False)
+    assert "does not know" in result.unchecked[0]
