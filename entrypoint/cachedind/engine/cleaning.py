@@ -77,9 +77,11 @@ def clean(
     log: Log,
     trace: Trace,
     wanted: Pruning | None = None,
+    tested: bool = True,
 ) -> Cleaned:
     """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, and have it pruned, within DEADLINE_S
     seconds. Where nothing of networks can be kept, no record of any is: the last job may have had another bridge.
+    `tested` is as in find_leftovers.
 
     Raises CleaningError when some of it is still there afterwards. If this process is killed, the next start finds
     what is left and does the rest. Needs --privileged, and a single thread.
@@ -109,20 +111,20 @@ def clean(
                 limit = _prune(client, root, storage.store, wanted, deadline, log)
                 cleaned = cleaned._replace(cache_limit_bytes=limit)
                 trace.reach("maintain.pruned")
-        still_there = find_leftovers(root, keep).containers
+        still_there = find_leftovers(root, keep, tested=tested).containers
         told += cleaned.problems
         told += remove_unknown_containers(root, [name for name in still_there if name in cleaned.unknown])
     for problem in told:
         log.warn(f"cleaning: {problem}")
-    _check_all_gone(root, keep, told)
+    _check_all_gone(root, keep, told, tested=tested)
     trace.reach("maintain.stopped")
     if leftovers:
         log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
     return cleaned._replace(problems=tuple(told))
 
 
-def _check_all_gone(root: str, keep: frozenset[str], told: list[str]) -> None:
-    left = find_leftovers(root, keep)
+def _check_all_gone(root: str, keep: frozenset[str], told: list[str], *, tested: bool) -> None:
+    left = find_leftovers(root, keep, tested=tested)
     if left:
         why = "; ".join(told[:3]) or "the daemon kept it"
         raise CleaningError(f"of what the last job left, {left} could not be removed: {why}", SET_ASIDE)

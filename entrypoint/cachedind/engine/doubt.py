@@ -61,8 +61,10 @@ def find(noted: DataRootState | None, boot_id: str, *, lost_note: bool = False) 
 
 
 def after_a_look(doubt: Doubt, *, late: bool, unproven: bool) -> str:
-    """What is still doubted after a start has looked at the data, for its note; empty when nothing is. `late`: there was
-    no time for all layers. `unproven`: no private daemon could tell, and the layers are whole."""
+    """What is still doubted after a start has looked at the data, for its note; empty when nothing is.
+
+    `late`: there was no time for all layers. `unproven`: no private daemon could tell.
+    """
     if doubt.crashed and late:
         return doubt.why
     return UNPROVEN if unproven else ""

@@ -15,7 +15,8 @@ what runs on it has a directory of its own. Which ones are whole is written in t
                                or `fs` in the same way
 
 What is not known to be whole counts as mutable: layers of containers, cache mounts, build contexts, checkouts. Records
-of BuildKit are read only for releases that the tests run; other engines' image layers are known all the same.
+of BuildKit are read only for releases that the tests run; other engines' image layers are known all the same:
+containerd's database has its schema's version in the name of a bucket ("v1"), and of another one nothing is found.
 
 Sources: moby, layer/filestore.go, daemon/graphdriver/overlay2/overlay.go, builder/builder-next/adapters/snapshot,
 pkg/archive (TarWithOptions); BuildKit, cache/metadata.go, util/overlay; containerd, core/snapshots/storage/bolt.go.

@@ -47,17 +47,18 @@ class Leftovers(NamedTuple):
         return ", ".join(words + ["a swarm"] * self.swarm) or "nothing"
 
 
-def find_leftovers(data_root: str, keep: frozenset[str]) -> Leftovers:
+def find_leftovers(data_root: str, keep: frozenset[str], *, tested: bool = True) -> Leftovers:
     """What there is to remove from an engine's root whose lease we hold: all but the kinds in `keep`.
 
     What kept containers use is kept with them: their volumes, their networks, and a swarm, whose services they may be.
+    Unless the tests run the engines of the data (`tested`), records of networks that nobody knows are none.
     Follows no links below `data_root` and reads no more than a bounded part of any file. Raises CleaningError when a
     something else stands in the place of one of the engine's directories, or it cannot be read.
     """
     with opened_root(data_root) as root_fd:
         containers = _names_below(root_fd, CONTAINERS)
         used = _used_by(root_fd, containers) if CONTAINERS in keep else frozenset()
-        made = () if NETWORKS in keep else _find_networks(root_fd, used)
+        made = () if NETWORKS in keep else _find_networks(root_fd, used, tested=tested)
         volumes = () if VOLUMES in keep else _directories_below(root_fd, VOLUMES)
         swarm = CONTAINERS not in keep and "docker-state.json" in _names_below(root_fd, "swarm")
     return Leftovers(
@@ -110,7 +111,7 @@ def _directories_below(root_fd: int, name: str) -> tuple[str, ...]:
             return tuple(sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)))
 
 
-def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
+def _find_networks(root_fd: int, used: frozenset[str], *, tested: bool) -> tuple[str, ...]:
     """Ids of networks that somebody made and nobody in `used` uses, from libnetwork's database."""
     if not beneath.exists(root_fd, paths.NETWORK_DATABASE):
         return ()
@@ -121,7 +122,7 @@ def _find_networks(root_fd: int, used: frozenset[str]) -> tuple[str, ...]:
     try:
         return tuple(
             identity
-            for identity, network in networks.read_networks(bolt.open(file_fd, networks.MAX_BYTES))
+            for identity, network in networks.read_networks(bolt.open(file_fd, networks.MAX_BYTES), tested=tested)
             if network not in _PREDEFINED_NETWORKS and not {identity, network} & used
         )
     except (ValueError, OSError):

@@ -27,9 +27,16 @@ _INDEX_BYTES = 8
 _DIRECTORY, _, _NAME = paths.NETWORK_DATABASE.rpartition("/")
 
 
-def read_networks(database: bolt.Database) -> Iterator[tuple[str, str]]:
-    """Id and name of each network (layout of engines 26.1 and 28.5). Raises ValueError."""
-    for identity, record in _records(database, _NETWORKS):
+def read_networks(database: bolt.Database, *, tested: bool) -> Iterator[tuple[str, str]]:
+    """Id and name of each network (layout of engines 26.1 and 28.5). Raises ValueError: unless `tested`, only for pages
+    that cannot be read, as records may be a later release's."""
+    for identity, value in _records(database, _NETWORKS):
+        try:
+            record = state.parse_object(value)
+        except ValueError:
+            if tested:
+                raise
+            continue
         yield identity, str(record.get("name"))
 
 
@@ -39,7 +46,7 @@ def own_bridges(data_root: str) -> frozenset[str]:
     with contextlib.suppress(OSError, ValueError), _opened(data_root) as root_fd:
         fd, _ = beneath.open_file(root_fd, paths.NETWORK_DATABASE)
         try:
-            found = [record for _, record in _records(bolt.open(fd, MAX_BYTES), _BRIDGES)]
+            found = [state.parse_object(value) for _, value in _records(bolt.open(fd, MAX_BYTES), _BRIDGES)]
         finally:
             os.close(fd)
         names = (str(record.get("BridgeName")) for record in found if record.get("DefaultBridge") is True)
@@ -47,13 +54,13 @@ def own_bridges(data_root: str) -> frozenset[str]:
     return frozenset()
 
 
-def _records(database: bolt.Database, prefix: bytes) -> Iterator[tuple[str, dict[str, object]]]:
+def _records(database: bolt.Database, prefix: bytes) -> Iterator[tuple[str, bytes]]:
     if _BUCKET not in database.buckets():
         return
     for key, value in database.items([_BUCKET]):
         if key.startswith(prefix):
             identity = key.removeprefix(prefix).strip(b"/").decode("ascii", "replace")
-            yield identity, state.parse_object(value[_INDEX_BYTES:])
+            yield identity, value[_INDEX_BYTES:]
 
 
 def read(data_root: str) -> bytes | None:

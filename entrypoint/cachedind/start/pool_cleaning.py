@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from cachedind.dataroot import facts
 from cachedind.engine import remapping
 from cachedind.pool.slot_request import TakenSlot, Warmth
 
@@ -24,12 +25,14 @@ def clean(
 
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
-    from cachedind.engine import cleaning
+    from cachedind.engine import cleaning, damage
     from cachedind.engine.leftovers import find_leftovers
 
-    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep)
+    writer = [taken.found.data.engine] if taken.found.data is not None else []
+    tested = damage.are_tested([*writer, facts.read_engine_version(settings.path)])
+    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep, tested=tested)
     wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
-    cleaned = cleaning.clean(
+    return cleaning.clean(
         lease.data_root,
         storage,
         leftovers,
@@ -39,8 +42,8 @@ def clean(
         log=log,
         trace=taken.pool.trace,
         wanted=wanted,
+        tested=tested,
     )
-    return cleaned
 
 
 def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:

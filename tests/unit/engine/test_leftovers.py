@@ -145,6 +145,17 @@ def test_unreadable_networks_are_left_over_and_can_be_set_aside(fresh: Path, con
     assert not find_leftovers(str(fresh), NOTHING)
 
 
+@pytest.mark.parametrize("value", [b"", b"01234567[]", b"{}"], ids=["no value", "no object", "no index"])
+def test_records_of_an_engine_that_nobody_knows_are_no_damage(fresh: Path, value: bytes) -> None:
+    path = write(fresh / "network/files/local-kv.db", bad_record(value))
+    assert not find_leftovers(str(fresh), NOTHING, tested=False)
+    networks(fresh, (A, "one"))
+    assert find_leftovers(str(fresh), NOTHING, tested=False).networks == (A,)
+    for content in (b"", b"noise" * 1000, local_kv(PREDEFINED)[:9000]):
+        path.write_bytes(content)
+        assert find_leftovers(str(fresh), NOTHING, tested=False).networks == (UNREADABLE_NETWORKS,)
+
+
 def test_only_a_regular_file_is_read_for_networks(fresh: Path, tmp_path: Path) -> None:
     path = fresh / "network/files/local-kv.db"
     elsewhere = path.rename(tmp_path / "elsewhere")
