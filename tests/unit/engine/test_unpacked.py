@@ -151,6 +151,21 @@ def test_without_time_nothing_is_bad(layer: Unpacked, root_fd: int) -> None:
     found = layer.find(root_fd, time_s=0)
     assert found.short == ()
     assert found.unchecked == ("1 of 1 unpacked layers (no time left)",)
+    assert (found.late, found.looked) == (True, found.whole)
+
+
+def test_what_was_looked_at_before_is_not_looked_at_again(layer: Unpacked, root_fd: int) -> None:
+    layer.lay([])
+    looked = blobs.find(root_fd).whole | {"snapshot 7"}
+    found = unpacked.compare(root_fd, "overlayfs", blobs.find(root_fd), until=0.0, looked=looked)
+    assert (found.late, found.short, found.unchecked) == (False, (), ())
+
+
+def test_time_for_layers_is_up_when_it_was_for_blobs(layer: Unpacked, root_fd: int) -> None:
+    layer.lay([])
+    late = blobs.find(root_fd, time_s=0)
+    found = unpacked.compare(root_fd, "overlayfs", late, until=time.monotonic() + 60)
+    assert (found.late, found.looked) == (True, frozenset())
 
 
 @pytest.mark.parametrize(
