@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import secrets
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from helpers.builds import overlay_project
 from helpers.certificates import MAKE_USER_MANAGED
 from helpers.clients import wait_ready_at
 from helpers.dind import DATA_ROOT, parse_time
 from helpers.pace import pace_s
 from helpers.prober import EVERY_S, Companion, Findings
+from helpers.seeds import SeedVolume, docker_archive, setting, small_image
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -263,17 +266,67 @@ def test_ipv6_off(engine: Engine, suite: str) -> None:
 
 
 ODD = (
-    ["-H", "0.0.0.0:2375", "-H", "unix:///var/run/docker.sock"],
-    ["-H", "tcp://"],
-    ["-H", "tcp://:0", "--host", "[::]:2377"],
+    ["0.0.0.0:2375", "unix:///var/run/docker.sock"],
+    [":2375"],
+    ["tcp://"],
+    ["tcp://:0", "[::]:2377"],
+    # Only dockerd understands these.
+    ["unix://relative.sock"],
+    ["tcp://any@127.0.0.1:2375"],
 )
 
 
-@pytest.mark.parametrize("words", ODD, ids=" ".join)
-def test_a_daemon_with_odd_addresses_is_seen_to_come_up(engine: Engine, words: list[str]) -> None:
-    dind = engine.dind("forky", args=["dockerd", *words, "--tls=false"], volume=engine.volume())
+@pytest.mark.parametrize("said", ["flags", "file"])
+@pytest.mark.parametrize("hosts", ODD, ids=" ".join)
+def test_a_daemon_with_odd_addresses_is_seen_to_come_up(
+    engine: Engine, suite: str, hosts: list[str], said: str
+) -> None:
+    flags = [f"--host={host}" for host in hosts if said == "flags"]
+    dind = engine.dind(suite, args=["dockerd", *flags, "--tls=false"], volume=engine.volume(), start=False)
+    if said == "file":
+        dind.put("/etc/docker", {"daemon.json": json.dumps({"hosts": hosts})})
+    dind.start()
     check_is_seen_and_healthy(dind)
-    assert "unix:///" not in " ".join(words) or dind.docker_status("version") == 0
+    assert "unix:///" not in " ".join(hosts) or dind.docker_status("version") == 0
+    if any(host.endswith(":2375") for host in hosts):
+        assert dind.exec("docker", "-H", "tcp://127.0.0.1:2375", "version").status == 0
+
+
+ON_TCP_ALONE = ["dockerd", "-H", ":2375", "--tls=false"]
+
+
+def test_a_slot_of_a_daemon_on_tcp_alone(engine: Engine, suite: str) -> None:
+    """The witness notes that it came up and does the pool's upkeep; the next job finds what this one has built."""
+    pool = engine.volume()
+    project = overlay_project(secrets.token_hex(8))
+    for beginning in ("cold", "warm"):
+        dind = engine.dind(suite, args=ON_TCP_ALONE, pool=pool)
+        dind.docker_host = "tcp://127.0.0.1:2375"
+        dind.wait_ready()
+        wait_until(
+            lambda: '"ready_at": 1' in engine.in_volume(pool, "cat /volume/keys/default/slots/*/slot.json"),
+            what="ready_at",
+            diagnose=dind.describe,
+        )
+        assert (dind.summary or "").startswith(f"{beginning}: ")
+        assert dind.build(project).uncached == [] or beginning == "cold"
+        if beginning == "warm":
+            wait_until(
+                lambda: '"durable": true' in engine.in_volume(pool, "cat /volume/keys/default/scopes/*/golden/*.json"),
+                what="the upkeep to look after the golden",
+                diagnose=dind.describe,
+            )
+        dind.kill()
+
+
+def test_seeds_that_come_late_to_a_daemon_on_tcp_alone(engine: Engine, suite: str) -> None:
+    seeds = SeedVolume(engine)
+    seeds.put({"small.tar": docker_archive(small_image(engine, "small:1"))})
+    env = {**setting(["small.tar"]), "CACHEDIND_SEED_WHEN": "after"}
+    dind = engine.dind(suite, args=ON_TCP_ALONE, env=env, volumes=seeds.mount)
+    dind.wait_log("1 images of the seeds are there")
+    dind.docker_host = "tcp://127.0.0.1:2375"
+    assert dind.docker_status("image", "inspect", "small:1") == 0
 
 
 def check_is_seen_and_healthy(dind: Dind) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 OWN_SOCKET = "/run/cachedind/docker.sock"
-"""Root's own way to a daemon that has no other unix socket: for who waits for it, and looks after its health."""
+"""Root's own way to a daemon that has no unix socket bound here: for who waits for it, and looks after its health."""
 SERVER_SET = "/run/cachedind/tls"
 """The server's certificate, key and CA, for this daemon alone: certificate directories are shared."""
 
@@ -71,13 +71,13 @@ def plan_listen(
 def plan_explicit(hosts: Sequence[str], group: str | None, *, has_tls: bool) -> ListenPlan:
     """`dockerd …` with exactly these hosts, or with its own default one; TLS is the user's business.
 
-    Where none of them is a unix socket, OWN_SOCKET is one more.
+    Where none of them is a unix socket that is bound here, OWN_SOCKET is one more.
     """
     named = [text for text in hosts if not text.startswith("fd://")]
     if hosts and not named:
         return ListenPlan((), None, _group(group), tuple(hosts))
     bound, left = _arrange([], named or [""], has_tls=has_tls)
-    if bound and not bound[0].path:
+    if not bound or not bound[0].path:
         bound = (Host(OWN_SOCKET), *bound)
     return ListenPlan(bound, None, _group(group), left)
 

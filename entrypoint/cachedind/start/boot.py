@@ -148,9 +148,7 @@ def post_witness(
     """Fork the child that notes down when the daemon answers, and does what may come late."""
     from cachedind.dataroot import witness
 
-    plan = api.plan
-    # Without a socket of ours the user's own are left, in ways that only dockerd understands.
-    addresses = [f"unix://{path}" for path in plan.sockets] or [host for host in plan.left if host.startswith("unix:")]
+    addresses = [f"unix://{path}" for path in api.plan.sockets]
 
     def late() -> None:
         if late_seeds is not None:

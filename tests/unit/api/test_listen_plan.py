@@ -57,7 +57,8 @@ def test_where_tcp_listens(listen: tuple[tuple[str, int | None], ...], plan: Lis
         (["tcp://0.0.0.0:2376"], True, f"unix://{OWN_SOCKET} tcp://0.0.0.0:2376", ()),
         (["fd://", "unix:///a.sock"], False, "unix:///a.sock", ()),
         (["fd://"], False, "", ("fd://",)),
-        (["ssh://x", "unix://rel.sock"], False, "", ("ssh://x", "unix://rel.sock")),
+        (["ssh://x", "unix://rel.sock"], False, f"unix://{OWN_SOCKET}", ("ssh://x", "unix://rel.sock")),
+        (["tcp://any@:2375"], False, f"unix://{OWN_SOCKET}", ("tcp://any@:2375",)),
         (["ssh://x", ":1"], False, f"unix://{OWN_SOCKET} tcp://localhost:1", ("ssh://x",)),
     ],
 )
