@@ -508,8 +508,12 @@ DAEMON_JSON = {
 }
 
 
+RELOADED = "Got signal to reload configuration"
+
+
+@pytest.mark.parametrize("told", ["container", "dockerd"])
 @pytest.mark.parametrize("kind", ["direct", "pool"])
-def test_an_edited_daemon_json_is_read_again_on_sighup(engine: Engine, suite: str, kind: str) -> None:
+def test_an_edited_daemon_json_is_read_again_on_sighup(engine: Engine, suite: str, kind: str, told: str) -> None:
     """Without a pool dockerd reads the user's own file; with one a merged copy, which only its parent can make anew."""
     place = {"volume": engine.volume()} if kind == "direct" else {"pool": engine.volume()}
     dind = engine.dind(suite, start=False, **place)
@@ -521,21 +525,23 @@ def test_an_edited_daemon_json_is_read_again_on_sighup(engine: Engine, suite: st
     dind.wait_ready()
 
     def edit(text: str) -> None:
-        dind.put("/etc/docker", {"daemon.json": text})
-        if kind == "direct":
-            dind.exec("kill", "-HUP", str(dind.daemons()[0].pid))
-        else:
+        if told == "container":
+            dind.put("/etc/docker", {"daemon.json": text})
             dind.container.kill("HUP")
+        else:  # at once, as a script does it
+            dind.sh(f"echo '{text}' >/etc/docker/daemon.json; kill -HUP {dind.daemons()[0].pid}")
 
     def info() -> tuple[object, ...]:
         found = json.loads(dind.docker("info", "--format", "{{json .}}"))
         return found["Debug"], found["Labels"], found["RegistryConfig"]["Mirrors"] or []
 
     assert info() == (False, ["from=first"], [])
+    assert dind.log().count(RELOADED) == 0
     wanted = {"labels": ["from=second"], "debug": True, "registry-mirrors": ["https://mirror.example.test"]}
     edit(json.dumps({**first, **wanted}))
     seen = (True, ["from=second"], ["https://mirror.example.test/"])
     wait_until(lambda: info() == seen, what="the edit to be seen", timeout_s=10, diagnose=dind.describe)
+    assert dind.log().count(RELOADED) <= 2
     edit("{")
     dind.wait_log("nable to configure|rror reconfiguring|nexpected end|invalid character")
     assert info() == seen, "a broken file undid what was read before"

@@ -51,6 +51,8 @@ _FS_IMMUTABLE_OR_APPEND = 0x10 | 0x20
 _XFS_IOC_FREE_EOFBLOCKS = 0x8080583A
 _XFS_EOFBLOCKS_VERSION = 1
 
+_IN_CLOSE_NOWRITE = 0x10
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _AT_RECURSIVE = 0x8000
@@ -183,6 +185,18 @@ def has_reflinks(directory_fd: int) -> bool:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def watch_reads(directory: str) -> int:
+    """A descriptor of inotify(7), which does not block, for files of a directory that were open to be read and are
+    closed."""
+    fd = _check(_libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+    try:
+        _check(_libc().inotify_add_watch(fd, directory.encode(), _IN_CLOSE_NOWRITE), directory)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def syncfs(fd: int) -> None:

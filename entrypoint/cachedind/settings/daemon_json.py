@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.base.model import DEFAULT_DATA_ROOT, ImageStore
+from cachedind.base.modified import modified_ns
 
 if TYPE_CHECKING:
     from cachedind.settings.arguments import DaemonArguments
@@ -34,11 +35,13 @@ _KIND_NAMES: dict[type, str] = {str: "string", list: "list", dict: "JSON object"
 
 
 class DaemonSettings(NamedTuple):
-    """What the user configured for dockerd, from its flags and its file together."""
+    """What the user configured for dockerd, from its flags and its file together; and when that was modified, before it
+    was read."""
 
     arguments: DaemonArguments
     file: dict[str, object]
     file_path: str
+    file_modified_ns: int = 0
 
     @property
     def data_root(self) -> str:
@@ -104,13 +107,18 @@ def _store(containerd: bool) -> ImageStore:
 
 
 def read_settings(arguments: DaemonArguments) -> DaemonSettings:
-    """Read the file that --config-file names, or the default one, which may be missing.
+    """Read the user's file.
 
     Raises DaemonConfigMissingError and DaemonConfigError.
     """
-    named = arguments.last("config-file")
-    path = named or DEFAULT_CONFIG_FILE
-    return DaemonSettings(arguments, read_daemon_json(path, must_exist=named is not None), path)
+    path = file_path(arguments)
+    modified = modified_ns(path)
+    return DaemonSettings(arguments, read_daemon_json(path, must_exist=arguments.has("config-file")), path, modified)
+
+
+def file_path(arguments: DaemonArguments) -> str:
+    """The user's file: the one that --config-file names, or the default one, which may be missing."""
+    return arguments.last("config-file") or DEFAULT_CONFIG_FILE
 
 
 def read_daemon_json(path: str, *, must_exist: bool) -> dict[str, object]:

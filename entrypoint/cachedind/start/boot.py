@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
     from cachedind.start.context import Prepared
+    from cachedind.start.reload import Copied
     from cachedind.start.seed import Seeds
 
 
@@ -83,7 +84,7 @@ def start(
     if certificates is not None:
         certificates.join()
     stopwatch.lap("certificates")
-    arguments = write_configuration(context, prepared, api.plan)
+    arguments, copied = write_configuration(context, prepared, api.plan)
     if prepared.taken is not None:
         from cachedind.start import pool_mode
 
@@ -91,7 +92,7 @@ def start(
         pool_mode.hide(prepared.taken, observer, log)
     report(prepared, stopwatch, log)
     environment = daemon_environment(environ, path=path, listen_fds=len(api.sockets))
-    handover.hand_over(arguments, api.sockets, prepared.lease, observer.pid, environment)
+    handover.hand_over(arguments, api.sockets, prepared.lease, observer.pid, environment, copied)
 
 
 def make_ready(
@@ -116,9 +117,9 @@ def make_ready(
     return prepared, late_seeds
 
 
-def write_configuration(context: StartContext, prepared: Prepared, plan: ListenPlan) -> list[str]:
+def write_configuration(context: StartContext, prepared: Prepared, plan: ListenPlan) -> tuple[list[str], Copied | None]:
     """Decide what dockerd gets, and write its configuration file where the user's own does not do. Returns dockerd's
-    arguments."""
+    arguments, and how that copy is watched."""
     from cachedind.dataroot import facts
     from cachedind.settings import build_cache
     from cachedind.start import reload
@@ -131,11 +132,19 @@ def write_configuration(context: StartContext, prepared: Prepared, plan: ListenP
     final = daemon_plan.plan_daemon(daemon, prepared.storage, plan, reload.MERGED_CONFIG, engine, cache_limit=limit)
     for degradation in final.degradations:
         log.degraded(degradation)
+    copied = None
     if final.is_merged:
         reload.write_merged(final.file_text, daemon, prepared.storage, limit, engine)
+        try:
+            copied = reload.watch(daemon.file_path)
+        except OSError as error:
+            log.warn(
+                f"who reads {reload.MERGED_CONFIG} cannot be watched: {error.strerror}; after an edit of "
+                f"{daemon.file_path} send SIGHUP to the container, not to dockerd"
+            )
     listeners.note_way_in(plan)
     log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
-    return final.arguments
+    return final.arguments, copied
 
 
 def post_witness(

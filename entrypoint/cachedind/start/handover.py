@@ -11,18 +11,28 @@ if TYPE_CHECKING:
     import socket
 
     from cachedind.dataroot.lease import Lease
+    from cachedind.start.reload import Copied
 
 
 def hand_over(
-    arguments: list[str], sockets: list[socket.socket], lease: Lease, witness: int, environ: dict[str, str]
+    arguments: list[str],
+    sockets: list[socket.socket],
+    lease: Lease,
+    witness: int,
+    environ: dict[str, str],
+    copied: Copied | None = None,
 ) -> NoReturn:
     """Have a child become dockerd, with the API's sockets at 3, 4 and the lock open above them, and become its
-    supervisor (decisions/0016)."""
+    supervisor (decisions/0016). `copied` is there when dockerd reads a merged copy of its configuration."""
     from cachedind.dataroot.lease import share_with_daemon
     from cachedind.start import supervisor
 
     share_with_daemon(lease)
     mask = supervisor.block_signals()
+    if copied is not None:
+        from cachedind.start import reload
+
+        reload.tell(copied)
     daemon = os.fork()
     if daemon == 0:
         supervisor.become_child(mask)
@@ -35,6 +45,7 @@ def hand_over(
     # The sockets are closed by exec: when dockerd is gone, its clients are refused.
     os.set_inheritable(lease.directory_fd, True)
     argv = supervisor.command(daemon, witness, lease.fd, lease.directory_fd, lease.state_name, lease.data_root)
+    argv += map(str, copied or ())
     execute(argv, environ)
 
 

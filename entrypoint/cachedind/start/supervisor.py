@@ -47,15 +47,16 @@ def become_child(mask: set[int]) -> None:
 
 
 def command(daemon: int, witness: int, lock_fd: int, directory_fd: int, state_name: str, data_root: str) -> list[str]:
-    """The program that a start becomes when it has made dockerd its child. Both descriptors must be inheritable."""
+    """The program that a start becomes when it has made dockerd its child. Both descriptors must be inheritable. What a
+    `reload.Copied` has may follow."""
     numbers = map(str, (daemon, witness, lock_fd, directory_fd))
     return [sys.executable, "-IS", os.path.abspath(__file__), *numbers, state_name, data_root]
 
 
-def main(daemon: int, witness: int, directory_fd: int, state_name: str, data_root: str) -> int:
+def main(daemon: int, witness: int, directory_fd: int, state_name: str, data_root: str, *copied: str) -> int:
     """Wait for dockerd's end and note it down; returns the exit code. Signals must be blocked (`block_signals`)."""
     children = {daemon, witness}
-    status = _watch(daemon, children)
+    status = _watch(daemon, children, *copied)
     if witness in children:  # nobody else writes the state file from here on
         os.kill(witness, _signal.SIGKILL)
         os.waitpid(witness, 0)
@@ -67,7 +68,7 @@ def main(daemon: int, witness: int, directory_fd: int, state_name: str, data_roo
     return status
 
 
-def _watch(daemon: int, children: set[int]) -> int:
+def _watch(daemon: int, children: set[int], watch: str = "", config: str = "", copy: str = "") -> int:
     """Pass signals on until dockerd has ended; returns its exit code, 128 and the number for a signal. `children` are
     those that are still to be reaped."""
     signals = _passed_on() | {_signal.SIGCHLD}
@@ -78,29 +79,50 @@ def _watch(daemon: int, children: set[int]) -> int:
                 code = os.waitstatus_to_exitcode(pid[1])
                 return code if code >= 0 else 128 - code
         number = _signal.sigwaitinfo(signals).si_signo
-        if number == _signal.SIGHUP:
+        if number == _signal.SIGIO and watch:
+            if not _was_read(int(watch), os.path.basename(copy)) or not _merge_configuration(config, copy):
+                continue
+            number = _signal.SIGHUP
+        elif number == _signal.SIGHUP:
             _merge_configuration()
         if number != _signal.SIGCHLD:
             os.kill(daemon, number)
 
 
-def _merge_configuration() -> None:
+def _was_read(watch_fd: int, name: str) -> bool:
+    """Whether a file of that name was, of those that inotify tells about."""
+    try:
+        return b"%b\0" % name.encode() in os.read(watch_fd, 1 << 16)
+    except BlockingIOError:
+        return False
+
+
+def _merge_configuration(config: str = "", copy: str = "") -> bool:
     """What dockerd is about to read again is made anew of what the user's file says by now, in a child, so that what
-    that takes is not kept. One that takes long, as the file is somewhere slow, keeps no signal from dockerd."""
+    that takes is not kept. One that takes long, as the file is somewhere slow, keeps no signal from dockerd.
+
+    With `config`, the user's file, only when that was modified since the copy was made.
+    Returns whether there is a new copy.
+    """
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             _find_package()
-            from cachedind.start import reload
+            from cachedind.base.modified import modified_ns
 
-            reload.merge_again()
-            status = 0
+            if not config or modified_ns(config) != modified_ns(copy):
+                from cachedind.start import reload
+
+                try:
+                    reload.merge_again()
+                finally:  # of a broken file, too, there is a copy
+                    status = int(modified_ns(config) != modified_ns(copy))
         except Exception as error:  # whatever it is, dockerd reads what was there
             sys.stderr.write(f"cachedind: warning: daemon.json cannot be merged again: {error}\n")
         finally:
             os._exit(status)
-    _wait(pid, MERGE_S)
+    return _wait(pid, MERGE_S)
 
 
 def _find_package() -> None:
@@ -174,4 +196,4 @@ def _wait(pid: int, timeout_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    os._exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4]), sys.argv[5], sys.argv[6]))
+    os._exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4]), *sys.argv[5:]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from cachedind.base import state
-from cachedind.start import supervisor
+from cachedind.host import linux
+from cachedind.start import reload, supervisor
+from cachedind.start.reload import Copied
 from helpers.children import Child, child, forever
 from helpers.waiting import wait_until
 
@@ -63,7 +67,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     os.close(found.fd)
 
 
-def supervise(place: Place, program: list[str], early: int = 0) -> None:
+def supervise(place: Place, program: list[str], early: int = 0, copied: Copied | None = None) -> None:
     """What boot does at its end, with another program in dockerd's place."""
     lock_fd = os.open(place.path / "lock", os.O_RDWR | os.O_CREAT)
     mask = supervisor.block_signals()
@@ -72,6 +76,8 @@ def supervise(place: Place, program: list[str], early: int = 0) -> None:
         forever()
     if early:
         os.kill(os.getpid(), early)
+    if copied is not None:
+        reload.tell(copied)
     daemon = os.fork()
     if daemon == 0:
         supervisor.become_child(mask)
@@ -80,11 +86,12 @@ def supervise(place: Place, program: list[str], early: int = 0) -> None:
     for fd in (lock_fd, place.fd):
         os.set_inheritable(fd, True)
     argv = supervisor.command(daemon, witness, lock_fd, place.fd, "state.json", str(place.path))
+    argv += map(str, copied or ())
     os.execv(argv[0], argv)
 
 
-def run(place: Place, source: str, early: int = 0) -> Child:
-    return Child(partial(supervise, place, [sys.executable, "-IS", "-c", source], early))
+def run(place: Place, source: str, early: int = 0, copied: Copied | None = None) -> Child:
+    return Child(partial(supervise, place, [sys.executable, "-IS", "-c", source], early, copied))
 
 
 def exit_code(started: Child) -> int:
@@ -105,6 +112,31 @@ def test_signals_are_passed_on_and_the_end_is_noted(place: Place, status: int, c
     assert exit_code(started) == status
     assert place.heard == ["up", str(int(signal.SIGHUP)), str(int(signal.SIGUSR1)), str(int(signal.SIGTERM))]
     assert place.ended == {"status": status, "clean": clean}
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["read", "edited, and not to be renewed"])
+def test_who_reads_a_copy_makes_no_noise(place: Place, tmp_path: Path, edited: bool) -> None:
+    """Where nothing is to be renewed, or cannot be, dockerd gets no signal: that would have it read for ever."""
+    place.note(kept="as it was", ready_at=1.0)
+    mine, copy = tmp_path / "mine.json", tmp_path / "daemon.json"
+    for path in (mine, copy):
+        path.write_text("{}")
+    os.utime(copy, ns=(0 if edited else mine.stat().st_mtime_ns,) * 2)
+    copied = Copied(linux.watch_reads(str(tmp_path)), str(mine), str(copy))
+    started = run(place, DAEMON.replace("STATUS", "0"), copied=copied)
+    wait_until(lambda: place.heard == ["up"], what="the daemon")
+    for _ in range(2):
+        copy.read_text()
+        wait_until(lambda: pending_bytes(copied.watch_fd) == 0, what="the supervisor to notice")
+    started.kill(signal.SIGTERM)
+    assert exit_code(started) == 0
+    assert place.heard == ["up", str(int(signal.SIGTERM))]
+    os.close(copied.watch_fd)
+
+
+def pending_bytes(fd: int) -> int:
+    found = fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(found, sys.byteorder)
 
 
 def test_a_daemon_that_never_answered_is_not_clean(place: Place) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cachedind.base.errors import CachedindError, HostPreparationError
 from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
+from cachedind.base.modified import modified_ns
 from cachedind.settings import daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.settings.build_cache import CacheLimit, plan_gc
@@ -53,6 +54,14 @@ def test_an_edited_file_is_merged_again(tmp_path: Path, run: Path) -> None:
     assert read(run) == {"labels": ["b"], "builder": {"entitlements": {}, "gc": gc}}
 
 
+def test_the_copy_tells_when_its_source_was_modified(tmp_path: Path, run: Path) -> None:
+    mine = tmp_path / "mine.json"
+    for text, act in (("{}", lambda: begin(mine, run)), ('{"debug": true}', reload.merge_again)):
+        mine.write_text(text)
+        act()
+        assert (run / "daemon.json").stat().st_mtime_ns == mine.stat().st_mtime_ns
+
+
 @pytest.mark.parametrize("text", ["{", None], ids=["broken", "gone"])
 def test_what_cannot_be_merged_is_told_and_refused_by_dockerd(tmp_path: Path, run: Path, text: str | None) -> None:
     mine = tmp_path / "mine.json"
@@ -62,6 +71,7 @@ def test_what_cannot_be_merged_is_told_and_refused_by_dockerd(tmp_path: Path, ru
     with pytest.raises(CachedindError, match=str(mine)):
         reload.merge_again()
     assert str(mine) in (run / "daemon.json").read_text()
+    assert modified_ns(str(run / "daemon.json")) == modified_ns(str(mine)), "it is not told again and again"
     with pytest.raises(ValueError, match="Expecting value"):
         read(run)
 
