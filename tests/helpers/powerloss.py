@@ -47,6 +47,11 @@ class FailingDisk:
         """What the states on it tell of was another boot of the host."""
         forget_boot(self._scope, self.device)
 
+    def empty_note(self) -> None:
+        """The data-root's state file has its name, and none of its bytes: a rename that came before them."""
+        script = _EMPTY_NOTE.replace("DEVICE", self.device)
+        exec_in(self._scope.workbench, ["sh", "-euc", script])
+
     def close(self) -> None:
         """Nobody has it mounted any longer."""
         self._scope.close()
@@ -80,6 +85,16 @@ rmdir "$after"
 """
 
 
+_EMPTY_NOTE = r"""
+after=$(mktemp -d)
+mount DEVICE "$after"
+test -s "$after/.cachedind/state.json" || echo 'it is empty already' >&2
+: >"$after/.cachedind/state.json"
+umount "$after"
+rmdir "$after"
+"""
+
+
 def forget_boot(engine: Engine, device: str) -> None:
     """What the state files on a device tell of was another boot of the host. Nobody may use what is on it."""
     exec_in(engine.workbench, ["sh", "-euc", _FORGET_BOOT.replace("DEVICE", device)])
@@ -103,8 +118,9 @@ class Ordeal:
         first.sh("sync -f /var/lib/docker")
         self._end(first)
 
-    def suffer(self) -> None:
-        """One loss of power: the daemon comes up afterwards, and what it has in its cache is right."""
+    def suffer(self, *, empty_note: bool = False) -> None:
+        """One loss of power: the daemon comes up afterwards, and what it has in its cache is right, and all that was
+        there long before. With `empty_note` a data-root's state file has lost its bytes, as it may on xfs."""
         dind = self._start()
         self._check(dind, self._project, "before")
         interrupted = content_project(self._nonce(), tag="interrupted:latest")
@@ -115,25 +131,31 @@ class Ordeal:
         self._disk.close()
         self._disk = FailingDisk(self._engine, self._disk.fstype, left)
         self._disk.forget_boot()
+        if empty_note:
+            self._disk.empty_note()
 
         dind = self._start()
         self.counts[f"began {(dind.summary or '?').partition(':')[0]}"] += 1
-        self._check(dind, self._project, "old project")
+        uncached = self._check(dind, self._project, "old project")
+        assert uncached == [], f"{uncached} of the old project were built again: {dind.describe()}"
         self._check(dind, interrupted, "interrupted project")
         assert "Traceback" not in dind.log()
         # Whatever the disk has kept of the state file: another boot's, or nothing.
-        assert self._pooled or "the host went down" in dind.log() or "as after a crash" in dind.log()
+        told = ("as after a crash",) if empty_note else ("the host went down", "as after a crash")
+        assert self._pooled or any(why in dind.log() for why in told), dind.log()
         self._end(dind)
         self.counts["losses"] += 1
 
     def close(self) -> None:
         self._disk.close()
 
-    def _check(self, dind: Dind, project: Project, what: str) -> None:
+    def _check(self, dind: Dind, project: Project, what: str) -> list[str]:
+        """Build and run it; returns the steps that were built again."""
         dind.keep_image(project)
         build = dind.build(project)
         dind.run_image(project)
         self.counts[f"{what}: {'CACHED' if not build.uncached else 'built again'}"] += 1
+        return build.uncached
 
     def _start(self) -> Dind:
         where = {"pool" if self._pooled else "volume": self._disk.volume}
