@@ -30,18 +30,24 @@ class BadListError(ValueError):
 
 
 def write_list(owner_fd: int, ids: Iterable[str], *, durable: bool = False) -> None:
-    """Note down what an owner may link to. Whole or not at all for everybody who looks; unless it is `durable`, a crash
-    of the host may cut it short, which its last line tells. Raises OSError."""
+    """Note down what an owner may link to. Whole or not at all for everybody who looks, also where several write at
+    once (clones of a golden hold it together); unless it is `durable`, a crash of the host may cut it short, which its
+    last line tells. Raises OSError."""
     wanted = sorted(set(ids))
     text = "".join(f"{layer_id}\n" for layer_id in wanted) + f"end {len(wanted)}\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(f"{LIST}.new", flags, 0o600, dir_fd=owner_fd)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.rename(f"{LIST}.new", LIST, src_dir_fd=owner_fd, dst_dir_fd=owner_fd)
+    temporary = f"{LIST}.new-{os.urandom(4).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600, dir_fd=owner_fd)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(temporary, LIST, src_dir_fd=owner_fd, dst_dir_fd=owner_fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=owner_fd)
+        raise
 
 
 def read_list(owner_fd: int) -> frozenset[str]:
@@ -65,5 +71,5 @@ def parse_list(raw: bytes) -> frozenset[str]:
         raise BadListError(f"{LIST} is cut short")
     ids = frozenset(line.decode("ascii", "replace").rstrip("\n") for line in lines[:-1])
     if not all(layers.ID.fullmatch(layer_id) for layer_id in ids):
-        raise BadListError(f"{LIST} names something that is no layer")
+        raise BadListError(f"{LIST} names something that is not a layer")
     return ids

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -97,6 +99,30 @@ def test_what_lies_beside_an_owners_data(estate: Estate, name: str, where: str, 
         # A golden whose list cannot be written anew is set aside; the slot, which has all of it, is not free.
         lost = where == "golden" and (name, how) == ("layers.list", "directory")
         assert tenants.layers_of(other) == ([] if lost else NAMES)
+
+
+def test_two_clones_at_once_of_a_golden_whose_list_was_cut_short(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write it anew, and neither holds it alone: they go on together from just before each rename."""
+    together, rename = threading.Barrier(2, timeout=20), os.rename
+
+    def rename_together(source: Any, target: Any, **where: Any) -> None:
+        if target == layer_list.LIST:
+            together.wait()
+        rename(source, target, **where)
+
+    with contextlib.closing(tenants.take(estate.pool, tenants.slot_request())) as first:
+        assert first.slot.id == estate.slot.name
+        (estate.golden / layer_list.LIST).write_text("")
+        monkeypatch.setattr(os, "rename", rename_together)
+        with ThreadPoolExecutor(2) as threads:
+            starts = [threads.submit(tenants.take, estate.pool, tenants.slot_request()) for _ in range(2)]
+        monkeypatch.undo()
+        for taken in (each.result() for each in starts):
+            assert tenants.layers_of(taken) == NAMES
+            taken.close()
+    assert sorted(os.listdir(estate.golden)) == ["data", "golden.json", layer_list.LIST]
 
 
 @pytest.mark.parametrize(
