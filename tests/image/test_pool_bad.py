@@ -93,7 +93,7 @@ class Damage(NamedTuple):
 
 
 JSON = ("truncated", "directory", "link")
-SEQUENCE = r"the sequence of the key default was not a file, and is counted anew; it is now sequence\.unreadable"
+SEQUENCE = r"the sequence of the key default was not a file, and is counted anew; it is kept as sequence\.unreadable"
 AWAY = "look at it, and move it away"
 ASIDE = r"of the pool is set aside: .*; it is kept as aside/[0-9a-f]{12}.*; cachedind rm aside/[0-9a-f]{12} drops it"
 

@@ -120,5 +120,5 @@ def test_a_cold_start_says_what_was_there_and_why_it_does_not_fit(engine: Engine
     nothing.kill()
     older = begin(Disk("ext4", Flavour("trixie", "graphdriver")), engine, pool)
     assert (older.summary or "").startswith(
-        "cold: nothing that this start can use (what is there is of a newer engine (28."
+        "cold: nothing that this start can use; key default: what is there is of a newer engine (28."
     )

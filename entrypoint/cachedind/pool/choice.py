@@ -7,15 +7,20 @@ replaces others of its own scope and class only.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
+from cachedind.engine import doubt
 from cachedind.pool import clone
 from cachedind.pool.slot_state import Candidate, Kind, SlotState, class_name
 
 if TYPE_CHECKING:
     from cachedind.base.model import DataRootState, EngineVersion
     from cachedind.dataroot.storage_facts import StorageRequest
+
+HELD = "held by other instances"
+PASSED_OVER = "passed over by this start"
 
 
 class Requirements(NamedTuple):
@@ -69,7 +74,7 @@ def why_incompatible(found: SlotState, requirements: Requirements) -> str:
     if data.engine.release > requirements.engine.release:
         return f"of a newer engine ({data.engine})"
     if data.remap != requirements.remap:
-        return f"with other remapped users ({data.remap or 'none'})"
+        return f"with other remapped users ({data.remap})" if data.remap else "without userns-remap"
     if requirements.store not in (None, data.store):
         return f"in another image store ({data.store})"
     if requirements.driver not in (None, data.driver) or not _is_asked_for(found, data, requirements):
@@ -114,13 +119,66 @@ def plan_choice(candidates: list[Candidate], requirements: Requirements, boot_id
     return sorted(fitting, key=rank, reverse=True)
 
 
-def describe_misfits(candidates: list[Candidate], requirements: Requirements) -> str:
-    """Why none of a key's states is used that have something in them; an empty word where there is none."""
-    full = [c.state for c in candidates if c.state.data and not c.state.read_only and not c.state.nothing_new]
-    reasons = sorted({reason for found in full if (reason := why_incompatible(found, requirements))})
+def why_nothing_warmer(
+    candidates: list[Candidate],
+    requirements: Requirements,
+    boot_id: str,
+    got: SlotState | None,
+    held: frozenset[str] = frozenset(),
+    *,
+    lends: bool = False,
+) -> str:
+    """Why a start got `got` of its key, or nothing, and nothing warmer; an empty word where there is nothing warmer.
+    `held` are names of candidates; `lends`: it takes no slot away, and wants a clone.
+
+    What instances at work hold is no state yet for one that got what their scope has finished.
+    """
+    got = got if got and got.data else None
+    is_own = got is not None and got.scope == requirements.scope
+    found = [
+        _why_not(one, requirements, boot_id, is_held=one.name in held, lends=lends)
+        for one in _warmer(candidates, requirements, got)
+    ]
+    reasons = Counter(why for why in found if not (is_own and why in (HELD, PASSED_OVER)))
+    count = reasons.total()
     if not reasons:
         return ""
-    return f"none that fits of {len(full)}: {', '.join(reasons)}" if len(full) > 1 else f"what is there is {reasons[0]}"
+    if count == 1:
+        what = "what is newer" if is_own else "what is there" if got is None else "what this scope has"
+        return f"{what} is {next(iter(reasons))}"
+    which = " newer ones" if is_own else "" if got is None else " of this scope"
+    return f"none of {count}{which} fits: " + ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))
+
+
+def _warmer(candidates: list[Candidate], requirements: Requirements, got: SlotState | None) -> list[Candidate]:
+    """What a start would rather have had: of its own scope what is newer, or all of that where it got another scope's;
+    whatever has data, where it got none."""
+    full = [one for one in candidates if one.state.data is not None and not one.state.read_only]
+    if got is None:
+        return full
+    own = [one for one in full if one.state.scope == requirements.scope and not one.state.nothing_new]
+    return [one for one in own if got.scope != requirements.scope or one.state.sequence > got.sequence]
+
+
+def _why_not(candidate: Candidate, requirements: Requirements, boot_id: str, *, is_held: bool, lends: bool) -> str:
+    found, data = candidate.state, candidate.state.data
+    assert data is not None
+    misfit = why_incompatible(found, requirements)
+    if misfit:
+        return misfit
+    if found.nothing_new:
+        return "not worth a lease (its job left nothing new)"
+    if is_held:
+        return HELD
+    is_lent = candidate.kind is Kind.SLOT and (lends or found.scope != requirements.scope)
+    if is_lent and not clone.is_possible(data):
+        return f"of a driver whose layers cannot be shared ({data.driver})"
+    if not (found.is_trusted(boot_id) if is_lent else found.is_likely(boot_id)):
+        doubted = doubt.find(data, boot_id)
+        return f"not to be trusted yet ({doubted.why if doubted else doubt.NEVER_READY})"
+    if data.engine.release != requirements.engine.release:
+        return f"of an older engine ({data.engine})"
+    return PASSED_OVER
 
 
 def newest_clones(golden: SlotState, candidates: list[Candidate]) -> list[Candidate]:

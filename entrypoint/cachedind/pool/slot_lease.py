@@ -11,10 +11,21 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import Degradation
-from cachedind.pool import changes, choice, clone, golden, inspection, key_directory, scopes, slot_state, slots
+from cachedind.pool import (
+    changes,
+    choice,
+    clone,
+    golden,
+    inspection,
+    key_directory,
+    scopes,
+    slot_state,
+    slots,
+    why_cold,
+)
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.mutable import NOTHING
 from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
@@ -38,19 +49,19 @@ WAIT_WITH_OTHER_S = 0.5
 
 def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full)."""
-    leased, source, sequence = _choose(pool, slot_request, log)
-    if leased is None and not slot_request.fresh and _has_waited(pool, slot_request, source):
-        if source is not None:
-            source.close()
-        leased, source, sequence = _choose(pool, slot_request, log)
-    if leased is not None:
-        return _introduce(leased, slot_request.holder)
-    source_key, passed_over = slot_request.key, ""
+    chosen = _choose(pool, slot_request, log)
+    if chosen.leased is None and not slot_request.fresh and _has_waited(pool, slot_request, chosen.source):
+        if chosen.source is not None:
+            chosen.source.close()
+        chosen = _choose(pool, slot_request, log)
+    if chosen.leased is not None:
+        return _introduce(chosen.leased._replace(passed_over=chosen.passed_over), slot_request.holder)
+    source, source_key = chosen.source, slot_request.key
     if source is None and not slot_request.fresh:
-        passed_over = _why_nothing(pool, slot_request)
         source, source_key = open_fallback(pool, slot_request, log)
     try:
-        taken = _be_born(pool, slot_request, source, source_key, sequence)._replace(passed_over=passed_over)
+        taken = _be_born(pool, slot_request, source, source_key, chosen.sequence)
+        taken = taken._replace(passed_over=chosen.passed_over)
     except ValueError as error:
         assert source is not None
         with key_directory.locked_key(pool, source_key, create=False) as key_fd:
@@ -62,41 +73,34 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     return _introduce(taken, slot_request.holder)
 
 
-def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> tuple[TakenSlot | None, Source | None, int]:
-    """A slot of the key, or else a golden of it to clone, and this start's number."""
+class _Chosen(NamedTuple):
+    """A slot of the key, or else a state of it to clone, this start's number, and why it is nothing warmer."""
+
+    leased: TakenSlot | None
+    source: Source | None
+    sequence: int
+    passed_over: str
+
+
+def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> _Chosen:
     with key_directory.locked_key(pool, slot_request.key, create=True) as key_fd:
         assert key_fd is not None
-        candidates = inspection.survey(pool, key_fd, slot_request, log)
-        sequence, aside = key_directory.draw_sequence(key_fd, candidates)
+        found = inspection.survey(pool, key_fd, slot_request, log)
+        sequence, aside = key_directory.draw_sequence(key_fd, found)
         if aside is not None:
             log.warn(
-                f"the sequence of the key {slot_request.key} was not a file, and is counted anew; "
-                f"it is now {aside} there"
+                f"the sequence of the key {slot_request.key} was not a file, and is counted anew; it is kept as {aside}"
             )
-        if slot_request.fresh:
-            candidates = []
+        candidates = [] if slot_request.fresh else found
+        leased = source = None
         if not slot_request.read_only:
             leased = _lease_newest(pool, key_fd, slot_request, candidates, sequence, log)
-            if leased is not None:
-                return leased, None, sequence
-        return None, open_newest(pool, key_fd, slot_request, candidates, sequence, log), sequence
-
-
-def _why_nothing(pool: Pool, slot_request: SlotRequest) -> str:
-    """Why a start finds nothing of its key, where there is something."""
-    key_fd = key_directory.open_key(pool, slot_request.key, create=False)
-    if key_fd is None:
-        return ""
-    try:
-        candidates, _ = key_directory.read_candidates(key_fd)
-        misfits = choice.describe_misfits(candidates, slot_request.requirements)
-        if misfits:
-            return misfits
-        full = [one.name for one in candidates if one.state.data is not None and one.kind is Kind.SLOT]
-        held = sum(slots.look(key_fd, name, 0)[0] for name in full)
-        return f"no golden, and {held} of its slots held by running instances" if held else ""
-    finally:
-        os.close(key_fd)
+        if leased is None:
+            source = open_newest(pool, key_fd, slot_request, candidates, sequence, log)
+        got = leased or source
+        name = f"slots/{leased.slot.id}" if leased else source.name if source else ""
+        passed_over = why_cold.explain(key_fd, slot_request, found, got.found if got else None, name)
+        return _Chosen(leased, source, sequence, passed_over)
 
 
 def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) -> bool:

@@ -83,23 +83,22 @@ class Origin(NamedTuple):
         in."""
         key, source_key = lender.key, lender.source_key
         of_key = f"key {key}" + (f", scope {lender.scope}" if lender.scope else "")
-        why = f" ({lender.passed_over})" if lender.passed_over else ""
+        why = lender.passed_over
+        mine = f"; {of_key}: {why}; slot {slot}" if why else f", {of_key}, slot {slot}"
         more = f", and {_images(seeded)} of seeds" if seeded else ""
         if layers and ((warmth == "cloned" and source_key == BASE_KEY) or (warmth == "fresh" and seeded)):
             where = "put in" if seeded else "from the pool"
-            temperature, words = "seeded", f"{_layers(layers)} of seeds, {where}; {of_key}{why}, slot {slot}"
+            temperature, words = "seeded", f"{_layers(layers)} of seeds, {where}; {mine[2:]}"
         elif not layers and warmth != "fresh":
-            temperature, words = "cold", f"a state without layers, {of_key}{why}, slot {slot}"
+            temperature, words = "cold", f"a state without layers{mine}"
         elif warmth == "fresh":
-            nothing = f"nothing that this start can use{why}; {of_key}" if why else f"the pool has nothing for {of_key}"
-            temperature, words = "cold", f"{nothing}, slot {slot}"
+            nothing = f"the pool has nothing for {of_key}, slot {slot}"
+            temperature, words = "cold", f"nothing that this start can use{mine}" if why else nothing
         elif warmth == "cloned":
-            temperature, words = (
-                "cloned",
-                f"{_layers(layers)} from {lender.describe()}{_age(last_used_s)}{more}, {of_key}{why}, slot {slot}",
-            )
+            temperature = "cloned"
+            words = f"{_layers(layers)} from {lender.describe()}{_age(last_used_s)}{more}{mine}"
         else:
-            temperature, words = "warm", f"{_layers(layers)}{_age(last_used_s)}{more}, {of_key}, slot {slot}"
+            temperature, words = "warm", f"{_layers(layers)}{_age(last_used_s)}{more}{mine}"
         fields: dict[str, object] = {
             "key": key,
             "scope": lender.scope,

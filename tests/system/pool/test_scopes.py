@@ -356,3 +356,87 @@ def test_a_daemon_that_is_started_again_in_its_container_goes_on_with_its_slot(p
         again = tenants.take(pool, here)
         assert again.slot.id == first.slot.id
         again.close()
+
+
+def leave(pool: Pool, wanted: SlotRequest, values: dict[str, object]) -> None:
+    """A free slot with a layer, whose state says what `values` say."""
+    taken = tenants.take(pool, wanted)
+    tenants.begin(taken)
+    tenants.build(taken, f"{wanted.scope}0")
+    tenants.come_up(taken)
+    raw = state.read_state(taken.slot.directory_fd, slot_state.STATE_NAME)
+    state.write_state(taken.slot.directory_fd, slot_state.STATE_NAME, values, raw)
+    taken.close()
+
+
+CRASH: dict[str, object] = {"boot_id": "before the crash"}
+CANCELLED: dict[str, object] = {"ready_at": None, "pure": True}
+DOUBTED = "what is there is not to be trusted yet"
+
+
+@pytest.mark.parametrize(
+    ("values", "scope", "read_only", "words"),
+    [
+        ({"engine": "29.1.0"}, "build", False, "what is there is of a newer engine (29.1.0)"),
+        ({"driver": "vfs"}, "web", False, "what is there is of a driver whose layers cannot be shared (vfs)"),
+        ({"driver": "vfs"}, "build", True, "what is there is of a driver whose layers cannot be shared (vfs)"),
+        (CRASH, "web", False, f"{DOUBTED} (the host went down since its last daemon)"),
+        (CRASH, "build", True, f"{DOUBTED} (the host went down since its last daemon)"),
+        (CANCELLED, "web", False, f"{DOUBTED} (no daemon came up on it at its last start)"),
+    ],
+)
+def test_a_cold_start_says_why(pool: Pool, values: dict[str, object], scope: str, read_only: bool, words: str) -> None:
+    leave(pool, of(scope), values)
+    with contextlib.closing(tenants.take(pool, of("build", read_only=read_only))) as taken:
+        assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, words)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"engine": "29.1.0"}, "what this scope has is of a newer engine (29.1.0)"),
+        ({"remap": "1.1"}, "what this scope has is with other remapped users (1.1)"),
+        (CRASH, "what this scope has is not to be trusted yet (the host went down since its last daemon)"),
+    ],
+)
+def test_a_start_with_another_scopes_state_says_why_not_its_own(
+    pool: Pool, values: dict[str, object], words: str
+) -> None:
+    leave(pool, of("build"), values)
+    leave(pool, of("web"), {})
+    with contextlib.closing(tenants.take(pool, of("build"))) as taken:
+        assert (taken.warmth, taken.found.scope, taken.passed_over) == (Warmth.CLONED, "web", words)
+
+
+def test_a_start_says_that_others_hold_all_there_is(pool: Pool) -> None:
+    with contextlib.closing(start(pool, of("build"))), contextlib.closing(tenants.take(pool, of("build"))) as taken:
+        assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, "what is there is held by other instances")
+
+
+def test_a_start_says_of_its_own_key_why_it_has_another_keys_state(pool: Pool) -> None:
+    job(pool, "build", "b0")
+    wanted = of("build", "branch")._replace(fallback_keys=("k",))
+    leave(pool, wanted._replace(fallback_keys=()), {"engine": "29.1.0"})
+    with contextlib.closing(tenants.take(pool, wanted)) as taken:
+        assert (taken.source_key, taken.passed_over) == ("k", "what is there is of a newer engine (29.1.0)")
+
+
+def test_a_start_that_goes_on_without_what_it_found_says_so(pool: Pool) -> None:
+    job(pool, "build", "b0")
+    with contextlib.closing(tenants.take(pool, of("build")._replace(fresh=True))) as taken:
+        assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, "what is there is passed over by this start")
+
+
+def test_the_newest_state_that_a_scope_has_finished_needs_no_reason(pool: Pool) -> None:
+    assert job(pool, "build", "b0").passed_over == ""
+    assert job(pool, "build", "b1").passed_over == ""
+    with contextlib.closing(start(pool, of("build"))) as one, contextlib.closing(start(pool, of("build"))) as other:
+        assert (one.warmth, one.passed_over) == (Warmth.LEASED, "")
+        assert (other.warmth, other.passed_over) == (Warmth.CLONED, "")
+        with contextlib.closing(tenants.take(pool, of("build"))) as third:
+            assert third.passed_over == ""
+    leave(pool, of("build"), CRASH)
+    with contextlib.closing(start(pool, of("build"))) as taken:
+        assert taken.passed_over == (
+            "what is newer is not to be trusted yet (the host went down since its last daemon)"
+        )

@@ -12,12 +12,12 @@ from cachedind.base.model import DataRootState, Ended, EngineVersion, ImageStore
 from cachedind.engine.doubt import CRASHED, UNPROVEN
 from cachedind.pool.choice import (
     Requirements,
-    describe_misfits,
     is_compatible,
     needs_promotion,
     plan_choice,
     superseded,
     why_incompatible,
+    why_nothing_warmer,
 )
 from cachedind.pool.slot_state import Candidate, Kind, SlotState, class_name, parse_slot_state
 
@@ -201,16 +201,85 @@ def test_why_a_state_is_not_used(found: SlotState, reason: str) -> None:
     assert why_incompatible(found, USUAL) == reason
     assert is_compatible(found, USUAL) is not bool(reason)
     assert why_incompatible(state(3, store=CTRD), USUAL._replace(store=GRAPH)) == "in another image store (containerd)"
+    assert why_incompatible(state(3), USUAL._replace(remap="1.1")) == "without userns-remap"
 
 
-def test_what_a_cold_start_says_of_a_keys_states() -> None:
-    newer, vfs = slot("a", state(3, engine=EngineVersion(29, 1, 0))), slot("b", VFS)
-    assert describe_misfits([], USUAL) == ""
-    assert describe_misfits([slot("e", EMPTY), slot("ro", state(3, read_only=True))], USUAL) == ""
-    assert describe_misfits([newer], USUAL) == "what is there is of a newer engine (29.1.0)"
-    assert describe_misfits([newer, vfs], USUAL) == (
-        "none that fits of 2: of a newer engine (29.1.0), with another storage driver (vfs)"
+OLDER, NEWER = state(9, engine=OLD), state(9, engine=EngineVersion(29, 1, 0))
+CRASH = state(9, boot_id="before")
+NEVER = state(9, ready=False)
+WENT_DOWN = "not to be trusted yet (the host went down since its last daemon)"
+NEVER_CAME_UP = "not to be trusted yet (no daemon came up on it at its last start)"
+VFS_OF_ALL = VFS._replace(asked="")
+
+
+@pytest.mark.parametrize(
+    ("found", "got", "words"),
+    [
+        # Nothing of the key.
+        ([EMPTY, state(3, read_only=True)], None, ""),
+        ([NEWER], None, "what is there is of a newer engine (29.1.0)"),
+        ([NEWER], EMPTY, "what is there is of a newer engine (29.1.0)"),
+        (
+            [state(3, store=CTRD)],
+            None,
+            "what is there is with another storage driver (overlayfs in the containerd store)",
+        ),
+        ([state(3)], None, "what is there is held by other instances"),
+        ([state(3, scope="web")], None, "what is there is held by other instances"),
+        ([state(3)._replace(nothing_new=True)], None, "what is there is not worth a lease (its job left nothing new)"),
+        (
+            [NEWER, VFS, state(3), state(4, scope="web")],
+            None,
+            "none of 4 fits: 2 held by other instances, 1 of a newer engine (29.1.0), "
+            "1 with another storage driver (vfs)",
+        ),
+        # Another scope's state.
+        ([NEWER, state(9, scope="api")], state(3, scope="web"), "what this scope has is of a newer engine (29.1.0)"),
+        (
+            [CRASH, NEWER],
+            state(3, scope="web"),
+            f"none of 2 of this scope fits: 1 {WENT_DOWN}, 1 of a newer engine (29.1.0)",
+        ),
+        ([state(0)._replace(nothing_new=True)], state(3, scope="web"), ""),
+        ([state(9, scope="api")], state(3, scope="web"), ""),
+        # A state of its own scope: others at work are no reason.
+        ([state(9), state(2)], state(3), ""),
+        ([NEWER, state(2, engine=NEW)], state(3), "what is newer is of a newer engine (29.1.0)"),
+        ([CRASH, OLDER], state(3), f"none of 2 newer ones fits: 1 {WENT_DOWN}, 1 of an older engine (26.1.5)"),
+        ([state(9, scope="web")], state(3), ""),
+    ],
+)
+def test_why_a_start_got_nothing_warmer(found: list[SlotState], got: SlotState | None, words: str) -> None:
+    """Whatever of this engine is good is at work."""
+    there = [slot(str(number), one) for number, one in enumerate(found)]
+    at_work = frozenset(
+        one.name for one in there if one.state.is_trusted(BOOT) and one.state.data and one.state.data.engine == NEW
     )
+    requirements = USUAL._replace(driver="overlay2")
+    assert why_nothing_warmer(there, requirements, BOOT, got, at_work) == words
+
+
+@pytest.mark.parametrize(
+    ("found", "lends", "words"),
+    [
+        (VFS_OF_ALL, True, "of a driver whose layers cannot be shared (vfs)"),
+        (VFS_OF_ALL._replace(scope="web"), False, "of a driver whose layers cannot be shared (vfs)"),
+        (CRASH, True, WENT_DOWN),
+        (CRASH._replace(scope="web"), False, WENT_DOWN),
+        (NEVER, True, NEVER_CAME_UP),
+        (NEVER._replace(scope="web"), False, NEVER_CAME_UP),
+        (state(9), True, "passed over by this start"),
+        (state(9), False, "passed over by this start"),
+    ],
+)
+def test_why_a_start_got_nothing_though_a_free_slot_fits(found: SlotState, lends: bool, words: str) -> None:
+    assert why_nothing_warmer([slot("a", found)], USUAL, BOOT, None, lends=lends) == f"what is there is {words}"
+
+
+def test_the_best_state_there_is_needs_no_reason() -> None:
+    for ranked in ([slot("a", state(5)), golden(state(4)), slot("b", state(3))], [golden(OLDER), slot("w", CRASH)]):
+        best = plan_choice(ranked, USUAL, BOOT)[0]
+        assert why_nothing_warmer([one for one in ranked if one is not best], USUAL, BOOT, best.state) == ""
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from cachedind.base.model import ImageStore, Mount, StoragePlan
 from cachedind.dataroot.facts import Place
+from cachedind.pool.keys import BASE_KEY
 from cachedind.start.summary import Lender, Origin, Stopwatch, describe_age, summarise
 
 PLACE = Place(
@@ -121,12 +122,22 @@ def test_a_start_in_a_pool_says_whose_cache_it_has(warmth: str, source_key: str,
         (
             Lender("k", "", "", "", "what is there is of a newer engine (29.1.0)"),
             "fresh",
-            "cold: nothing that this start can use (what is there is of a newer engine (29.1.0)); key k, slot 5107 (",
+            "cold: nothing that this start can use; key k: what is there is of a newer engine (29.1.0); slot 5107 (xfs",
         ),
         (
             Lender("k", "", "main", "", "what is there is in another image store (containerd)"),
             "cloned",
-            "cloned: 3 layers from key main, last used 60 s ago, key k (what is there is in another image store (cont",
+            "cloned: 3 layers from key main, last used 60 s ago; key k: what is there is in another image store (cont",
+        ),
+        (
+            Lender("k", "lint", "k", "lint", "what is newer is not to be trusted yet (why)"),
+            "leased",
+            "warm: 3 layers, last used 60 s ago; key k, scope lint: what is newer is not to be trusted yet (why); slot",
+        ),
+        (
+            Lender("k", "lint", BASE_KEY, "", "what is there is held by other instances"),
+            "cloned",
+            "seeded: 3 layers of seeds, from the pool; key k, scope lint: what is there is held by other instances; sl",
         ),
     ],
 )
