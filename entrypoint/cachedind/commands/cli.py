@@ -211,9 +211,13 @@ def _confirm(question: str) -> None:
 
 
 def _tell_freed(freed_bytes: int) -> None:
+    click.echo(f"{_format_bytes(freed_bytes)} freed")
+
+
+def _format_bytes(count: int) -> str:
     from cachedind.base.sizes import format_bytes
 
-    click.echo(f"{format_bytes(freed_bytes)} freed")
+    return format_bytes(count)
 
 
 @cli.command()
@@ -236,12 +240,10 @@ def gc(as_json: bool, path: str | None) -> None:
     for entry in report.evicted:
         click.echo(entry.line())
     _tell_freed(report.freed_bytes)
-    if report.lacking_bytes:
-        from cachedind.base.sizes import format_bytes
-
-        click.echo(
-            f"{format_bytes(report.lacking_bytes)} more would have to go to keep the limits, but the rest is in use"
-        )
+    lacking = [_format_bytes(report.lacking_bytes)] if report.lacking_bytes else []
+    lacking += [f"{report.lacking_inodes} inodes"] if report.lacking_inodes else []
+    if lacking:
+        click.echo(f"{' and '.join(lacking)} more would have to go to keep the limits, but the rest is in use")
 
 
 @cli.command()

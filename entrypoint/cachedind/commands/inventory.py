@@ -51,7 +51,7 @@ class Row(NamedTuple):
     `key` is the key as given, or its directory's name where nothing tells the key; `name` the path below that
     directory, empty where the whole directory cannot be read; `scope` which job of the key it is of; `why` says what is
     wrong with something unreadable. `holder` is who holds a slot (`held`) or held it last. Times in seconds since the
-    epoch; sizes in bytes, None where they were not measured.
+    epoch; sizes in bytes and inodes, None where they were not measured. What is unique goes with it.
     """
 
     key: str
@@ -71,6 +71,7 @@ class Row(NamedTuple):
     driver: str | None = None
     ready_s: float | None = None
     unique_bytes: int | None = None
+    unique_inodes: int | None = None
     shared_bytes: int | None = None
 
     @property
@@ -230,10 +231,14 @@ def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
             yield row
             continue
         known = [layer_id for layer_id in found.layers if layer_id in sizes]
-        alone = sum(sizes[layer_id].bytes for layer_id in known if owners[layer_id] == 1)
-        shared = sum(sizes[layer_id].bytes for layer_id in known) - alone
+        own = [found.own, *(sizes[layer_id] for layer_id in known if owners[layer_id] == 1)]
+        shared = sum(sizes[layer_id].bytes for layer_id in known if owners[layer_id] != 1)
         shared += sum(size.bytes for size in found.linked.values())
-        yield row._replace(unique_bytes=found.own.bytes + alone, shared_bytes=shared)
+        yield row._replace(
+            unique_bytes=sum(size.bytes for size in own),
+            unique_inodes=sum(size.inodes for size in own),
+            shared_bytes=shared,
+        )
 
 
 def _measure(pool: Pool, row: Row) -> survey.Measured | None:

@@ -45,6 +45,7 @@ def read_status(pool: Pool, settings: Config, now: float) -> Report:
     report["limits"] = {
         "pool_max_size_bytes": budget.max_bytes,
         "pool_min_free_bytes": budget.min_free_bytes,
+        "pool_min_free_inodes": budget.min_free_inodes,
         "max_age_s": budget.max_age_s,
         "cache_max_size_bytes": cache_bytes,
     }
@@ -53,12 +54,16 @@ def read_status(pool: Pool, settings: Config, now: float) -> Report:
 
 
 def _read_space(path: str) -> Report:
+    """Inodes are None where the filesystem does not count them (btrfs)."""
     found = os.statvfs(path)
     return {
         "fstype": facts.read_mount(path).fstype,
         "total_bytes": found.f_blocks * found.f_frsize,
         "used_bytes": (found.f_blocks - found.f_bfree) * found.f_frsize,
         "free_bytes": found.f_bavail * found.f_frsize,
+        "total_inodes": found.f_files or None,
+        "used_inodes": found.f_files - found.f_ffree if found.f_files else None,
+        "free_inodes": found.f_favail if found.f_files else None,
     }
 
 

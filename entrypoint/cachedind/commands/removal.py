@@ -88,14 +88,15 @@ class Evicted(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What `gc` did. `lacking_bytes` is what the limits would still have removed, were it not in use; `deleted` counts
-    what was in trash.
+    """What `gc` did. `lacking_bytes` and `lacking_inodes` are what the limits would still have removed, were it not in
+    use; `deleted` counts what was in trash.
     """
 
     evicted: list[Evicted]
     deleted: int
     freed_bytes: int
     lacking_bytes: int
+    lacking_inodes: int
 
 
 # ---- what is meant -------------------------------------------------------------------------------------------------
@@ -241,4 +242,4 @@ def collect_garbage(pool: Pool, settings: Config, now: float) -> Collected:
     keys = {key_name: read_key(pool, key_name) for key_name in directory.names_in(pool.keys_fd)}
     report = upkeep.run(pool, settings, None, now)
     evicted = [Evicted(keys.get(e.entry.key, e.entry.key), e.entry.name, e.reason) for e in report.evicted]
-    return Collected(evicted, report.deleted, delete(pool, before), report.lacking_bytes)
+    return Collected(evicted, report.deleted, delete(pool, before), report.lacking_bytes, report.lacking_inodes)

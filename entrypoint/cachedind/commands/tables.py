@@ -89,6 +89,9 @@ def print_status(report: Mapping[str, object], now: float, console: Console | No
         told["here"] = {"key": here["key"], "slot": here["slot"], "ready": ready}
     elif "pool" in told:
         told["here"] = "this container holds no slot of this pool"
+    filesystem = report.get("filesystem")
+    if isinstance(filesystem, dict):
+        told["filesystem"] = {name: value for name, value in filesystem.items() if value is not None}
     aside = report.get("aside")
     if isinstance(aside, list):
         told["aside"] = [f"aside/{item['id']}: {item['was']}: {item['why']}" for item in aside]

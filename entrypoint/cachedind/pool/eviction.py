@@ -36,12 +36,13 @@ MIN_FREE_INODES = 500_000
 
 
 class Evicted(NamedTuple):
-    """What was evicted, the bytes that the budget still lacks, and how many of these the pool itself has to free:
-    none, where others fill the disk and nobody has asked for free space."""
+    """What was evicted, the bytes and inodes that the budget still lacks, and how many of the bytes the pool itself has
+    to free: none, where others fill the disk and nobody has asked for free space."""
 
     evictions: list[Eviction]
     lacking_bytes: int = 0
     own_lacking_bytes: int = 0
+    lacking_inodes: int = 0
 
 
 def evict(pool: Pool, settings: Config, now: float) -> Evicted:
@@ -68,7 +69,7 @@ def evict(pool: Pool, settings: Config, now: float) -> Evicted:
             entries, budget._replace(min_free_bytes=kept_bytes, min_free_inodes=kept_inodes), usage, now, shared
         )
     gone += [eviction for eviction in own.evictions if remove_entry(pool, eviction.entry)]
-    return Evicted(gone, planned.lacking_bytes, own.lacking_bytes)
+    return Evicted(gone, planned.lacking_bytes, own.lacking_bytes, planned.lacking_inodes)
 
 
 def read_budget(pool: Pool, settings: Config) -> Budget:

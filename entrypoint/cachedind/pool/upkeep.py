@@ -18,6 +18,7 @@ from cachedind.pool.layers import Owner
 from cachedind.pool.slot_state import Kind
 
 if TYPE_CHECKING:
+    from cachedind.base.log import Log
     from cachedind.pool.directory import Pool
     from cachedind.pool.limits import Eviction
     from cachedind.settings.config import Config
@@ -27,11 +28,21 @@ SLOW_S = 0.2
 
 
 class Report(NamedTuple):
-    """What was done: evicted things with the reason, and bytes that the budget still lacks."""
+    """What was done: evicted things with the reason, and bytes and inodes that the budget still lacks."""
 
     evicted: list[Eviction]
     lacking_bytes: int
+    lacking_inodes: int
     deleted: int
+
+    def tell(self, path: str, log: Log) -> None:
+        """One line, where inodes are short: of bytes the next start has its slot give up some (pruning.py)."""
+        if self.lacking_inodes:
+            log.warn(
+                f"the filesystem of the pool {path} has {self.lacking_inodes} inodes too few free, and evicting "
+                "all that nobody uses would not be enough; jobs fail where it has none; give it more, or see what "
+                "takes them: cachedind ls --json"
+            )
 
 
 def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
@@ -51,7 +62,7 @@ def run(pool: Pool, settings: Config, key: str | None, now: float) -> Report:
     if key is not None:
         prepare_spare(pool, key, settings.scope)
     survey.measure_layers(pool)
-    return Report(evicted.evictions, evicted.lacking_bytes, deleted)
+    return Report(evicted.evictions, evicted.lacking_bytes, evicted.lacking_inodes, deleted)
 
 
 def make_durable(pool: Pool, key: str) -> None:

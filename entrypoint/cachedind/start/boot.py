@@ -168,7 +168,8 @@ def post_witness(
             from cachedind.pool import upkeep
 
             witness.step_back()
-            upkeep.run(prepared.taken.pool, context.settings, prepared.taken.key, time.time())
+            pool = prepared.taken.pool
+            upkeep.run(pool, context.settings, prepared.taken.key, time.time()).tell(pool.path, context.log)
 
     close = [sock.fileno() for sock in api.sockets]
     return witness.fork(prepared.lease, addresses, stopwatch.started, close=close, late=late, log=context.log)

@@ -20,6 +20,7 @@ from cachedind.pool.slot_request import SlotRequest, Warmth
 from helpers import tenants
 from helpers.children import child
 from helpers.commands import MIB, OLD, Command, everything, key_path
+from helpers.filesystems import Filesystems
 
 
 def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> None:
@@ -96,10 +97,11 @@ def test_sizes_tell_what_removing_would_free(pool: Pool, cachedind: Command) -> 
     slot = found[f"slots/{again.slot.id}"]
     assert slot["unique_bytes"] == pytest.approx(MIB, abs=MIB // 8)
     assert slot["shared_bytes"] == pytest.approx(MIB, abs=MIB // 8)
+    assert 5 < slot["unique_inodes"] < 50
     assert found["scopes/%/golden"]["unique_bytes"] < MIB // 8
     assert found["scopes/%/golden"]["shared_bytes"] == slot["shared_bytes"]
     unmeasured = cachedind("ls", "--json", "--no-sizes", "--pool", pool.path).entries
-    assert {entry["unique_bytes"] for entry in unmeasured} == {None}
+    assert {entry["unique_bytes"] for entry in unmeasured} == {entry["unique_inodes"] for entry in unmeasured} == {None}
     again.slot.close()
 
 
@@ -214,10 +216,24 @@ def test_the_status_counts_what_is_there(pool: Pool, cachedind: Command) -> None
     assert report["limits"]["max_age_s"] == 2 * 86400
     assert report["limits"]["cache_max_size_bytes"] == 2 << 30, "a quarter of the pool, but 2 GiB at least"
     assert report["here"] is None
+    assert report["filesystem"]["free_inodes"] is None, "btrfs counts none"
     text = cachedind("status", "--pool", pool.path)
+    assert "inodes" not in text.stdout.partition("limits")[0]
     assert f"{where}: half-made: it looked\\nbad" in text.stdout
     assert "this container holds no slot of this pool" in text.stdout
     mine.slot.close()
+
+
+def test_the_status_tells_how_many_inodes_are_left(filesystems: Filesystems, cachedind: Command) -> None:
+    path = filesystems.make("tmpfs", options="nr_inodes=2000")
+    tenants.open_pool(path).close()
+    report = json.loads(cachedind("status", "--json", "--pool", path).stdout)
+    found = report["filesystem"]
+    assert found["total_inodes"] == found["used_inodes"] + found["free_inodes"] == 2000
+    assert 5 < found["used_inodes"] < 50
+    assert report["limits"]["pool_min_free_inodes"] == 100
+    text = cachedind("status", "--pool", path).stdout
+    assert any(line.split() == ["free", "inodes", str(found["free_inodes"])] for line in text.splitlines()), text
 
 
 def test_a_container_knows_its_own_slot(pool: Pool, cachedind: Command, monkeypatch: pytest.MonkeyPatch) -> None:

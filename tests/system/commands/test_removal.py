@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from cachedind.base.log import Log
 from cachedind.host import linux
-from cachedind.pool import directory, key_directory, staging, sweeping
+from cachedind.pool import directory, key_directory, staging, sweeping, upkeep
 from cachedind.pool.directory import Pool
 from helpers import tenants
 from helpers.children import child
 from helpers.commands import MIB, Command, everything, fill, key_path
+from helpers.filesystems import Filesystems
 
 
 def test_a_key_goes_with_all_it_has_and_the_others_stay(pool: Pool, cachedind: Command) -> None:
@@ -151,3 +155,28 @@ def test_gc_keeps_to_the_limits_of_its_own_environment_and_tells_what_it_lacks(p
     text = cachedind("gc", "--pool", pool.path, POOL_MAX_SIZE="1kB")
     assert "more would have to go to keep the limits, but the rest is in use" in text.stdout
     held.slot.close()
+
+
+def test_what_a_pool_lacks_of_inodes_is_told(
+    filesystems: Filesystems, cachedind: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = filesystems.make("tmpfs", options="nr_inodes=2000")
+    with contextlib.closing(tenants.open_pool(path)) as pool:
+        fill(pool, "b")
+        held = tenants.take(pool, tenants.slot_request("a"))
+        for number in range(1900):
+            tenants.write(held, str(number), "")
+        report = json.loads(cachedind("gc", "--json", "--pool", path, POOL_MIN_FREE="1kB").stdout)
+        assert {entry["key"] for entry in report["evicted"]} == {"b"}
+        assert (report["lacking_bytes"], 0 < report["lacking_inodes"] < 100) == (0, True)
+        text = cachedind("gc", "--pool", path).stdout
+        told = re.search(r"^(\d+ inodes) more would have to go to keep the limits, but the rest is in use$", text, re.M)
+        assert told is not None, text
+        upkeep.run(pool, tenants.settings(path), "a", time.time()).tell(pool.path, Log())
+        (line,) = capfd.readouterr().err.splitlines()
+        assert (
+            f"the filesystem of the pool {path} has {told[1]} too few free, and evicting all that nobody uses" in line
+        )
+        held.close()
+        upkeep.run(pool, tenants.settings(path), "a", time.time()).tell(pool.path, Log())
+        assert capfd.readouterr().err == "", "what is free goes"
