@@ -152,6 +152,41 @@ def test_a_state_that_a_job_has_emptied_replaces_nothing_unless_that_happens_twi
     third.close()
 
 
+def test_a_prune_costs_nothing_either_where_volumes_are_kept(pool: Pool) -> None:
+    layers = [f"b{number}" for number in range(6)]
+    job(pool, "", *layers)
+    emptied = start(pool, of(""), keeps=True)
+    prune(emptied)
+    emptied.close()
+    second = start(pool, of(""), keeps=True)
+    assert tenants.layers_of(second) == layers
+    prune(second)
+    second.close()
+    with contextlib.closing(start(pool, of(""), keeps=True)) as third:
+        assert tenants.layers_of(third) == [], "the project wants it so"
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 20), (20, 0), (20, 20)], ids=["grows", "shrinks", "others"])
+def test_containers_that_are_kept_do_not_make_a_job_look_emptied(pool: Pool, before: int, after: int) -> None:
+    """Their layers are not the pool's, and go with them."""
+
+    def run(taken: TakenSlot, name: str, count: int) -> None:
+        for number in range(count):
+            (Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2") / f"{name}{number}" / "diff").mkdir(parents=True)
+
+    job(pool, "", "b0", "b1")
+    with contextlib.closing(start(pool, of(""), keeps=True)) as taken:
+        run(taken, "old", before)
+    with contextlib.closing(start(pool, of(""), keeps=True)) as taken:
+        for path in Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2").glob("old*"):
+            shutil.rmtree(path)
+        run(taken, "new", after)
+    with contextlib.closing(start(pool, of(""), keeps=True)) as taken:
+        assert tenants.layers_of(taken) == ["b0", "b1"]
+        left = {path.name[:3] for path in Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2").iterdir()}
+        assert left - {"b0", "b1"} == ({"new"} if after else set())
+
+
 def test_several_jobs_that_end_empty_at_the_same_time_are_one(pool: Pool) -> None:
     layers = [f"b{number}" for number in range(6)]
     job(pool, "", *layers)
