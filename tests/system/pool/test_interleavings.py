@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from cachedind.base.log import Level, Log
 from cachedind.host import procfs
-from cachedind.pool import golden, key_directory, layers, scopes, slot_lease, staging, sweeping
+from cachedind.pool import golden, key_directory, layer_list, layers, scopes, slot_lease, staging, sweeping
 from helpers import tenants
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ WHOLE: dict[str, tuple[list[str], ...]] = {"k": (["a", "b", "c"], ["a", "b"]), L
 """What a start of a key may find: its newest state, or the one from before it."""
 BLOCKED_S = 0.02
 """Who does not come to its next step within that waits for a lock, and others go on."""
+HERE = threading.local()
+"""`steps`, in a thread that goes from step to step."""
+WINDOWS: tuple[tuple[object, str], ...] = (
+    (layers, "names"),
+    (sweeping, "read_lists"),
+    (sweeping, "_read_list"),
+    (layer_list, "read_list"),
+    (layer_list, "write_list"),
+)
+"""What a sweep and a clone do between steps that a start can be killed at: somebody else may go on before and after."""
 
 
 class Steps:
@@ -58,6 +69,7 @@ class Steps:
         failures: list[BaseException] = []
 
         def whole(work: Callable[[], None]) -> None:
+            HERE.steps = self
             try:
                 self.reach("begun")
                 work()
@@ -123,8 +135,30 @@ def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeping, "GRACE_S", 0.02)
 
 
+@pytest.fixture
+def _windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WINDOWS are steps, too."""
+
+    def with_steps(work: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(work)
+        def between(*args: object, **more: object) -> object:
+            steps = getattr(HERE, "steps", None)
+            if steps is None:
+                return work(*args, **more)
+            steps.reach("before")
+            try:
+                return work(*args, **more)
+            finally:
+                steps.reach("after")
+
+        return between
+
+    for module, name in WINDOWS:
+        monkeypatch.setattr(module, name, with_steps(getattr(module, name)))
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.usefixtures("_no_grace")
+@pytest.mark.usefixtures("_no_grace", "_windows")
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
 def test_no_order_of_steps_loses_anything(directory: Path) -> None:
     seed = random.randrange(2**32)
