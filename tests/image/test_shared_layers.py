@@ -7,6 +7,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from helpers.builds import Project
+from helpers.dind import SOCKET
+from helpers.estates import KEY, Estate
 from helpers.pools import Disk
 
 if TYPE_CHECKING:
@@ -33,6 +35,57 @@ STAGE = (
     "FROM base:latest AS stage\nCOPY nonce /nonce\nRUN mkdir /one && cat /nonce >/one/file\nRUN cat /one/file >/two\n"
 )
 FINAL = "FROM base:latest\nCOPY --link --from=stage /one /linked\nCOPY --from=stage /two /copied\n"
+
+# What each way to change something says, tried on each layer that is shared, by its own path and by the link to it.
+ATTACK = r"""
+import errno, glob, json, os, stat, sys
+def first_file(top):
+    return next(os.path.join(at, name) for at, _, names in os.walk(top) for name in sorted(names)
+                if stat.S_ISREG(os.lstat(os.path.join(at, name)).st_mode))
+WAYS = {
+    "write": lambda file: os.open(file, os.O_WRONLY),
+    "truncate": lambda file: os.truncate(file, 0),
+    "create": lambda file: os.open(file + ".new", os.O_WRONLY | os.O_CREAT),
+    "mkdir": lambda file: os.mkdir(file + ".new"),
+    "symlink": lambda file: os.symlink("/", file + ".new"),
+    "link": lambda file: os.link(file, file + ".new"),
+    "rename": lambda file: os.rename(file, file + ".new"),
+    "unlink": os.unlink,
+    "chmod": lambda file: os.chmod(file, 0o777),
+    "chown": lambda file: os.chown(file, 1, 1),
+    "setxattr": lambda file: os.setxattr(file, "trusted.planted", b"x"),
+    "utime": lambda file: os.utime(file, (0, 0)),
+}
+root = sys.argv[1]
+at = ("overlay2/*/diff", "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots/*")
+own = glob.glob(f"{root}/.cachedind/layers/*/content")
+links = [path for pattern in at for path in glob.glob(f"{root}/{pattern}") if os.path.islink(path)]
+found = {}
+for top in own + links:
+    for name, way in WAYS.items():
+        try:
+            way(first_file(top + "/"))
+            found.setdefault(name, []).append("done")
+        except OSError as error:
+            found.setdefault(name, []).append(errno.errorcode[error.errno])
+print(json.dumps([len(own), len(links), {name: sorted(set(said)) for name, said in found.items()}]))
+"""
+WAYS = ("write truncate create mkdir symlink link rename unlink chmod chown setxattr utime").split()
+
+# All that is in a pool's layers and goldens: names, kinds, modes, owners, times, extended attributes, and bytes.
+LOOK = f"""
+import hashlib, os, stat
+for top in ("layers", "{KEY}/scopes"):
+    for at, directories, names in os.walk(top):
+        directories.sort()
+        for path in [at, *(os.path.join(at, name) for name in sorted(names + directories))]:
+            status = os.lstat(path)
+            more = {{name: os.getxattr(path, name, follow_symlinks=False)
+                    for name in os.listxattr(path, follow_symlinks=False)}}
+            print(path, status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns, more)
+            if stat.S_ISREG(status.st_mode):
+                print(hashlib.sha256(open(path, "rb").read()).hexdigest())
+"""
 
 
 def packed(dind: Dind, tag: str) -> set[str]:
@@ -86,3 +139,38 @@ def test_a_clone_measures_what_its_origin_does_and_cannot_change_it(engine: Engi
     cloned.docker("builder", "prune", "--all", "--force")
     assert leased.build(project).uncached == []
     assert packed(leased, "stage:latest") >= {"one/file 16", "two 16", "nonce 16"}
+
+
+def test_a_job_cannot_change_a_shared_layer_by_any_path_of_its_engine(engine: Engine, flavour: Flavour) -> None:
+    estate = Estate(engine, Disk("ext4", flavour))
+    dind = estate.occupied()
+    dind.load_base()
+    estate.await_upkeep(dind)
+    dind.put("/cachedind-test", {"attack.py": ATTACK, "planted": "planted"})
+    look = f"python3 -IS -c '{LOOK}'"
+    before = estate.visitor.sh(look)
+
+    python = ("python3", "-IS", "/cachedind-test/attack.py")
+    # The base image has no Python, and may have another libc.
+    system = [f"--volume={path}:{at}:ro" for path, at in (("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64"))]
+    run = ("run", "--rm", "--volume=/var/lib/docker:/x", "--volume=/cachedind-test:/cachedind-test:ro", *system)
+    told = {
+        "its own shell": dind.exec(*python, "/var/lib/docker").stdout,
+        "docker run": dind.docker(*run, "base:latest", *python, "/x"),
+        "docker run --privileged": dind.docker(*run, "--privileged", "base:latest", *python, "/x"),
+    }
+    for text in told.values():
+        own, links, said = json.loads(text)
+        assert own > 2
+        assert links > 2
+        assert said == {way: ["EROFS"] for way in WAYS}, told
+    container = dind.docker("create", "--volume=/var/lib/docker:/x", "base:latest", "true")
+    layer = dind.sh("ls /var/lib/docker/.cachedind/layers").split()[0]
+    done = dind.exec(
+        "docker", "-H", SOCKET, "cp", "/cachedind-test/planted", f"{container}:/x/.cachedind/layers/{layer}/content/", check=False
+    )
+    print(done.output)
+    assert done.status != 0
+    assert "read-only file system" in done.output
+
+    assert estate.visitor.sh(look) == before
