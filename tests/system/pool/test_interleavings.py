@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 import random
+import shutil
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +17,7 @@ import pytest
 from cachedind.base.log import Level, Log
 from cachedind.host import procfs
 from cachedind.pool import golden, key_directory, layer_list, layers, scopes, slot_lease, staging, sweeping
+from cachedind.pool.directory import names_in
 from helpers import tenants
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ WHOLE: dict[str, tuple[list[str], ...]] = {"k": (["a", "b", "c"], ["a", "b"]), L
 """What a start of a key may find: its newest state, or the one from before it."""
 BLOCKED_S = 0.02
 """Who does not come to its next step within that waits for a lock, and others go on."""
+MANY_STEPS = 40
+"""About how many a sweep of a small pool has."""
 HERE = threading.local()
 """`steps`, in a thread that goes from step to step."""
 WINDOWS: tuple[tuple[object, str], ...] = (
@@ -44,10 +50,11 @@ WINDOWS: tuple[tuple[object, str], ...] = (
 
 
 class Steps:
-    """Lets one thread at a time go from one step (Trace.reach) to its next, in an order that the dice say."""
+    """Lets one thread at a time go from one step (Trace.reach) to its next: of those that wait, the one that `choose`
+    says. They are named by their work."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self._dice = dice
+    def __init__(self, choose: Callable[[list[threading.Thread]], threading.Thread]) -> None:
+        self._choose = choose
         self._changed = threading.Condition()
         self._waiting: set[threading.Thread] = set()
         self._allowed: threading.Thread | None = None
@@ -76,7 +83,7 @@ class Steps:
             except BaseException as error:
                 failures.append(error)
 
-        threads = [threading.Thread(target=whole, args=(work,)) for work in works]
+        threads = [threading.Thread(target=whole, args=(work,), name=work.__name__) for work in works]
         for thread in threads:
             thread.start()
         end = time.monotonic() + 60
@@ -86,10 +93,26 @@ class Steps:
                 # Until the one that was let go is at its next step, or waits for a lock.
                 self._changed.wait_for(lambda: len(self._waiting) == self._alive(threads), timeout=BLOCKED_S)
                 if self._waiting and self._allowed is None:
-                    self._allowed = self._dice.choice(sorted(self._waiting, key=lambda thread: thread.name))
+                    self._allowed = self._choose([thread for thread in threads if thread in self._waiting])
                     self._changed.notify_all()
             time.sleep(0)
         return failures
+
+
+class Turns:
+    """Who goes on for how many steps, in that order; who waits for a lock gives way to the next one."""
+
+    def __init__(self, *turns: tuple[str, float]) -> None:
+        self._turns = turns
+        self.left = [steps for _, steps in turns]
+
+    def choose(self, waiting: list[threading.Thread]) -> threading.Thread:
+        by_work = {thread.name: thread for thread in waiting}
+        for number, (work, _) in enumerate(self._turns):
+            if work in by_work and self.left[number] > 0:
+                self.left[number] -= 1
+                return by_work[work]
+        return waiting[0]
 
 
 class Actors(NamedTuple):
@@ -175,7 +198,7 @@ def test_no_order_of_steps_loses_anything(directory: Path) -> None:
             build(pool, "gone", key="other")
             tenants.take(pool, tenants.slot_request("other")).close()
             staging.throw_away(pool, pool.keys_fd, "other")
-        actors = Actors(path, Steps(dice), [])
+        actors = Actors(path, Steps(dice.choice), [])
         works = [
             actors.promote,
             actors.sweep,
@@ -188,9 +211,54 @@ def test_no_order_of_steps_loses_anything(directory: Path) -> None:
             assert actors.steps.run(works) == [], f"round {number}"
             check(actors, number)
         finally:
-            for taken in actors.taken:
-                taken.close()
-                taken.pool.close()
+            close(actors)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("_no_grace", "_windows")
+@pytest.mark.parametrize("directory", ["ext4"], indirect=True)
+@pytest.mark.parametrize(
+    ("stopped", "between"),
+    [("start_alone", ("evict", "sweep")), ("sweep", ("promote",)), ("sweep", ("start_alone", "evict"))],
+)
+def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, between: tuple[str, ...]) -> None:
+    """... while others go on: to their ends, and the last of them also to two steps that the dice say."""
+    seed = random.randrange(2**32)
+    print(f"random seed: {seed}")
+    dice = random.Random(seed)
+    with contextlib.closing(tenants.open_pool(directory / "pool")) as pool:
+        build(pool, "a", "b")
+        build(pool, "x", "y", key=LONE)
+        tenants.take(pool, tenants.slot_request(LONE)).close()
+        staging.throw_away(pool, pool.keys_fd, f"{LONE}/slots")
+        sweeping.empty_trash(pool)
+    for steps in itertools.count():
+        for last in (math.inf, *dice.sample(range(MANY_STEPS), 2)):
+            path = directory / f"{steps} {last}"
+            shutil.copytree(directory / "pool", path, symlinks=True)
+            time.sleep(0.03)
+            whole, cut = [(work, math.inf) for work in between[:-1]], (between[-1], last)
+            turns = Turns((stopped, steps), *whole, cut, (stopped, math.inf))
+            actors = Actors(path, Steps(turns.choose), [])
+            works = [getattr(actors, work) for work in (stopped, *between)]
+            try:
+                assert actors.steps.run(works) == [], path.name
+                for taken in actors.taken:
+                    assert tenants.layers_of(taken) in WHOLE[LONE], f"{path.name}: {taken.warmth}"
+            finally:
+                close(actors)
+            with contextlib.closing(tenants.open_pool(path)) as pool:
+                with contextlib.closing(tenants.take(pool, tenants.slot_request())) as after:
+                    assert tenants.layers_of(after) == ["a", "b"], path.name
+                assert names_in(pool.aside_fd) == [], path.name
+        if turns.left[0]:
+            return
+
+
+def close(actors: Actors) -> None:
+    for taken in actors.taken:
+        taken.close()
+        taken.pool.close()
 
 
 def check(actors: Actors, number: int) -> None:
