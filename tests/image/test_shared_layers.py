@@ -152,7 +152,9 @@ def test_a_job_cannot_change_a_shared_layer_by_any_path_of_its_engine(engine: En
 
     python = ("python3", "-IS", "/cachedind-test/attack.py")
     # The base image has no Python, and may have another libc.
-    system = [f"--volume={path}:{at}:ro" for path, at in (("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64"))]
+    system = [
+        f"--volume={path}:{at}:ro" for path, at in (("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64"))
+    ]
     run = ("run", "--rm", "--volume=/var/lib/docker:/x", "--volume=/cachedind-test:/cachedind-test:ro", *system)
     told = {
         "its own shell": dind.exec(*python, "/var/lib/docker").stdout,
@@ -167,7 +169,13 @@ def test_a_job_cannot_change_a_shared_layer_by_any_path_of_its_engine(engine: En
     container = dind.docker("create", "--volume=/var/lib/docker:/x", "base:latest", "true")
     layer = dind.sh("ls /var/lib/docker/.cachedind/layers").split()[0]
     done = dind.exec(
-        "docker", "-H", SOCKET, "cp", "/cachedind-test/planted", f"{container}:/x/.cachedind/layers/{layer}/content/", check=False
+        "docker",
+        "-H",
+        SOCKET,
+        "cp",
+        "/cachedind-test/planted",
+        f"{container}:/x/.cachedind/layers/{layer}/content/",
+        check=False,
     )
     print(done.output)
     assert done.status != 0
