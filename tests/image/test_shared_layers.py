@@ -70,7 +70,20 @@ for top in own + links:
             found.setdefault(name, []).append(errno.errorcode[error.errno])
 print(json.dumps([len(own), len(links), {name: sorted(set(said)) for name, said in found.items()}]))
 """
-WAYS = ("write truncate create mkdir symlink link rename unlink chmod chown setxattr utime").split()
+WAYS = [
+    "write",
+    "truncate",
+    "create",
+    "mkdir",
+    "symlink",
+    "link",
+    "rename",
+    "unlink",
+    "chmod",
+    "chown",
+    "setxattr",
+    "utime",
+]
 
 # All that is in a pool's layers and goldens: names, kinds, modes, owners, times, extended attributes, and bytes.
 LOOK = f"""
