@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import secrets
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,16 +23,18 @@ from helpers.dind import REAL_DOCKERD
 from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import DISKS
+from helpers.waiting import wait_until
 from helpers.ward import NOISE, PLACE, Ward, marked_project
 
 if TYPE_CHECKING:
+    from helpers.builds import Project
     from helpers.dind import Dind
     from helpers.engine import Engine, Volume
+    from helpers.pools import Disk
     from helpers.ward import Good
 
 TRIXIE, FORKY, FORKY_C8D = FLAVOURS
 GRAPH = (TRIXIE, FORKY)
-BTRFS = DISKS[1]
 BOOT = "/opt/cachedind/boot.py"
 STRICT = {"CACHEDIND_STRICT": "1"}
 
@@ -105,6 +109,27 @@ def test_the_doubt_of_a_crash_outlives_a_start_that_is_killed_amid_looking(ward:
     assert any(line.startswith(doubt.CRASHED) for line in dind.messages), dind.log()
     check_whole(dind, good)
     end(dind)
+
+
+@pytest.mark.everyday("trixie-graphdriver", "forky-containerd")
+def test_the_doubt_of_a_crash_ends_only_when_there_was_time_to_look(ward: Ward, flavour: Flavour) -> None:
+    good = ward.good(flavour)
+    good.damage(REBOOT)
+    late = ward.create(flavour, good.volume, "case")
+    start_with(late, NO_TIME)
+    [line] = [line for line in late.warnings if "no time left" in line]
+    assert "the next start goes on looking" in line
+    assert not [line for line in late.messages if LOOKED in line], late.log()
+    check_whole(late, good)
+    end(late)
+    again = ward.start(flavour, good.volume, "case")
+    assert [line.partition(":")[0] for line in again.messages if LOOKED in line] == [doubt.CRASHED], again.log()
+    assert not [line for line in again.warnings if "no time left" in line]
+    check_whole(again, good)
+    end(again)
+    last = ward.start(flavour, good.volume, "case")
+    assert not [line for line in (*last.messages, *last.warnings) if LOOKED in line or "not checked" in line]
+    end(last)
 
 
 # ---- what a crash has emptied ----------------------------------------------------------------------------------------
@@ -212,13 +237,24 @@ def test_files_that_a_crash_has_emptied_are_written_again_from_packed_layers(war
 # ---- engines that are slow, killed, or refuse ------------------------------------------------------------------------
 
 
-def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
-    """Start an instance whose private daemons take so long, and are given that much time."""
+NO_TIME = "from cachedind.engine import hollow\nhollow.TIME_S = 0.0\n"
+"""For looking at layers."""
+
+
+def start_with(dind: Dind, patch: str) -> None:
+    """Start an instance with this put before all that its start does."""
     program = dind.container.get_archive(BOOT)[0]
     with tarfile.open(fileobj=io.BytesIO(b"".join(program))) as tar:
         file = tar.extractfile("boot.py")
         assert file is not None
         source = file.read().decode()
+    dind.put(os.path.dirname(BOOT), {os.path.basename(BOOT): _after_path(source, patch)})
+    dind.start()
+    dind.wait_ready()
+
+
+def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
+    """Start an instance whose private daemons take so long, and are given that much time."""
     patch = (
         "from cachedind.engine import private_daemon, proof\n"
         f"proof.PROOF_S = private_daemon.DEADLINE_S = {patience_s}\n"
@@ -229,9 +265,7 @@ def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
         "    return _start(argv, **more)\n"
         "private_daemon.Program = _slowly\n"
     )
-    dind.put(os.path.dirname(BOOT), {os.path.basename(BOOT): _after_path(source, patch)})
-    dind.start()
-    dind.wait_ready()
+    start_with(dind, patch)
 
 
 def _after_path(source: str, patch: str) -> str:
@@ -256,65 +290,182 @@ def test_slow_is_not_dead(ward: Ward, flavour: Flavour) -> None:
     end(again)
 
 
-def slots_and_goldens(visitor: Visitor) -> str:
-    return visitor.sh("ls -d keys/default/scopes/%/golden* keys/default/slots/*; ls aside")
+# ---- crashes, in a pool ----------------------------------------------------------------------------------------------
+
+GOLDENS = "ls keys/default/scopes/*/golden*/golden.json 2>/dev/null || true"
+ON_DISK = f"grep -l 'durable.*true' $({GOLDENS}) || true"
+CRASH = r"""sed -i 's/"boot_id": "[^"]*"/"boot_id": "of-before"/' """ f"keys/default/slots/*/slot.json $({GOLDENS});"
+HOLLOW = "for f in $(find keys/default/slots/*/data -path '*/build-id' -type f); do : >$f; echo $f; done"
+"""Files of layers that are a slot's own: those of others are behind links."""
+OTHER_SIZE = 9
+"""Of a second project's nonce: a context in the same place whose files have the same sizes and times is the same one to
+BuildKit."""
 
 
-def test_in_a_pool_slow_is_not_dead_either(engine: Engine) -> None:
-    pool = BTRFS.volume(engine)
-    what = marked_project(secrets.token_hex(8))
-    for _ in range(2):
-        dind = BTRFS.start(engine, pool)
-        dind.build(what)
-        dind.docker("create", "--name=left", "--network=none", "small")
-        end(dind)
-    visitor = Visitor(engine, pool)
-    before = set(slots_and_goldens(visitor).split())
-    slow = BTRFS.start(engine, pool, ready=False, start=False)
-    start_slowly(slow, 4, 1)
-    assert any("stays as it is" in line for line in slow.warnings), slow.log()
-    assert slow.docker("ps", "--all", "--quiet") == "", "what the last job left is not shown"
-    assert before <= set(slots_and_goldens(visitor).split())
-    end(slow)
-    again = BTRFS.start(engine, pool)
-    assert again.build(what).uncached == [], again.log()
-    assert visitor.sh("ls aside") == ""
+def check_right(dind: Dind, what: Project) -> None:
+    """A build of the project has what it should, whatever was cached of it."""
+    dind.keep_image(what)
+    dind.build(what)
+    assert re.fullmatch(r"[0-9a-f-]{36}", dind.run_image(what)), dind.log()
 
 
-CANCELLED_AT = ("lease.recorded", "bind.bound", "hide.unmounted")
-
-
-@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
-@pytest.mark.parametrize("disk", DISKS, ids=str)
-def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, disk: object) -> None:
-    assert isinstance(disk, type(BTRFS))
+@pytest.mark.parametrize("disk", DISKS[:2], ids=str)
+def test_a_slot_that_there_was_no_time_to_look_at_is_no_golden(engine: Engine, disk: Disk) -> None:
     pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
     first = disk.start(engine, pool)
     first.build(what)
     end(first)
-    for number in range(12):
-        env = {"CACHEDIND_KILL_AT": CANCELLED_AT[number % 4]} if number % 4 < 3 else {}
-        args = [] if env else ["--no-such-flag-of-a-newer-engine=1"]
-        start = disk.start(engine, pool, ready=False, env=env, args=args)
-        assert start.wait_exit() not in (0, 78)
-        start.remove()
+    visitor = Visitor(engine, pool)
+    visitor.sh(CRASH)
+    late = disk.start(engine, pool, ready=False, start=False)
+    start_with(late, NO_TIME)
+    assert any("no time left" in line for line in late.warnings), late.log()
+    assert late.build(what).uncached == [], late.log()
+    end(late)
+    again = disk.start(engine, pool)
+    assert [line.partition(":")[0] for line in again.messages if LOOKED in line] == [doubt.CRASHED], again.log()
+    assert again.build(what).uncached == []
+    assert visitor.sh(GOLDENS) == ""
+    end(again)
+    last = disk.start(engine, pool)
+    assert last.build(what).uncached == []
+    assert visitor.sh(GOLDENS) != "", last.log()
+    assert last.warnings == []
+
+
+@pytest.mark.everyday("golden-ext4-trixie-graphdriver", "alone-btrfs-forky-containerd")
+@pytest.mark.parametrize("disk", DISKS[:2], ids=str)
+@pytest.mark.parametrize("has_golden", [False, True], ids=["alone", "golden"])
+def test_emptied_layers_of_a_slot_break_no_job(engine: Engine, disk: Disk, has_golden: bool) -> None:
+    pool = disk.volume(engine)
+    visitor = Visitor(engine, pool)
+    what, other = marked_project(secrets.token_hex(8)), marked_project(secrets.token_hex(OTHER_SIZE))
+    for project in (what, other) if has_golden else (what,):
+        dind = disk.start(engine, pool)
+        dind.build(project)
+        if project is other:
+            wait_until(lambda: visitor.sh(ON_DISK), what="a golden on the disk")
+        end(dind)
+    assert bool(visitor.sh(GOLDENS)) is has_golden
+    visitor.sh(CRASH)
+    assert visitor.sh(HOLLOW) != ""
+    for _ in range(2):
+        dind = disk.start(engine, pool)
+        check_right(dind, what)
+        check_right(dind, other)
+        end(dind)
+    dind = disk.start(engine, pool)
+    assert dind.build(what).uncached == dind.build(other).uncached == [], dind.log()
+    assert dind.warnings == []
+
+
+def test_strict_changes_nothing_of_a_slot_that_a_crash_has_emptied(engine: Engine) -> None:
+    disk = DISKS[0]
+    pool = disk.volume(engine)
+    visitor = Visitor(engine, pool)
+    what = marked_project(secrets.token_hex(8))
+    first = disk.start(engine, pool)
+    first.build(what)
+    end(first)
+    visitor.sh(f"{CRASH} {HOLLOW}")
+    slots, said = visitor.sh("ls keys/default/slots"), []
+    for _ in range(2):
+        strict = disk.start(engine, pool, ready=False, env=STRICT)
+        assert strict.wait_exit() == 78
+        said += strict.errors
+        strict.remove()
+    assert said[0] == said[1], "the evidence stays"
+    assert "build-id: it has 0 bytes" in said[0]
+    assert visitor.sh("ls keys/default/slots; ls aside") == slots
+    dind = disk.start(engine, pool)
+    check_right(dind, what)
+
+
+def slots_and_goldens(visitor: Visitor) -> str:
+    return visitor.sh("ls -d keys/default/scopes/%/golden* keys/default/slots/*; ls aside")
+
+
+@pytest.mark.everyday("btrfs-forky-containerd")
+@pytest.mark.parametrize("disk", DISKS[:2], ids=str)
+def test_in_a_pool_slow_is_not_dead_either(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    for _ in range(2):
+        dind = disk.start(engine, pool)
+        dind.build(marked_project(secrets.token_hex(OTHER_SIZE)))
+        dind.build(what)
+        dind.docker("create", "--name=left", "--network=none", "small")
+        end(dind)
+    visitor = Visitor(engine, pool)
+    before = set(slots_and_goldens(visitor).split())
+    slow = disk.start(engine, pool, ready=False, start=False)
+    start_slowly(slow, 4, 1)
+    assert any("stays as it is" in line for line in slow.warnings), slow.log()
+    assert slow.docker("ps", "--all", "--quiet") == "", "what the last job left is not shown"
+    assert before <= set(slots_and_goldens(visitor).split())
+    end(slow)
+    again = disk.start(engine, pool)
+    assert again.build(what).uncached == [], again.log()
+    assert visitor.sh("ls aside") == ""
+
+
+CANCELLED_AT = ("lease.recorded", "bind.bound", "hide.unmounted")
+TYPOS: tuple[tuple[list[str], str], ...] = (
+    (["--no-such-flag-of-a-newer-engine=1"], ""),
+    (["--bridge=nosuch0"], ""),
+    (["--host=tcp://203.0.113.1:2375", "--tls=false"], ""),
+    ([], '{"no-such-setting": true}'),
+    ([], "{"),
+)
+"""Flags, and a daemon.json, with which no engine starts: a user's mistake."""
+
+
+@pytest.mark.everyday("ext4-trixie-graphdriver", "btrfs-forky-containerd")
+@pytest.mark.parametrize("disk", DISKS, ids=str)
+def test_neither_cancelled_starts_nor_typos_burn_the_cache(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
+    what = marked_project(secrets.token_hex(8))
+    first = disk.start(engine, pool)
+    first.build(what)
+    end(first)
+    for number, (args, daemon_json) in enumerate(TYPOS):
+        point = CANCELLED_AT[number % len(CANCELLED_AT)]
+        cancelled = disk.start(engine, pool, ready=False, env={"CACHEDIND_KILL_AT": point})
+        assert cancelled.wait_exit() == 137
+        cancelled.remove()
+        refused = disk.start(engine, pool, ready=False, start=False, args=args)
+        if daemon_json:
+            refused.put("/etc/docker", {"daemon.json": daemon_json})
+        refused.start()
+        status = refused.wait_exit()
+        assert status != 0
+        assert (status == 78) is (daemon_json == "{"), (args, daemon_json)
+        refused.remove()
+    for _ in range(2):
+        after_s = random.uniform(0, 2)
+        killed = disk.start(engine, pool, ready=False)
+        time.sleep(after_s)
+        end(killed)
     dind = disk.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert not [line for line in dind.warnings if "aside" in line]
 
 
-def test_a_slot_that_ends_a_daemon_goes_and_its_golden_only_when_it_fails_too(engine: Engine) -> None:
-    pool = BTRFS.volume(engine)
+@pytest.mark.everyday("btrfs-forky-containerd")
+@pytest.mark.parametrize("disk", DISKS[:2], ids=str)
+def test_a_slot_that_ends_a_daemon_goes_and_its_golden_only_when_it_fails_too(engine: Engine, disk: Disk) -> None:
+    pool = disk.volume(engine)
     what = marked_project(secrets.token_hex(8))
     for _ in range(2):
-        dind = BTRFS.start(engine, pool)
+        dind = disk.start(engine, pool)
         dind.build(what)
         end(dind)
     visitor = Visitor(engine, pool)
-    hurt = "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
+    is_graph = disk.flavour.store == "graphdriver"
+    hurt = "buildkit/cache.db" if is_graph else "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
     visitor.sh(f"for f in keys/default/slots/*/data/{hurt}; do {NOISE}; done")
-    dind = BTRFS.start(engine, pool)
+    dind = disk.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
     assert len([line for line in dind.warnings if "is set aside" in line]) == 1, dind.log()
     assert "golden" in visitor.sh("ls keys/default/scopes/%")
@@ -346,26 +497,28 @@ def test_a_move_that_nobody_has_told_of_is_told_by_the_next_start(ward: Ward) ->
 
 def foreign_daemon(engine: Engine, flavour: Flavour, volume: Volume) -> Dind:
     """The engine itself, started past everything of ours, as docker:dind would run it."""
-    argv = [REAL_DOCKERD, "--iptables=false", "--bridge=none", "--storage-driver=overlay2"]
-    dind = engine.dind(flavour.suite, volume=volume, entrypoint=argv)
+    argv = [REAL_DOCKERD, "--iptables=false", "--bridge=none", f"--storage-driver={flavour.overlay}"]
+    dind = engine.dind(flavour.suite, volume=volume, entrypoint=argv, start=False)
+    features = {"containerd-snapshotter": flavour.store == "containerd"}
+    dind.put("/etc/docker", {"daemon.json": json.dumps({"features": features})})
+    dind.start()
     dind.wait_ready()
     return dind
 
 
-def test_a_daemon_that_takes_no_lock_of_ours_is_neither_mended_nor_joined(engine: Engine, suite: str) -> None:
+def test_a_daemon_that_takes_no_lock_of_ours_is_neither_mended_nor_joined(engine: Engine, flavour: Flavour) -> None:
     volume = engine.volume()
-    flavour = Flavour(suite, "graphdriver")
     foreign = foreign_daemon(engine, flavour, volume)
     look = "cd /var/lib/docker; find . -path ./.cachedind -prune -o -printf '%p %y %i\\n' | sort"
     before = foreign.sh(look)
-    refused = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "1s"})
+    refused = engine.dind(flavour.suite, volume=volume, env={**flavour.env, "CACHEDIND_LOCK_TIMEOUT": "1s"})
     assert refused.wait_exit() == 75
     [line] = refused.errors
     assert "does not hold cachedind's lease" in line
     assert foreign.sh(look) == before
-    assert foreign.docker("info", "--format", "{{.Driver}}") == "overlay2"
+    assert foreign.docker("info", "--format", "{{.Driver}}") == flavour.overlay
 
-    waiting = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "1m"})
+    waiting = engine.dind(flavour.suite, volume=volume, env={**flavour.env, "CACHEDIND_LOCK_TIMEOUT": "1m"})
     waiting.wait_log("a daemon of another image has")
     foreign.kill()
     waiting.wait_ready()
