@@ -273,6 +273,7 @@ class Wished(NamedTuple):
     store: str = "graphdriver"
     env: Mapping[str, str] = {}
     args: tuple[str, ...] = ()
+    daemon_json: str = ""
 
 
 def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: str) -> None:
@@ -286,10 +287,15 @@ def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: s
     # What a template of years ago says, for a key of its own too: there it was followed, and ended the start.
     remembered = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs"})
     fresh = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs", "CACHEDIND_KEY": "new"})
-    requests = [vfs, own, *([ctrd] if suite == "forky" else []), vfs, remembered, fresh]
+    flag = Wished("overlayfs", "containerd", args=("--feature=containerd-snapshotter=true",))
+    file = Wished("overlayfs", "containerd", daemon_json='{"features": {"containerd-snapshotter": true}}')
+    requests = [vfs, own, *([ctrd, flag, own, file] if suite == "forky" else []), vfs, remembered, fresh]
     seen: set[str] = set()
-    for driver, store, env, args in requests:
-        dind = disk.start(engine, pool, env=env, args=args)
+    for driver, store, env, args, daemon_json in requests:
+        dind = disk.start(engine, pool, ready=False, start=False, env=env, args=args)
+        dind.put("/etc/docker", {"daemon.json": daemon_json} if daemon_json else {})
+        dind.start()
+        dind.wait_ready()
         info = dind.info()
         assert (info.driver, info.store) == (driver, store)
         warm = dind.build(project).uncached == []

@@ -6,6 +6,7 @@ yet a driver that works.
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,43 @@ def start(engine: Engine, flavour: Flavour, volume: Volume) -> Dind:
     info = dind.info()
     assert (info.store, info.driver) == (flavour.store, flavour.overlay)
     return dind
+
+
+FEATURE = "containerd-snapshotter"
+
+
+@pytest.mark.parametrize("said", ["flag", "file"])
+def test_the_engines_own_switch_chooses_the_store_but_not_against_the_data(engine: Engine, said: str) -> None:
+    def create(volume: Volume, *, wanted: bool = True) -> Dind:
+        args = [f"--feature={FEATURE}=true"] if wanted and said == "flag" else []
+        dind = engine.dind("forky", args=args, volume=volume, start=False)
+        if wanted and said == "file":
+            dind.put("/etc/docker", {"daemon.json": json.dumps({"features": {FEATURE: True}})})
+        dind.start()
+        return dind
+
+    dind = create(engine.volume())
+    dind.wait_ready()
+    assert (dind.info().store, dind.info().driver) == ("containerd", "overlayfs")
+    assert dind.warnings == []
+    build_and_run(dind)
+
+    volume = engine.volume()
+    project = overlay_project(secrets.token_hex(8))
+    first = create(volume, wanted=False)
+    first.wait_ready()
+    first.build(project)
+    build_id = first.run_image(project)
+    first.kill()
+    refused = create(volume)
+    assert refused.wait_exit() == 78
+    [error] = refused.errors
+    assert f"{'--feature ' if said == 'flag' else 'features.'}{FEATURE}" in error
+    assert "holds overlay2 data in the graphdriver image store" in error
+    again = create(volume, wanted=False)
+    again.wait_ready()
+    assert again.build(project).uncached == []
+    assert again.run_image(project) == build_id
 
 
 def test_fuse_overlayfs_on_overlay(engine: Engine, suite: str) -> None:
