@@ -76,7 +76,8 @@ class LeftOut(NamedTuple):
         return Degradation(
             f"the cache mount{'' if one else 's'} {shown} {'is' if one else 'are'} not copied for other instances",
             f"copying takes too long above {MAX_FILES} files, or {format_bytes(MAX_BYTES)} without reflinks, in all",
-            f"instances that begin with a clone find {'that cache mount' if one else 'these cache mounts'} empty",
+            f"instances that begin with a clone find {'that cache mount' if one else 'these cache mounts'} empty, and "
+            "so do all once the newest state is one of theirs",
             "docker buildx prune --filter type=exec.cachemount removes them here; smaller ones are copied",
         )
 

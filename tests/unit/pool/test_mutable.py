@@ -60,7 +60,8 @@ def test_what_is_left_out_is_told_in_one_line() -> None:
     assert line == (
         "the cache mount /root/.cache/go-build (40000 files, 5.0 GiB) is not copied for other instances: "
         "copying takes too long above 50000 files, or 2.0 GiB without reflinks, in all; "
-        "instances that begin with a clone find that cache mount empty; "
+        "instances that begin with a clone find that cache mount empty, and so do all once the newest state is one of "
+        "theirs; "
         "docker buildx prune --filter type=exec.cachemount removes them here; smaller ones are copied"
     )
     assert str(one._replace(amount=Amount(50_001, 1))) == "/root/.cache/go-build (more than 50000 files)"
