@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cachedind.pool import layers, sweeping
-from helpers import tenants
+from helpers import pool_starts
 from helpers.children import Child
 from helpers.filesystems import filesystems_below
 
@@ -49,19 +49,19 @@ class Point(NamedTuple):
 
 def make_golden(pool: Pool, key: str, *, megabytes: int, files: int, layer_count: int = LAYERS) -> TakenSlot:
     """A golden of sparse layers; its slot stays held, so that the next start clones."""
-    first = tenants.take(pool, tenants.slot_request(key))
-    tenants.begin(first)
+    first = pool_starts.take(pool, pool_starts.slot_request(key))
+    pool_starts.begin(first)
     names = [f"layer{number}" for number in range(layer_count)]
-    tenants.build(first, *names)
+    pool_starts.build(first, *names)
     for name in names:
         below = Path(f"/proc/self/fd/{first.slot.data_fd}/overlay2/{name}/diff")
         for number in range(files // layer_count):
             (below / f"f{number}").touch()
         with (below / "large").open("wb") as large:
             large.truncate((megabytes << 20) // layer_count)
-    tenants.come_up(first)
+    pool_starts.come_up(first)
     first.close()
-    holder = tenants.take(pool, tenants.slot_request(key))
+    holder = pool_starts.take(pool, pool_starts.slot_request(key))
     assert holder.promoted
     os.sync()
     return holder
@@ -69,7 +69,7 @@ def make_golden(pool: Pool, key: str, *, megabytes: int, files: int, layer_count
 
 def take_ms(pool: Pool, key: str) -> tuple[float, TakenSlot]:
     started = time.perf_counter()
-    taken = tenants.take(pool, tenants.slot_request(key))
+    taken = pool_starts.take(pool, pool_starts.slot_request(key))
     return (time.perf_counter() - started) * 1000, taken
 
 
@@ -93,9 +93,9 @@ def by_instances(pool: Pool, path: Path) -> Iterator[tuple[str, int, float]]:
         at = time.monotonic() + 0.5
 
         def one(at: float = at) -> float:
-            own = tenants.open_pool(path)
+            own = pool_starts.open_pool(path)
             time.sleep(max(0.0, at - time.monotonic()))
-            taken = tenants.take(own, tenants.slot_request("instances"))
+            taken = pool_starts.take(own, pool_starts.slot_request("instances"))
             ended = time.monotonic()
             taken.close()
             return ended
@@ -110,9 +110,9 @@ def by_slots(pool: Pool) -> Iterator[tuple[str, int, float]]:
     there: list[TakenSlot] = []
     for count in SLOTS:
         while len(there) < count:
-            taken = tenants.take(pool, tenants.slot_request("slots"))
-            tenants.begin(taken)
-            tenants.come_up(taken)
+            taken = pool_starts.take(pool, pool_starts.slot_request("slots"))
+            pool_starts.begin(taken)
+            pool_starts.come_up(taken)
             there.append(taken)
             for fd in (taken.slot.directory_fd, taken.slot.data_fd):
                 os.close(fd)
@@ -142,7 +142,7 @@ def swept(pool: Pool) -> Iterator[tuple[str, int, float]]:
 def measure(fstype: str) -> Iterator[Point]:
     with tempfile.TemporaryDirectory() as name, filesystems_below(Path(name)) as made:
         path = made.make(fstype, size_mib=8192)
-        pool = tenants.open_pool(path)
+        pool = pool_starts.open_pool(path)
         for part in (by_size(pool), by_instances(pool, path), by_slots(pool), swept(pool)):
             for subject, x, ms in part:
                 yield Point(fstype, subject, x, ms)

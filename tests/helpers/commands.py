@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cachedind.base.model import EngineVersion
 from cachedind.pool.directory import Pool
 from cachedind.pool.keys import directory_name
-from helpers import tenants
+from helpers import pool_starts
 
 OLD = EngineVersion(26, 1, 5)
 MIB = 1 << 20
@@ -53,6 +53,6 @@ def fill(pool: Pool, *keys: str) -> dict[str, str]:
     """A golden and a free slot for each key; the ids of the slots."""
     found = {}
     for key in keys:
-        tenants.job(pool, tenants.slot_request(key), "one")
-        found[key] = tenants.job(pool, tenants.slot_request(key), "two")
+        pool_starts.job(pool, pool_starts.slot_request(key), "one")
+        found[key] = pool_starts.job(pool, pool_starts.slot_request(key), "two")
     return found

@@ -45,7 +45,7 @@ DISKS = (
     Disk("btrfs", Flavour("forky", "containerd")),
     Disk("xfs", Flavour("forky", "graphdriver")),
 )
-"""Filesystems with and without reflinks and subvolumes, and between them every engine and store."""
+"""Filesystems with and without reflinks, and between them every engine and store."""
 
 
 def big_project(nonce: str, megabytes: int = 256) -> Project:

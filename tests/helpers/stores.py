@@ -107,7 +107,7 @@ class Graph(Estate):
         super().__init__(root)
         self.driver = driver
         self.image = root / "image" / driver
-        self.home = root / {"btrfs": "btrfs/subvolumes", "vfs": "vfs/dir"}.get(driver, driver)
+        self.path = root / {"btrfs": "btrfs/subvolumes", "vfs": "vfs/dir"}.get(driver, driver)
 
     @property
     def repositories(self) -> Path:
@@ -148,7 +148,7 @@ class Graph(Estate):
         return self.image / "layerdb/sha256" / after(chain_id)
 
     def layer_path(self, chain_id: str) -> Path:
-        return self.home / after(sha(f"cache {chain_id}"))
+        return self.path / after(sha(f"cache {chain_id}"))
 
     def target(self, image: Image) -> str:
         return image.record.config_digest
@@ -160,8 +160,8 @@ class Containerd(Estate):
     def __init__(self, root: Path, driver: str = "overlayfs") -> None:
         super().__init__(root)
         self.driver = driver
-        self.home = root / "containerd/daemon"
-        self.snapshotter = self.home / f"io.containerd.snapshotter.v1.{driver}"
+        self.path = root / "containerd/daemon"
+        self.snapshotter = self.path / f"io.containerd.snapshotter.v1.{driver}"
         self.committed: dict[str, int] = {}
         """The snapshotter's number of each layer."""
         self.parents: dict[str, str] = {}
@@ -171,7 +171,7 @@ class Containerd(Estate):
 
     @property
     def meta(self) -> Path:
-        return self.home / "io.containerd.metadata.v1.bolt/meta.db"
+        return self.path / "io.containerd.metadata.v1.bolt/meta.db"
 
     def add(self, names: tuple[str, ...], *layers: str) -> Image:
         image = make_image(names, *layers)
@@ -228,7 +228,7 @@ class Containerd(Estate):
         write(self.snapshotter / "metadata.db", bolt_file(inner_tree))
 
     def blob_path(self, digest: str) -> Path:
-        return self.home / "io.containerd.content.v1.content/blobs/sha256" / after(digest)
+        return self.path / "io.containerd.content.v1.content/blobs/sha256" / after(digest)
 
     def config_path(self, image: Image) -> Path:
         return self.blob_path(image.record.config_digest)

@@ -31,13 +31,13 @@ class Desk:
     """Where a person sits who looks after a pool."""
 
     def __init__(self, engine: Engine, disk: Disk, pool: Volume) -> None:
-        self._engine, self._home, self._pool = engine, disk, pool
+        self._engine, self._disk, self._pool = engine, disk, pool
 
     def visit(self, *words: str, **options: Any) -> Done:
         """docker run --rm --privileged -v POOL:/cachedind cachedind cachedind …"""
         volumes = {self._pool.name: {"bind": "/cachedind", "mode": options.pop("mode", "rw")}}
         more = {"privileged": True, "volumes": volumes, **options}
-        done = run_once(self._engine, self._home.flavour.suite, "cachedind", *words, **more)
+        done = run_once(self._engine, self._disk.flavour.suite, "cachedind", *words, **more)
         assert "Traceback" not in done.output, done.output
         return done
 

@@ -266,7 +266,7 @@ def test_another_store_and_back(engine: Engine) -> None:
             dind.kill()
 
 
-class Wished(NamedTuple):
+class Wanted(NamedTuple):
     """What a start gets, and the settings and arguments with which it asks for that."""
 
     driver: str
@@ -281,14 +281,14 @@ def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: s
     disk = Disk("btrfs", Flavour(suite, "graphdriver"))
     pool = disk.volume(engine)
     project = small_project(secrets.token_hex(8))
-    own = Wished("overlay2")
-    vfs = Wished("vfs", args=("--storage-driver=vfs",))
-    ctrd = Wished("overlayfs", "containerd", {"TEST_INTEGRATION_USE_SNAPSHOTTER": "1"})
+    own = Wanted("overlay2")
+    vfs = Wanted("vfs", args=("--storage-driver=vfs",))
+    ctrd = Wanted("overlayfs", "containerd", {"TEST_INTEGRATION_USE_SNAPSHOTTER": "1"})
     # What a template of years ago says, for a key of its own too: there it was followed, and ended the start.
-    remembered = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs"})
-    fresh = Wished("overlay2", env={"DOCKER_DRIVER": "btrfs", "CACHEDIND_KEY": "new"})
-    flag = Wished("overlayfs", "containerd", args=("--feature=containerd-snapshotter=true",))
-    file = Wished("overlayfs", "containerd", daemon_json='{"features": {"containerd-snapshotter": true}}')
+    remembered = Wanted("overlay2", env={"DOCKER_DRIVER": "btrfs"})
+    fresh = Wanted("overlay2", env={"DOCKER_DRIVER": "btrfs", "CACHEDIND_KEY": "new"})
+    flag = Wanted("overlayfs", "containerd", args=("--feature=containerd-snapshotter=true",))
+    file = Wanted("overlayfs", "containerd", daemon_json='{"features": {"containerd-snapshotter": true}}')
     requests = [vfs, own, *([ctrd, flag, own, file] if suite == "forky" else []), vfs, remembered, fresh]
     seen: set[str] = set()
     for driver, store, env, args, daemon_json in requests:

@@ -24,7 +24,7 @@ AGAIN: dict[str, Any] = {
     "entrypoint": ["sh", "-c", "while :; do dockerd-entrypoint.sh; sleep 0.1; done"],
 }
 LOOPS = (
-    Disk("ext4", Flavour("trixie", "graphdriver")),  # an image inside the pool
+    Disk("ext4", Flavour("trixie", "graphdriver")),
     Disk("btrfs", Flavour("forky", "containerd")),
 )
 

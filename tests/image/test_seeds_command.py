@@ -46,12 +46,12 @@ class Desk:
     """Where cron calls from: throw-away containers with the pool and the seeds."""
 
     def __init__(self, engine: Engine, disk: Disk, pool: Volume, source: SeedVolume) -> None:
-        self._engine, self._home, self._pool, self._source = engine, disk, pool, source
+        self._engine, self._disk, self._pool, self._source = engine, disk, pool, source
 
     def visit(self, *words: str) -> Done:
         volumes = {self._pool.name: {"bind": "/cachedind", "mode": "rw"}, **self._source.mount}
-        options: dict[str, Any] = {"privileged": True, "volumes": volumes, "env": self._home.flavour.env}
-        done = run_once(self._engine, self._home.flavour.suite, "cachedind", *words, **options)
+        options: dict[str, Any] = {"privileged": True, "volumes": volumes, "env": self._disk.flavour.env}
+        done = run_once(self._engine, self._disk.flavour.suite, "cachedind", *words, **options)
         assert "Traceback" not in done.output, done.output
         return done
 
@@ -65,8 +65,8 @@ class Desk:
         return done.status, {row["seed"]: row["verdict"] for row in json.loads(done.stdout)}
 
     def enter(self, key: str = "default") -> Dind:
-        env = {**self._home.flavour.env, "CACHEDIND_KEY": key}
-        dind = self._home.start(self._engine, self._pool, ready=False, volumes=self._source.mount, env=env)
+        env = {**self._disk.flavour.env, "CACHEDIND_KEY": key}
+        dind = self._disk.start(self._engine, self._pool, ready=False, volumes=self._source.mount, env=env)
         first_images(dind)
         return dind
 

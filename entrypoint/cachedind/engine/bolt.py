@@ -80,11 +80,6 @@ def open(fd: int, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
     return Database(lambda size, offset: os.pread(fd, size, offset), os.fstat(fd).st_size, limit_bytes)
 
 
-def parse(raw: bytes, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Database:
-    """The database in these bytes. Raises ValueError when they are not a whole bbolt file."""
-    return Database(lambda size, offset: raw[offset : offset + size], len(raw), limit_bytes)
-
-
 def find_meta(read: Read, size_bytes: int) -> Meta:
     """The meta page in force, chosen as bbolt does. Pure but for `read`. Raises ValueError when there is none."""
     first = _read_meta(read, 0, 0)

@@ -85,7 +85,7 @@ def plan_images(found: Inventory, wanted_bytes: int, limit_bytes: int | None) ->
     """Which images to remove to free `wanted_bytes`, once the build cache is down to its limit. Pure."""
     lacking = wanted_bytes - (found.cache_bytes - _kept_cache_bytes(found, limit_bytes))
     going = []
-    for image in sorted(found.images, key=_order):
+    for image in sorted(found.images, key=_rank):
         if lacking <= 0:
             break
         if not image.spared and image.unique_bytes > 0:
@@ -94,7 +94,7 @@ def plan_images(found: Inventory, wanted_bytes: int, limit_bytes: int | None) ->
     return tuple(going)
 
 
-def _order(image: StoredImage) -> tuple[bool, float, str, str]:
+def _rank(image: StoredImage) -> tuple[bool, float, str, str]:
     return image.unique_bytes * 2 < image.size_bytes, image.last_used, image.name, image.id
 
 

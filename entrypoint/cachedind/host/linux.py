@@ -14,7 +14,6 @@ import struct
 import sys
 
 MS_RDONLY = 1
-MS_NOSUID = 2
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384

@@ -38,7 +38,7 @@ class EntryKind(StrEnum):
     GOLDEN = "golden"
 
 
-_ORDER = tuple(EntryKind)
+_KINDS = tuple(EntryKind)
 
 
 class Entry(NamedTuple):
@@ -164,7 +164,7 @@ def plan_evictions(
     """
     known = list(entries)
     uses = _last_uses(known, now)
-    free = sorted((entry for entry in known if not entry.held), key=lambda entry: _order(entry, uses))
+    free = sorted((entry for entry in known if not entry.held), key=lambda entry: _rank(entry, uses))
     reasons = {entry: _reason_whatever_the_size(entry, now - uses[entry], budget) for entry in free}
     evictions = [Eviction(entry, reason) for entry, reason in reasons.items() if reason]
     owners = _Owners(known, layer_sizes or {})
@@ -182,10 +182,10 @@ def _last_uses(entries: Sequence[Entry], now: float) -> dict[Entry, float]:
     return {entry: last[entry.family] if entry.kind is EntryKind.GOLDEN else used for entry, used in own.items()}
 
 
-def _order(entry: Entry, uses: Mapping[Entry, float]) -> tuple[bool, int, bool, float, int, str, str]:
+def _rank(entry: Entry, uses: Mapping[Entry, float]) -> tuple[bool, int, bool, float, int, str, str]:
     is_trusted = entry.trusted or entry.kind is not EntryKind.SLOT
-    kind = _ORDER.index(entry.kind)
-    worth = _ORDER.index(EntryKind.GOLDEN) if entry.newest else kind
+    kind = _KINDS.index(entry.kind)
+    worth = _KINDS.index(EntryKind.GOLDEN) if entry.newest else kind
     return is_trusted, worth, entry.favoured, uses[entry], kind, entry.key, entry.name
 
 

@@ -136,15 +136,15 @@ def choose(
     nobody changes the data. Raises OSError.
     """
     found = build_records.find_cache_mounts(root_fd, storage, engine)
-    home, leaf = immutable.shared_directories(storage)
-    if not found or not home:
+    parent, leaf = immutable.shared_directories(storage)
+    if not found or not parent:
         return NOTHING
     try:
-        home_fd = beneath.open_path(root_fd, home, os.O_RDONLY | os.O_DIRECTORY)
+        parent_fd = beneath.open_path(root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # nothing there, or a link that a job has planted
         return NOTHING
     try:
-        mounts = [CacheMount(name, place, _count(home_fd, name)) for name, place in found.items()]
+        mounts = [CacheMount(name, place, _count(parent_fd, name)) for name, place in found.items()]
         total = _total(mount.amount for mount in mounts)
         limit = Amount(MAX_FILES, MAX_BYTES)
         if total.bytes > limit.bytes // 2 and has_reflinks():
@@ -153,17 +153,17 @@ def choose(
             return NOTHING
         others = (
             name
-            for name in sorted(os.listdir(home_fd))
-            if name not in found and name not in results and not _is_shared(home_fd, immutable.place(".", name, leaf))
+            for name in sorted(os.listdir(parent_fd))
+            if name not in found and name not in results and not _is_shared(parent_fd, immutable.place(".", name, leaf))
         )
-        return plan(mounts, _total(_count(home_fd, name) for name in others), limit)
+        return plan(mounts, _total(_count(parent_fd, name) for name in others), limit)
     finally:
-        os.close(home_fd)
+        os.close(parent_fd)
 
 
-def _is_shared(home_fd: int, path: str) -> bool:
+def _is_shared(parent_fd: int, path: str) -> bool:
     with contextlib.suppress(OSError):
-        os.readlink(path, dir_fd=home_fd)
+        os.readlink(path, dir_fd=parent_fd)
         return True
     return False
 

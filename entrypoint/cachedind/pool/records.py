@@ -79,11 +79,11 @@ def plan_copy(
     CopyPlan."""
     if storage is None:
         return CopyPlan("", "", frozenset(), _LEFT_EMPTY)
-    home, leaf = immutable.shared_directories(storage)
+    parent, leaf = immutable.shared_directories(storage)
     empty = set(_LEFT_EMPTY)
     if storage.store is ImageStore.GRAPHDRIVER:
         empty.add(f"{paths.images(storage.driver)}/layerdb/tmp")
-    return CopyPlan(home, leaf, frozenset(immutable.files_written_once(storage)), frozenset(empty), results, emptied)
+    return CopyPlan(parent, leaf, frozenset(immutable.files_written_once(storage)), frozenset(empty), results, emptied)
 
 
 def copy(source_fd: int, target_fd: int, root: str, plan: CopyPlan, allowed: frozenset[str]) -> frozenset[str]:
@@ -94,7 +94,7 @@ def copy(source_fd: int, target_fd: int, root: str, plan: CopyPlan, allowed: fro
     Needs root, and that nobody changes the source. Raises BadLinkError, ValueError for what no engine has left so,
     OSError (ENOSPC and the like: the disk's own troubles). What was begun is left for the caller to remove.
     """
-    job = _Job(source_fd, target_fd, root, plan, allowed)
+    job = _Job(root, plan, allowed)
     job.copy_directory(source_fd, target_fd, "")
     cp.run(source_fd, target_fd, "--link", job.to_link)
     cp.run(source_fd, target_fd, "--reflink=auto", job.to_copy)
@@ -125,17 +125,17 @@ def _all_links(data_fd: int) -> Iterator[tuple[str, str]]:
             yield from _links(data_fd, f"{root}/{parent}" if root else parent, leaf)
 
 
-def _links(data_fd: int, home: str, leaf: str) -> Iterator[tuple[str, str]]:
+def _links(data_fd: int, parent: str, leaf: str) -> Iterator[tuple[str, str]]:
     """The links in the places of layers: their paths, and what they say."""
     try:
-        fd = beneath.open_path(data_fd, home, os.O_RDONLY | os.O_DIRECTORY)
+        fd = beneath.open_path(data_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return
     try:
         for entry in _entries(fd):
             target = _link_of(fd, entry, leaf)
             if target is not None:
-                yield immutable.place(home, entry.name, leaf), target
+                yield immutable.place(parent, entry.name, leaf), target
     finally:
         os.close(fd)
 
@@ -150,8 +150,7 @@ def _link_of(directory_fd: int, entry: os.DirEntry[str], leaf: str) -> str | Non
 
 
 class _Job:
-    def __init__(self, source_fd: int, target_fd: int, root: str, plan: CopyPlan, allowed: frozenset[str]) -> None:
-        self._source_fd, self._target_fd = source_fd, target_fd
+    def __init__(self, root: str, plan: CopyPlan, allowed: frozenset[str]) -> None:
         self._prefix = f"{root}/" if root else ""
         self._plan = plan
         self._allowed = allowed

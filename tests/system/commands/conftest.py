@@ -11,7 +11,7 @@ import pytest
 
 from cachedind.__main__ import main
 from cachedind.pool.directory import Pool
-from helpers import tenants
+from helpers import pool_starts
 from helpers.children import in_child
 from helpers.commands import Command, Done
 from helpers.filesystems import Filesystems
@@ -52,6 +52,6 @@ def cachedind(tmp_path: Path) -> Command:
 @pytest.fixture
 def pool(filesystems: Filesystems) -> Iterator[Pool]:
     """A pool on btrfs."""
-    pool = tenants.open_pool(filesystems.make("btrfs"))
+    pool = pool_starts.open_pool(filesystems.make("btrfs"))
     yield pool
     pool.close()

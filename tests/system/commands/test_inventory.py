@@ -17,30 +17,30 @@ from cachedind.host import flock, linux, procfs
 from cachedind.pool import directory, key_directory, slot_state, slots, staging
 from cachedind.pool.directory import Pool
 from cachedind.pool.slot_request import SlotRequest, Warmth
-from helpers import tenants
+from helpers import pool_starts
 from helpers.children import child
 from helpers.commands import MIB, OLD, Command, everything, key_path
 from helpers.filesystems import Filesystems
 
 
 def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> None:
-    first = tenants.job(pool, tenants.slot_request("group/project", engine=OLD), "one", OLD)
-    held = tenants.take(pool, tenants.slot_request("group/project"))
-    tenants.begin(held)
-    tenants.come_up(held)
-    beside = [tenants.take(pool, tenants.slot_request("group/project")) for _ in range(3)]
+    first = pool_starts.job(pool, pool_starts.slot_request("group/project", engine=OLD), "one", OLD)
+    held = pool_starts.take(pool, pool_starts.slot_request("group/project"))
+    pool_starts.begin(held)
+    pool_starts.come_up(held)
+    beside = [pool_starts.take(pool, pool_starts.slot_request("group/project")) for _ in range(3)]
     for taken in beside[:2]:
-        tenants.begin(taken)
-    tenants.come_up(beside[0])
-    throw_away = tenants.take(pool, tenants.slot_request("group/project", read_only=True))
+        pool_starts.begin(taken)
+    pool_starts.come_up(beside[0])
+    throw_away = pool_starts.take(pool, pool_starts.slot_request("group/project", read_only=True))
     for taken in (*beside, throw_away):
         taken.slot.close()
-    again = tenants.take(pool, tenants.slot_request("group/project"))
+    again = pool_starts.take(pool, pool_starts.slot_request("group/project"))
     again.slot.close()
     assert again.slot.id == beside[0].slot.id
     spare = slots.create(pool, "group/project", None, {**again.raw, "sequence": 99})
     spare.close()
-    empty = slots.create(pool, "other", None, {"arch": tenants.ARCH, "sequence": 0})
+    empty = slots.create(pool, "other", None, {"arch": pool_starts.ARCH, "sequence": 0})
     empty.close()
 
     before = everything(Path(pool.path))
@@ -49,7 +49,7 @@ def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> No
     assert (done.status, done.stderr) == (0, "")
     assert done.states == {
         "scopes/%/golden": "golden",
-        f"scopes/%/golden.other/26.1-graphdriver-overlay2-{tenants.ARCH}": "golden (other engine)",
+        f"scopes/%/golden.other/26.1-graphdriver-overlay2-{pool_starts.ARCH}": "golden (other engine)",
         f"slots/{first}": "held",
         f"slots/{beside[0].slot.id}": "free",
         f"slots/{beside[1].slot.id}": "superseded",
@@ -77,7 +77,7 @@ def test_each_thing_is_told_for_what_it_is(pool: Pool, cachedind: Command) -> No
 
 
 def test_a_slot_of_another_boot_is_suspicious(pool: Pool, cachedind: Command) -> None:
-    slot_id = tenants.job(pool, tenants.slot_request(), "one")
+    slot_id = pool_starts.job(pool, pool_starts.slot_request(), "one")
     path = key_path(pool) / "slots" / slot_id / slot_state.STATE_NAME
     path.write_text(path.read_text().replace(procfs.read_boot_id(), "another-boot"))
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{slot_id}": "suspicious"}
@@ -85,13 +85,13 @@ def test_a_slot_of_another_boot_is_suspicious(pool: Pool, cachedind: Command) ->
 
 
 def test_sizes_tell_what_removing_would_free(pool: Pool, cachedind: Command) -> None:
-    first = tenants.take(pool, tenants.slot_request())
-    tenants.begin(first)
-    tenants.build(first, "layer", size=MIB)
-    tenants.come_up(first)
+    first = pool_starts.take(pool, pool_starts.slot_request())
+    pool_starts.begin(first)
+    pool_starts.build(first, "layer", size=MIB)
+    pool_starts.come_up(first)
     first.slot.close()
-    again = tenants.take(pool, tenants.slot_request())
-    tenants.write(again, "own", "y" * MIB)
+    again = pool_starts.take(pool, pool_starts.slot_request())
+    pool_starts.write(again, "own", "y" * MIB)
     linux.syncfs(pool.fd)
     found = {entry["name"]: entry for entry in cachedind("ls", "--json", "--pool", pool.path).entries}
     slot = found[f"slots/{again.slot.id}"]
@@ -107,7 +107,7 @@ def test_sizes_tell_what_removing_would_free(pool: Pool, cachedind: Command) -> 
 
 def test_who_looks_sends_no_start_elsewhere(pool: Pool) -> None:
     """A free lock that is taken for a moment, to see whether it is free, would make a start pass the slot by."""
-    slot_id = tenants.job(pool, tenants.slot_request(), "one")
+    slot_id = pool_starts.job(pool, pool_starts.slot_request(), "one")
 
     def look_about() -> None:
         own = directory.open_existing(pool.path, pool.trace)
@@ -116,13 +116,13 @@ def test_who_looks_sends_no_start_elsewhere(pool: Pool) -> None:
 
     with child(look_about), child(look_about):
         for _ in range(300):
-            taken = tenants.take(pool, tenants.slot_request())
+            taken = pool_starts.take(pool, pool_starts.slot_request())
             taken.slot.close()
             assert (taken.warmth, taken.slot.id) == (Warmth.LEASED, slot_id)
 
 
 def test_who_looks_takes_nobody_who_looks_for_a_holder(pool: Pool) -> None:
-    slot_id = tenants.job(pool, tenants.slot_request(), "one")
+    slot_id = pool_starts.job(pool, pool_starts.slot_request(), "one")
     fd = os.open(key_path(pool) / "slots" / slot_id / slots.LOCK_NAME, os.O_RDONLY)
     assert flock.lock_shared(fd)
     with key_directory.locked_key(pool, "k", create=False) as key_fd:
@@ -177,7 +177,7 @@ def test_a_pool_that_this_version_does_not_know_is_left_alone(
 
 
 def test_looking_works_on_a_read_only_mount(pool: Pool, cachedind: Command) -> None:
-    slot_id = tenants.job(pool, tenants.slot_request(), "one")
+    slot_id = pool_starts.job(pool, pool_starts.slot_request(), "one")
     linux.mount("none", pool.path, "", 32 | 1)  # MS_REMOUNT | MS_RDONLY
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{slot_id}": "free"}
     assert cachedind("status", "--pool", pool.path).status == 0
@@ -188,9 +188,9 @@ def test_looking_works_on_a_read_only_mount(pool: Pool, cachedind: Command) -> N
 
 
 def test_the_status_counts_what_is_there(pool: Pool, cachedind: Command) -> None:
-    tenants.job(pool, tenants.slot_request("a"), "one")
-    mine = tenants.take(pool, tenants.slot_request("b"))
-    tenants.begin(mine)
+    pool_starts.job(pool, pool_starts.slot_request("a"), "one")
+    mine = pool_starts.take(pool, pool_starts.slot_request("b"))
+    pool_starts.begin(mine)
     os.mkdir("half-made", dir_fd=pool.stage_fd)
     os.mkdir("gone", dir_fd=pool.trash_fd)
     where = staging.set_aside(pool, pool.stage_fd, "half-made", "it looked\nbad", 1000.0)
@@ -226,7 +226,7 @@ def test_the_status_counts_what_is_there(pool: Pool, cachedind: Command) -> None
 
 def test_the_status_tells_how_many_inodes_are_left(filesystems: Filesystems, cachedind: Command) -> None:
     path = filesystems.make("tmpfs", options="nr_inodes=2000")
-    tenants.open_pool(path).close()
+    pool_starts.open_pool(path).close()
     report = json.loads(cachedind("status", "--json", "--pool", path).stdout)
     found = report["filesystem"]
     assert found["total_inodes"] == found["used_inodes"] + found["free_inodes"] == 2000
@@ -237,13 +237,13 @@ def test_the_status_tells_how_many_inodes_are_left(filesystems: Filesystems, cac
 
 
 def test_a_container_knows_its_own_slot(pool: Pool, cachedind: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tenants.take(pool, tenants.slot_request("mine"))
-    tenants.begin(mine)
+    mine = pool_starts.take(pool, pool_starts.slot_request("mine"))
+    pool_starts.begin(mine)
     me = Holder("c0ffee", f"pid-{os.getpid()}", 0.0)
     monkeypatch.setattr(facts, "read_holder_of_now", lambda now: me)
     own = {"key": "mine", "slot": mine.slot.id, "ready": False, "ready_s": None}
     assert json.loads(cachedind("status", "--json", "--pool", pool.path).stdout)["here"] == own
-    tenants.come_up(mine)
+    pool_starts.come_up(mine)
     own |= {"ready": True, "ready_s": 0.1}
     assert json.loads(cachedind("status", "--json", "--pool", pool.path).stdout)["here"] == own
     mine.slot.close()
@@ -253,23 +253,23 @@ def test_a_container_knows_its_own_slot(pool: Pool, cachedind: Command, monkeypa
 def test_the_forecast_is_what_a_start_then_does(pool: Pool) -> None:
     def compare(slot_request: SlotRequest, expected: str, warmth: Warmth) -> None:
         assert forecast.forecast(pool, slot_request) == expected
-        another.append(tenants.take(pool, slot_request))
+        another.append(pool_starts.take(pool, slot_request))
         assert another[-1].warmth is warmth
 
     another: list[Any] = []
-    compare(tenants.slot_request(), "start cold: the pool has nothing that fits for key k", Warmth.FRESH)
+    compare(pool_starts.slot_request(), "start cold: the pool has nothing that fits for key k", Warmth.FRESH)
     first = another[0].slot
-    tenants.begin(another[0])
-    tenants.come_up(another[0])
+    pool_starts.begin(another[0])
+    pool_starts.come_up(another[0])
     first.close()
     lend = f"clone slots/{first.id} of key k"
-    assert forecast.forecast(pool, tenants.slot_request(read_only=True)) == lend
-    compare(tenants.slot_request("branch", ("none", "k")), lend, Warmth.CLONED)
-    compare(tenants.slot_request(), f"lease slots/{first.id} of key k", Warmth.LEASED)
-    compare(tenants.slot_request(), "clone the golden of key k", Warmth.CLONED)
-    compare(tenants.slot_request(read_only=True), "clone the golden of key k", Warmth.CLONED)
-    compare(tenants.slot_request("other", ("none", "k")), "clone the golden of key k", Warmth.CLONED)
-    compare(tenants.slot_request(engine=OLD), "start cold: the pool has nothing that fits for key k", Warmth.FRESH)
+    assert forecast.forecast(pool, pool_starts.slot_request(read_only=True)) == lend
+    compare(pool_starts.slot_request("branch", ("none", "k")), lend, Warmth.CLONED)
+    compare(pool_starts.slot_request(), f"lease slots/{first.id} of key k", Warmth.LEASED)
+    compare(pool_starts.slot_request(), "clone the golden of key k", Warmth.CLONED)
+    compare(pool_starts.slot_request(read_only=True), "clone the golden of key k", Warmth.CLONED)
+    compare(pool_starts.slot_request("other", ("none", "k")), "clone the golden of key k", Warmth.CLONED)
+    compare(pool_starts.slot_request(engine=OLD), "start cold: the pool has nothing that fits for key k", Warmth.FRESH)
     for taken in another[1:]:
         taken.slot.close()
 
@@ -279,7 +279,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 
 def break_everything(pool: Pool, victim: Path) -> None:
     """What somebody who was root on the pool might leave."""
-    good = key_path(pool) / "slots" / tenants.job(pool, tenants.slot_request(), "one")
+    good = key_path(pool) / "slots" / pool_starts.job(pool, pool_starts.slot_request(), "one")
     names = iter(range(100))
 
     def slot(text: str | None) -> Path:
@@ -357,7 +357,7 @@ def test_garbage_is_told_and_nothing_worse(pool: Pool, cachedind: Command, tmp_p
     assert cachedind("ls", "--json", "--pool", pool.path).entries == []
     assert json.loads(cachedind("status", "--json", "--pool", pool.path).stdout)["aside"] == []
     assert [path.read_text() for path in victim.iterdir()] == ["precious"]
-    again = tenants.take(pool, tenants.slot_request())
+    again = pool_starts.take(pool, pool_starts.slot_request())
     assert again.warmth is Warmth.FRESH
     again.slot.close()
 

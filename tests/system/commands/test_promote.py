@@ -13,21 +13,21 @@ from cachedind.base import state
 from cachedind.host import procfs
 from cachedind.pool import directory, golden, key_directory, slot_state, slots
 from cachedind.pool.directory import Pool
-from helpers import tenants
+from helpers import pool_starts
 from helpers.children import child
 from helpers.commands import Command, key_path
 from helpers.filesystems import Filesystems
 
 
 def test_promote_takes_the_newest_that_is_free_and_good(pool: Pool, cachedind: Command) -> None:
-    first = tenants.take(pool, tenants.slot_request())
-    second = tenants.take(pool, tenants.slot_request())
-    third = tenants.take(pool, tenants.slot_request())
+    first = pool_starts.take(pool, pool_starts.slot_request())
+    second = pool_starts.take(pool, pool_starts.slot_request())
+    third = pool_starts.take(pool, pool_starts.slot_request())
     for taken in (first, second, third):
-        tenants.begin(taken)
-        tenants.write(taken, taken.slot.id)
+        pool_starts.begin(taken)
+        pool_starts.write(taken, taken.slot.id)
     for taken in (first, second):
-        tenants.come_up(taken)
+        pool_starts.come_up(taken)
     first.slot.close()
     third.slot.close()  # the newest, but no daemon came up on it; the second is held
 
@@ -54,7 +54,7 @@ def test_promote_takes_the_newest_that_is_free_and_good(pool: Pool, cachedind: C
 
 
 def test_a_slot_that_somebody_had_since_is_not_promoted(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tenants.job(pool, tenants.slot_request(), "good")
+    pool_starts.job(pool, pool_starts.slot_request(), "good")
     lease = slots.try_lease
 
     def after_a_bad_start(key_fd: int, name: str) -> Any:
@@ -70,16 +70,16 @@ def test_a_slot_that_somebody_had_since_is_not_promoted(pool: Pool, monkeypatch:
 
 
 def test_why_nothing_is_promoted(pool: Pool, filesystems: Filesystems, cachedind: Command) -> None:
-    tenants.take(pool, tenants.slot_request("fresh")).slot.close()
+    pool_starts.take(pool, pool_starts.slot_request("fresh")).slot.close()
     assert "no slot is in a state that can be trusted" in cachedind("promote", "fresh", "--pool", pool.path).stdout
-    tenants.job(pool, tenants.slot_request("copies"), "one", driver="vfs")
+    pool_starts.job(pool, pool_starts.slot_request("copies"), "one", driver="vfs")
     done = cachedind("promote", "copies", "--pool", pool.path)
     assert (done.status, done.stdout) == (1, "key copies: layers of the driver vfs cannot be shared\n")
 
 
 def test_a_promoted_copy_is_on_the_disk(filesystems: Filesystems, cachedind: Command) -> None:
-    with contextlib.closing(tenants.open_pool(filesystems.make("xfs"))) as pool:
-        tenants.job(pool, tenants.slot_request(), "one")
+    with contextlib.closing(pool_starts.open_pool(filesystems.make("xfs"))) as pool:
+        pool_starts.job(pool, pool_starts.slot_request(), "one")
         assert cachedind("promote", "k", "--pool", pool.path).status == 0
         fd = key_directory.open_below(pool.keys_fd, "k/scopes/%/golden")
         assert (state.read_state(fd, slot_state.GOLDEN_NAME) or {})["durable"] is True
@@ -94,11 +94,11 @@ def test_promotion_can_be_asked_for_while_starts_go_on(pool: Pool) -> None:
 
     with child(promote_again_and_again):
         for number in range(60):
-            taken = tenants.take(pool, tenants.slot_request())
-            tenants.begin(taken)
-            tenants.write(taken, str(number))
-            tenants.come_up(taken)
+            taken = pool_starts.take(pool, pool_starts.slot_request())
+            pool_starts.begin(taken)
+            pool_starts.write(taken, str(number))
+            pool_starts.come_up(taken)
             taken.slot.close()
-    last = tenants.take(pool, tenants.slot_request())
-    assert str(59) in tenants.names(last)
+    last = pool_starts.take(pool, pool_starts.slot_request())
+    assert str(59) in pool_starts.names(last)
     last.slot.close()

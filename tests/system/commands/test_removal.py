@@ -15,7 +15,7 @@ from cachedind.base.log import Log
 from cachedind.host import linux
 from cachedind.pool import directory, key_directory, staging, sweeping, upkeep
 from cachedind.pool.directory import Pool
-from helpers import tenants
+from helpers import pool_starts
 from helpers.children import child
 from helpers.commands import MIB, Command, everything, fill, key_path
 from helpers.filesystems import Filesystems
@@ -39,8 +39,8 @@ def test_a_key_goes_with_all_it_has_and_the_others_stay(pool: Pool, cachedind: C
 
 def test_a_held_slot_stays_and_everything_else_of_its_key_goes(pool: Pool, cachedind: Command) -> None:
     fill(pool, "k")
-    held = tenants.take(pool, tenants.slot_request())
-    tenants.job(pool, tenants.slot_request(), "three")
+    held = pool_starts.take(pool, pool_starts.slot_request())
+    pool_starts.job(pool, pool_starts.slot_request(), "three")
     for words in (("rm", "k"), ("rm", "--slot", held.slot.id), ("rm", "--all", "-f"), ("rm", "k")):
         done = cachedind(*words, "--pool", pool.path)
         assert done.status == 75
@@ -48,7 +48,7 @@ def test_a_held_slot_stays_and_everything_else_of_its_key_goes(pool: Pool, cache
         assert f"slot {held.slot.id} of key k is held by container c0ffee (host name pid-{os.getpid()}, since" in line
         assert cachedind("ls", "--json", "--pool", pool.path).states[f"slots/{held.slot.id}"] == "held"
     assert cachedind("ls", "--json", "--pool", pool.path).states == {f"slots/{held.slot.id}": "held"}
-    assert tenants.names(held) == ["one", "two"]
+    assert pool_starts.names(held) == ["one", "two"]
     held.slot.close()
     assert cachedind("rm", "--slot", held.slot.id, "--pool", pool.path).status == 0
     assert cachedind("ls", "--json", "--pool", pool.path).entries == []
@@ -96,9 +96,9 @@ def test_everything_goes_only_when_somebody_says_so(pool: Pool, cachedind: Comma
 
 
 def test_space_is_free_when_the_command_ends(pool: Pool, cachedind: Command) -> None:
-    taken = tenants.take(pool, tenants.slot_request())
-    tenants.begin(taken)
-    tenants.write(taken, "layer", os.urandom(10 * MIB).hex())
+    taken = pool_starts.take(pool, pool_starts.slot_request())
+    pool_starts.begin(taken)
+    pool_starts.write(taken, "layer", os.urandom(10 * MIB).hex())
     taken.slot.close()
     linux.syncfs(pool.fd)
     done = cachedind("rm", "k", "--pool", pool.path)
@@ -119,19 +119,19 @@ def test_a_start_beside_a_removal_is_never_robbed(pool: Pool, cachedind: Command
 
     with child(remove_again_and_again):
         for _ in range(60):
-            taken = tenants.take(pool, tenants.slot_request())
-            tenants.begin(taken)
-            tenants.write(taken, "mine")
-            tenants.come_up(taken)
+            taken = pool_starts.take(pool, pool_starts.slot_request())
+            pool_starts.begin(taken)
+            pool_starts.write(taken, "mine")
+            pool_starts.come_up(taken)
             time.sleep(0.005)
-            assert "mine" in tenants.names(taken)
+            assert "mine" in pool_starts.names(taken)
             assert (key_path(pool) / "slots" / taken.slot.id / "data" / "mine").exists()
             taken.slot.close()
 
 
 def test_gc_says_what_went_and_why(pool: Pool, cachedind: Command) -> None:
     fill(pool, "k")
-    slot_id = tenants.take(pool, tenants.slot_request(read_only=True))
+    slot_id = pool_starts.take(pool, pool_starts.slot_request(read_only=True))
     slot_id.slot.close()
     os.mkdir("old", dir_fd=pool.trash_fd)
     done = cachedind("gc", "--pool", pool.path)
@@ -145,8 +145,8 @@ def test_gc_says_what_went_and_why(pool: Pool, cachedind: Command) -> None:
 
 def test_gc_keeps_to_the_limits_of_its_own_environment_and_tells_what_it_lacks(pool: Pool, cachedind: Command) -> None:
     fill(pool, "a", "b")
-    held = tenants.take(pool, tenants.slot_request("a"))
-    tenants.write(held, "own", "y" * MIB)
+    held = pool_starts.take(pool, pool_starts.slot_request("a"))
+    pool_starts.write(held, "own", "y" * MIB)
     linux.syncfs(pool.fd)
     report = json.loads(cachedind("gc", "--json", "--pool", pool.path, POOL_MAX_SIZE="1kB").stdout)
     assert {(entry["key"], entry["name"]) for entry in report["evicted"]} >= {("b", "scopes/%/golden")}
@@ -161,22 +161,22 @@ def test_what_a_pool_lacks_of_inodes_is_told(
     filesystems: Filesystems, cachedind: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = filesystems.make("tmpfs", options="nr_inodes=2000")
-    with contextlib.closing(tenants.open_pool(path)) as pool:
+    with contextlib.closing(pool_starts.open_pool(path)) as pool:
         fill(pool, "b")
-        held = tenants.take(pool, tenants.slot_request("a"))
+        held = pool_starts.take(pool, pool_starts.slot_request("a"))
         for number in range(1900):
-            tenants.write(held, str(number), "")
+            pool_starts.write(held, str(number), "")
         report = json.loads(cachedind("gc", "--json", "--pool", path, POOL_MIN_FREE="1kB").stdout)
         assert {entry["key"] for entry in report["evicted"]} == {"b"}
         assert (report["lacking_bytes"], 0 < report["lacking_inodes"] < 100) == (0, True)
         text = cachedind("gc", "--pool", path).stdout
         told = re.search(r"^(\d+ inodes) more would have to go to keep the limits, but the rest is in use$", text, re.M)
         assert told is not None, text
-        upkeep.run(pool, tenants.settings(path), "a", time.time()).tell(pool.path, Log())
+        upkeep.run(pool, pool_starts.settings(path), "a", time.time()).tell(pool.path, Log())
         (line,) = capfd.readouterr().err.splitlines()
         assert (
             f"the filesystem of the pool {path} has {told[1]} too few free, and evicting all that nobody uses" in line
         )
         held.close()
-        upkeep.run(pool, tenants.settings(path), "a", time.time()).tell(pool.path, Log())
+        upkeep.run(pool, pool_starts.settings(path), "a", time.time()).tell(pool.path, Log())
         assert capfd.readouterr().err == "", "what is free goes"

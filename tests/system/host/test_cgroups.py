@@ -82,7 +82,7 @@ def in_container(group: Path, work: Callable[[Nest], Any], *, read_only: bool = 
         linux.unshare(linux.CLONE_NEWNS | CLONE_NEWCGROUP)
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
         root = Path("/mnt")
-        linux.mount("none", str(root), "cgroup2", flags=linux.MS_NOSUID | (1 if read_only else 0))
+        linux.mount("none", str(root), "cgroup2", flags=int(read_only))
         siblings = [Child(forever) for _ in range(others)]
         try:
             return work(Nest(root, siblings))

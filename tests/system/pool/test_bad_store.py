@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from cachedind.pool import layer_links, layer_list, layers, sweeping
-from helpers import tenants
+from helpers import pool_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,14 +41,14 @@ class Estate(NamedTuple):
 
 @pytest.fixture
 def estate(filesystems: Filesystems, tmp_path: Path) -> Iterator[Estate]:
-    pool = tenants.open_pool(filesystems.make("ext4"))
+    pool = pool_starts.open_pool(filesystems.make("ext4"))
     with contextlib.closing(pool):
-        first = tenants.take(pool, tenants.slot_request())
-        tenants.begin(first)
-        tenants.build(first, *NAMES)
-        tenants.come_up(first)
+        first = pool_starts.take(pool, pool_starts.slot_request())
+        pool_starts.begin(first)
+        pool_starts.build(first, *NAMES)
+        pool_starts.come_up(first)
         first.close()
-        second = tenants.take(pool, tenants.slot_request())
+        second = pool_starts.take(pool, pool_starts.slot_request())
         assert second.promoted
         second.close()
         victim = tmp_path / "victim"
@@ -82,7 +82,7 @@ def spoil(path: Path, how: str, victim: Path) -> None:
 
 
 def start(estate: Estate) -> TakenSlot:
-    taken = tenants.take(estate.pool, tenants.slot_request())
+    taken = pool_starts.take(estate.pool, pool_starts.slot_request())
     sweeping.sweep_stage(estate.pool)
     sweeping.empty_trash(estate.pool)
     return taken
@@ -95,10 +95,10 @@ def test_what_lies_beside_an_owners_data(estate: Estate, name: str, where: str, 
     owner = estate.slot if where == "slot" else estate.golden
     spoil(owner / name, how, estate.victim)
     with contextlib.closing(start(estate)) as one, contextlib.closing(start(estate)) as other:
-        assert tenants.layers_of(one) == NAMES
+        assert pool_starts.layers_of(one) == NAMES
         # A golden whose list cannot be written anew is set aside; the slot, which has all of it, is not free.
         lost = where == "golden" and (name, how) == ("layers.list", "directory")
-        assert tenants.layers_of(other) == ([] if lost else NAMES)
+        assert pool_starts.layers_of(other) == ([] if lost else NAMES)
 
 
 def test_two_clones_at_once_of_a_golden_whose_list_was_cut_short(
@@ -112,15 +112,15 @@ def test_two_clones_at_once_of_a_golden_whose_list_was_cut_short(
             together.wait()
         rename(source, target, **where)
 
-    with contextlib.closing(tenants.take(estate.pool, tenants.slot_request())) as first:
+    with contextlib.closing(pool_starts.take(estate.pool, pool_starts.slot_request())) as first:
         assert first.slot.id == estate.slot.name
         (estate.golden / layer_list.LIST).write_text("")
         monkeypatch.setattr(os, "rename", rename_together)
         with ThreadPoolExecutor(2) as threads:
-            starts = [threads.submit(tenants.take, estate.pool, tenants.slot_request()) for _ in range(2)]
+            starts = [threads.submit(pool_starts.take, estate.pool, pool_starts.slot_request()) for _ in range(2)]
         monkeypatch.undo()
         for taken in (each.result() for each in starts):
-            assert tenants.layers_of(taken) == NAMES
+            assert pool_starts.layers_of(taken) == NAMES
             taken.close()
     assert sorted(os.listdir(estate.golden)) == ["data", "golden.json", layer_list.LIST]
 
@@ -138,7 +138,7 @@ def test_a_layer(estate: Estate, part: str, how: str) -> None:
     with contextlib.closing(start(estate)) as one:
         # Without its content neither the slot nor the golden can be used, and nobody gets a layer that is not there.
         whole = part == "layer.json"
-        assert tenants.layers_of(one) == (NAMES if whole else [])
+        assert pool_starts.layers_of(one) == (NAMES if whole else [])
 
 
 @pytest.mark.parametrize(
@@ -160,19 +160,19 @@ def test_a_link_that_a_job_planted_in_a_layers_place_costs_its_slot_alone(estate
     link.symlink_to(target)
     with contextlib.closing(start(estate)) as one:
         assert one.slot.id != estate.slot.name
-        assert tenants.layers_of(one) == NAMES
+        assert pool_starts.layers_of(one) == NAMES
     assert not estate.slot.exists()
     assert len(os.listdir(f"{estate.pool.path}/aside")) == 1
 
 
 def test_a_link_to_another_projects_layer_is_planted_too(estate: Estate) -> None:
-    tenants.job(estate.pool, tenants.slot_request("other"), "x")
-    other = tenants.take(estate.pool, tenants.slot_request("other"))
-    tenants.begin(other)
-    tenants.build(other, "secret")
-    tenants.come_up(other)
+    pool_starts.job(estate.pool, pool_starts.slot_request("other"), "x")
+    other = pool_starts.take(estate.pool, pool_starts.slot_request("other"))
+    pool_starts.begin(other)
+    pool_starts.build(other, "secret")
+    pool_starts.come_up(other)
     other.close()
-    tenants.take(estate.pool, tenants.slot_request("other")).close()
+    pool_starts.take(estate.pool, pool_starts.slot_request("other")).close()
     known = set(layers.names(estate.pool.layers_fd))
     slot_fd = os.open(estate.slot, os.O_RDONLY)
     (foreign,) = known - layer_list.read_list(slot_fd)
@@ -182,7 +182,7 @@ def test_a_link_to_another_projects_layer_is_planted_too(estate: Estate) -> None
     link.symlink_to(layer_links.target_of("overlay2/b/diff", foreign))
     with contextlib.closing(start(estate)) as one:
         assert one.slot.id != estate.slot.name
-        assert tenants.layers_of(one) == NAMES
+        assert pool_starts.layers_of(one) == NAMES
 
 
 @pytest.mark.parametrize("scope", ["scopes", "scopes/%", "scopes/%/golden.other"])
@@ -190,10 +190,10 @@ def test_a_link_to_another_projects_layer_is_planted_too(estate: Estate) -> None
 def test_a_scopes_directory(estate: Estate, scope: str, how: str) -> None:
     spoil(Path(estate.pool.path) / "keys/k" / scope, how, estate.victim)
     with contextlib.closing(start(estate)) as one:
-        assert tenants.layers_of(one) == NAMES, "the slot has them"
-        tenants.begin(one)
-        tenants.build(one, "d")
-        tenants.come_up(one)
+        assert pool_starts.layers_of(one) == NAMES, "the slot has them"
+        pool_starts.begin(one)
+        pool_starts.build(one, "d")
+        pool_starts.come_up(one)
     with contextlib.closing(start(estate)) as again:
         assert again.promoted
-        assert tenants.layers_of(again) == [*NAMES, "d"]
+        assert pool_starts.layers_of(again) == [*NAMES, "d"]

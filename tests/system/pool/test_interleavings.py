@@ -18,7 +18,7 @@ from cachedind.base.log import Level, Log
 from cachedind.host import procfs
 from cachedind.pool import golden, key_directory, layer_list, layers, scopes, slot_lease, staging, sweeping
 from cachedind.pool.directory import names_in
-from helpers import tenants
+from helpers import pool_starts as tenants
 
 if TYPE_CHECKING:
     from collections.abc import Callable

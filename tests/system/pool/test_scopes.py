@@ -29,7 +29,7 @@ from cachedind.pool import (
     survey,
 )
 from cachedind.pool.slot_request import Warmth
-from helpers import tenants
+from helpers import pool_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,28 +44,28 @@ GRAPH = StoragePlan(ImageStore.GRAPHDRIVER, "overlay2", "")
 
 @pytest.fixture
 def pool(filesystems: Filesystems) -> Iterator[Pool]:
-    with contextlib.closing(tenants.open_pool(filesystems.make("ext4"))) as made:
+    with contextlib.closing(pool_starts.open_pool(filesystems.make("ext4"))) as made:
         yield made
 
 
 def of(scope: str, key: str = "k", *, read_only: bool = False) -> SlotRequest:
-    found = tenants.slot_request(key, read_only=read_only)
+    found = pool_starts.slot_request(key, read_only=read_only)
     return found._replace(requirements=found.requirements._replace(scope=scope))
 
 
 def start(pool: Pool, wanted: SlotRequest, *, keeps: bool = False) -> TakenSlot:
     """Up to the moment at which the job begins."""
-    taken = tenants.take(pool, wanted)
-    tenants.begin(taken)
+    taken = pool_starts.take(pool, wanted)
+    pool_starts.begin(taken)
     changes.note_beginning(taken.slot.owner, GRAPH, keeps=keeps)
-    tenants.come_up(taken)
+    pool_starts.come_up(taken)
     return taken
 
 
 def job(pool: Pool, scope: str, *layers: str) -> TakenSlot:
     """A whole job that builds these layers; returns what it had, closed."""
     taken = start(pool, of(scope))
-    tenants.build(taken, *layers)
+    pool_starts.build(taken, *layers)
     taken.close()
     return taken
 
@@ -89,8 +89,8 @@ def test_each_scope_begins_with_its_own_state(pool: Pool) -> None:
     job(pool, "api", "a0", "a1")
     for _ in range(3):
         with contextlib.closing(start(pool, of("web"))) as web, contextlib.closing(start(pool, of("api"))) as api:
-            assert {"w0", "w1"} <= set(tenants.layers_of(web))
-            assert {"a0", "a1"} <= set(tenants.layers_of(api))
+            assert {"w0", "w1"} <= set(pool_starts.layers_of(web))
+            assert {"a0", "a1"} <= set(pool_starts.layers_of(api))
     assert set(goldens(pool)) == {"web", "api"}
 
 
@@ -98,7 +98,7 @@ def test_a_scope_without_a_state_begins_with_a_clone_of_the_newest_and_takes_nob
     first = job(pool, "build", "b0")
     with contextlib.closing(start(pool, of("lint"))) as lint:
         assert (lint.warmth, lint.found.scope, lint.source_key) == (Warmth.CLONED, "build", "k")
-        assert tenants.layers_of(lint) == ["b0"]
+        assert pool_starts.layers_of(lint) == ["b0"]
     with contextlib.closing(start(pool, of("build"))) as build:
         assert (build.warmth, build.slot.id) == (Warmth.LEASED, first.slot.id)
 
@@ -109,9 +109,9 @@ def test_a_job_that_builds_nothing_never_keeps_others_cold(pool: Pool, scopes: t
     for number in range(4):
         with contextlib.closing(start(pool, of(lint))), contextlib.closing(start(pool, of(build))) as one:
             if number:
-                assert tenants.layers_of(one) == ["b0", "b1"], number
+                assert pool_starts.layers_of(one) == ["b0", "b1"], number
             else:
-                tenants.build(one, "b0", "b1")
+                pool_starts.build(one, "b0", "b1")
 
 
 def test_an_unchanged_state_replaces_nothing(pool: Pool) -> None:
@@ -142,13 +142,13 @@ def test_a_state_that_a_job_has_emptied_replaces_nothing_unless_that_happens_twi
     emptied.close()
 
     second = start(pool, of(""))
-    assert (second.warmth, tenants.layers_of(second)) == (Warmth.CLONED, layers)
+    assert (second.warmth, pool_starts.layers_of(second)) == (Warmth.CLONED, layers)
     assert goldens(pool) == before
     prune(second)
     second.close()
 
     third = start(pool, of(""))
-    assert tenants.layers_of(third) == [], "the project wants it so"
+    assert pool_starts.layers_of(third) == [], "the project wants it so"
     third.close()
 
 
@@ -159,11 +159,11 @@ def test_a_prune_costs_nothing_either_where_volumes_are_kept(pool: Pool) -> None
     prune(emptied)
     emptied.close()
     second = start(pool, of(""), keeps=True)
-    assert tenants.layers_of(second) == layers
+    assert pool_starts.layers_of(second) == layers
     prune(second)
     second.close()
     with contextlib.closing(start(pool, of(""), keeps=True)) as third:
-        assert tenants.layers_of(third) == [], "the project wants it so"
+        assert pool_starts.layers_of(third) == [], "the project wants it so"
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 20), (20, 0), (20, 20)], ids=["grows", "shrinks", "others"])
@@ -182,7 +182,7 @@ def test_containers_that_are_kept_do_not_make_a_job_look_emptied(pool: Pool, bef
             shutil.rmtree(path)
         run(taken, "new", after)
     with contextlib.closing(start(pool, of(""), keeps=True)) as taken:
-        assert tenants.layers_of(taken) == ["b0", "b1"]
+        assert pool_starts.layers_of(taken) == ["b0", "b1"]
         left = {path.name[:3] for path in Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2").iterdir()}
         assert left - {"b0", "b1"} == ({"new"} if after else set())
 
@@ -195,7 +195,7 @@ def test_several_jobs_that_end_empty_at_the_same_time_are_one(pool: Pool) -> Non
         prune(taken)
         taken.close()
     with contextlib.closing(start(pool, of(""))) as after:
-        assert tenants.layers_of(after) == layers
+        assert pool_starts.layers_of(after) == layers
 
 
 def test_a_job_between_ends_the_row(pool: Pool) -> None:
@@ -207,13 +207,13 @@ def test_a_job_between_ends_the_row(pool: Pool) -> None:
         emptied.close()
         job(pool, "", f"n{number}")
     with contextlib.closing(start(pool, of(""))) as last:
-        assert set(tenants.layers_of(last)) == {*layers, "n0", "n1", "n2"}
+        assert set(pool_starts.layers_of(last)) == {*layers, "n0", "n1", "n2"}
 
 
 def test_a_throw_away_of_another_scope_sees_the_newest_state(pool: Pool) -> None:
     job(pool, "build", "b0")
     with contextlib.closing(start(pool, of("lint", read_only=True))) as taken:
-        assert tenants.layers_of(taken) == ["b0"]
+        assert pool_starts.layers_of(taken) == ["b0"]
 
 
 def test_what_cannot_be_told_counts_as_a_change(pool: Pool) -> None:
@@ -249,11 +249,11 @@ def test_which_state_a_start_begins_with(pool: Pool, there: list[str], asked: st
         key, _, scope = place.partition("/")
         with contextlib.closing(start(pool, of(scope, key))) as taken:
             prune(taken)
-            tenants.build(taken, place.replace("/", "-"))
+            pool_starts.build(taken, place.replace("/", "-"))
     key, _, scope = asked.partition("/")
     wanted = of(scope, key)._replace(fallback_keys=("main", "old"))
     with contextlib.closing(start(pool, wanted)) as taken:
-        assert tenants.layers_of(taken) == ([expected.replace("/", "-")] if expected else [])
+        assert pool_starts.layers_of(taken) == ([expected.replace("/", "-")] if expected else [])
 
 
 def test_contexts_that_outnumber_layers_do_not_make_a_job_look_emptied(pool: Pool) -> None:
@@ -261,9 +261,9 @@ def test_contexts_that_outnumber_layers_do_not_make_a_job_look_emptied(pool: Poo
     built: list[str] = []
     for number in range(10):
         with contextlib.closing(start(pool, of(""))) as taken:
-            assert tenants.layers_of(taken) == built, number
+            assert pool_starts.layers_of(taken) == built, number
             built.append(f"n{number:02}")
-            tenants.build(taken, built[-1])
+            pool_starts.build(taken, built[-1])
             for name in ("context", "dockerfile"):
                 (Path(f"/proc/self/fd/{taken.slot.data_fd}/overlay2") / f"{name}{number}" / "diff").mkdir(parents=True)
 
@@ -280,15 +280,15 @@ def test_a_start_waits_while_another_scope_clones_the_only_slot(pool: Pool, monk
 
     monkeypatch.setattr(clone, "copy", slowly)
     with ThreadPoolExecutor(2) as threads:
-        lint = threads.submit(tenants.take, pool, of("lint"))
+        lint = threads.submit(pool_starts.take, pool, of("lint"))
         assert copying.wait(20)
         monkeypatch.setattr(clone, "copy", copy)
-        build = threads.submit(tenants.take, pool, of("build"))
+        build = threads.submit(pool_starts.take, pool, of("build"))
         time.sleep(0.3)
         assert not build.done(), "it does not wait"
         go_on.set()
         for taken in (lint.result(20), build.result(20)):
-            assert tenants.layers_of(taken) == ["b0"]
+            assert pool_starts.layers_of(taken) == ["b0"]
             taken.close()
 
 
@@ -302,14 +302,14 @@ def test_one_who_promotes_by_hand_does_not_make_two_emptied_jobs_of_one_round_a_
     prune(second)
     second.close()
     with contextlib.closing(start(pool, of(""))) as after:
-        assert tenants.layers_of(after) == layers
+        assert pool_starts.layers_of(after) == layers
 
 
 def test_a_note_that_could_not_be_written_does_not_make_a_state_the_oldest(pool: Pool) -> None:
     job(pool, "", "b0")
-    taken = tenants.take(pool, of(""))
+    taken = pool_starts.take(pool, of(""))
     before = taken.found.sequence
-    tenants.come_up(taken)  # the decision was not noted down: a full disk
+    pool_starts.come_up(taken)  # the decision was not noted down: a full disk
     found = slot_state.parse_slot_state(state.read_state(taken.slot.directory_fd, slot_state.STATE_NAME) or {})
     assert found.sequence == before > 0
     taken.close()
@@ -318,11 +318,14 @@ def test_a_note_that_could_not_be_written_does_not_make_a_state_the_oldest(pool:
 def test_a_golden_is_another_state_than_the_slot_that_is_as_new(pool: Pool) -> None:
     job(pool, "", "b0")
     job(pool, "")
-    with contextlib.closing(tenants.take(pool, of(""))) as taken:
+    with contextlib.closing(pool_starts.take(pool, of(""))) as taken:
         assert taken.warmth is Warmth.LEASED
         assert taken.found.sequence == goldens(pool)[""]
         assert slot_lease.has_other(taken, of(""))
-    with contextlib.closing(tenants.take(pool, of(""))), contextlib.closing(tenants.take(pool, of(""))) as clone_of_it:
+    with (
+        contextlib.closing(pool_starts.take(pool, of(""))),
+        contextlib.closing(pool_starts.take(pool, of(""))) as clone_of_it,
+    ):
         assert clone_of_it.warmth is Warmth.CLONED
         assert not slot_lease.has_other(clone_of_it, of(""))
 
@@ -330,21 +333,21 @@ def test_a_golden_is_another_state_than_the_slot_that_is_as_new(pool: Pool) -> N
 def test_what_a_job_made_whose_readiness_nobody_noted_is_new_in_the_next(pool: Pool) -> None:
     job(pool, "", "b0")
     job(pool, "")
-    lost = tenants.take(pool, of(""))
-    tenants.begin(lost)
+    lost = pool_starts.take(pool, of(""))
+    pool_starts.begin(lost)
     changes.note_beginning(lost.slot.owner, GRAPH, keeps=False)
-    tenants.build(lost, "x")
+    pool_starts.build(lost, "x")
     lost.close()  # its witness died
-    again = tenants.take(pool, of(""))
+    again = pool_starts.take(pool, of(""))
     assert again.slot.id == lost.slot.id
     goes_on = again.found.begun not in (0, again.found.sequence)
     assert goes_on
-    tenants.begin(again)
+    pool_starts.begin(again)
     changes.note_beginning(again.slot.owner, GRAPH, keeps=False, goes_on=goes_on)
-    tenants.come_up(again)
+    pool_starts.come_up(again)
     again.close()
     with contextlib.closing(start(pool, of(""))), contextlib.closing(start(pool, of(""))) as beside:
-        assert tenants.layers_of(beside) == ["b0", "x"]
+        assert pool_starts.layers_of(beside) == ["b0", "x"]
 
 
 @pytest.mark.parametrize("how", ["gone", "file", "link"])
@@ -361,8 +364,8 @@ def test_a_root_that_a_job_has_replaced_costs_the_key_nothing(pool: Pool, how: s
     assert changed["names"] == []
     taken.close()
     remapped = of("")._replace(requirements=of("").requirements._replace(remap="100000.100000"))
-    tenants.take(pool, remapped).close()
-    tenants.take(pool, of("")).close()
+    pool_starts.take(pool, remapped).close()
+    pool_starts.take(pool, of("")).close()
 
 
 def test_a_scope_of_which_nothing_is_left_has_no_directory(pool: Pool) -> None:
@@ -388,17 +391,17 @@ def test_a_daemon_that_is_started_again_in_its_container_goes_on_with_its_slot(p
         state.write_state(first.slot.directory_fd, slot_state.STATE_NAME, values, raw)
         first.close()
         job(pool, "", "newer")
-        again = tenants.take(pool, here)
+        again = pool_starts.take(pool, here)
         assert again.slot.id == first.slot.id
         again.close()
 
 
 def leave(pool: Pool, wanted: SlotRequest, values: dict[str, object]) -> None:
     """A free slot with a layer, whose state says what `values` say."""
-    taken = tenants.take(pool, wanted)
-    tenants.begin(taken)
-    tenants.build(taken, f"{wanted.scope}0")
-    tenants.come_up(taken)
+    taken = pool_starts.take(pool, wanted)
+    pool_starts.begin(taken)
+    pool_starts.build(taken, f"{wanted.scope}0")
+    pool_starts.come_up(taken)
     raw = state.read_state(taken.slot.directory_fd, slot_state.STATE_NAME)
     state.write_state(taken.slot.directory_fd, slot_state.STATE_NAME, values, raw)
     taken.close()
@@ -422,7 +425,7 @@ DOUBTED = "what is there is not to be trusted yet"
 )
 def test_a_cold_start_says_why(pool: Pool, values: dict[str, object], scope: str, read_only: bool, words: str) -> None:
     leave(pool, of(scope), values)
-    with contextlib.closing(tenants.take(pool, of("build", read_only=read_only))) as taken:
+    with contextlib.closing(pool_starts.take(pool, of("build", read_only=read_only))) as taken:
         assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, words)
 
 
@@ -439,12 +442,12 @@ def test_a_start_with_another_scopes_state_says_why_not_its_own(
 ) -> None:
     leave(pool, of("build"), values)
     leave(pool, of("web"), {})
-    with contextlib.closing(tenants.take(pool, of("build"))) as taken:
+    with contextlib.closing(pool_starts.take(pool, of("build"))) as taken:
         assert (taken.warmth, taken.found.scope, taken.passed_over) == (Warmth.CLONED, "web", words)
 
 
 def test_a_start_says_that_others_hold_all_there_is(pool: Pool) -> None:
-    with contextlib.closing(start(pool, of("build"))), contextlib.closing(tenants.take(pool, of("build"))) as taken:
+    with contextlib.closing(start(pool, of("build"))), contextlib.closing(pool_starts.take(pool, of("build"))) as taken:
         assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, "what is there is held by other instances")
 
 
@@ -452,13 +455,13 @@ def test_a_start_says_of_its_own_key_why_it_has_another_keys_state(pool: Pool) -
     job(pool, "build", "b0")
     wanted = of("build", "branch")._replace(fallback_keys=("k",))
     leave(pool, wanted._replace(fallback_keys=()), {"engine": "29.1.0"})
-    with contextlib.closing(tenants.take(pool, wanted)) as taken:
+    with contextlib.closing(pool_starts.take(pool, wanted)) as taken:
         assert (taken.source_key, taken.passed_over) == ("k", "what is there is of a newer engine (29.1.0)")
 
 
 def test_a_start_that_goes_on_without_what_it_found_says_so(pool: Pool) -> None:
     job(pool, "build", "b0")
-    with contextlib.closing(tenants.take(pool, of("build")._replace(fresh=True))) as taken:
+    with contextlib.closing(pool_starts.take(pool, of("build")._replace(fresh=True))) as taken:
         assert (taken.warmth, taken.passed_over) == (Warmth.FRESH, "what is there is passed over by this start")
 
 
@@ -468,7 +471,7 @@ def test_the_newest_state_that_a_scope_has_finished_needs_no_reason(pool: Pool) 
     with contextlib.closing(start(pool, of("build"))) as one, contextlib.closing(start(pool, of("build"))) as other:
         assert (one.warmth, one.passed_over) == (Warmth.LEASED, "")
         assert (other.warmth, other.passed_over) == (Warmth.CLONED, "")
-        with contextlib.closing(tenants.take(pool, of("build"))) as third:
+        with contextlib.closing(pool_starts.take(pool, of("build"))) as third:
             assert third.passed_over == ""
     leave(pool, of("build"), CRASH)
     with contextlib.closing(start(pool, of("build"))) as taken:

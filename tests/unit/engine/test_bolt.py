@@ -40,6 +40,10 @@ GOOD = whole_file(
 )
 
 
+def parse(raw: bytes, limit_bytes: int = bolt.DEFAULT_LIMIT_BYTES) -> bolt.Database:
+    return bolt.Database(lambda size, offset: raw[offset : offset + size], len(raw), limit_bytes)
+
+
 def read_everything(database: bolt.Database, path: tuple[bytes, ...] = ()) -> dict[bytes, object]:
     found: dict[bytes, object] = dict(database.items(path))
     # More than any file here has, against buckets that lie in themselves.
@@ -49,14 +53,14 @@ def read_everything(database: bolt.Database, path: tuple[bytes, ...] = ()) -> di
 
 
 def test_buckets_items_branches_overflow_and_inline_buckets_are_read() -> None:
-    assert read_everything(bolt.parse(GOOD)) == {
+    assert read_everything(parse(GOOD)) == {
         b"big": {b"a": b"1", b"b": {b"deep": b"down"}, b"c": b"x" * 5000},
         b"small": {b"k": b"v", b"in": {}},
     }
 
 
 def test_items_come_in_the_order_of_the_tree() -> None:
-    assert [key for key, _ in bolt.parse(GOOD).items([b"big"])] == [b"a", b"c"]
+    assert [key for key, _ in parse(GOOD).items([b"big"])] == [b"a", b"c"]
 
 
 def test_a_file_is_read_where_it_lies_and_stays_as_it_is(tmp_path: Path) -> None:
@@ -75,14 +79,14 @@ def test_a_file_is_read_where_it_lies_and_stays_as_it_is(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", [[b"none"], [b"big", b"a"], [b"big", b"b", b"deep"]])
 def test_a_bucket_that_is_not_there_is_a_value_error(path: list[bytes]) -> None:
     with pytest.raises(ValueError, match="no bucket"):
-        bolt.parse(GOOD).buckets(path)
+        parse(GOOD).buckets(path)
 
 
 # ---- which meta page ----------------------------------------------------------------------------------------------
 
 
 def find(raw: bytes) -> bolt.Meta:
-    return bolt.parse(raw).meta
+    return parse(raw).meta
 
 
 def test_the_later_transaction_counts() -> None:
@@ -118,7 +122,7 @@ def test_page_one_is_found_without_page_zero(page_size: int) -> None:
 )
 def test_what_has_no_meta_page_is_a_value_error(raw: bytes) -> None:
     with pytest.raises(ValueError, match="neither meta page is valid"):
-        bolt.parse(raw)
+        parse(raw)
 
 
 def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ OVERLAP = struct.pack("=QHHI", 4, LEAF, 200, 0) + b"".join(struct.pack("=IIII", 
 )
 def test_garbage_in_a_bucket_is_a_value_error(pages: list[bytes], why: str) -> None:
     pages = [page.ljust(PAGE_SIZE, b"\0") for page in pages]
-    database = bolt.parse(whole_file([leaf_page(3, [(1, b"bad", bucket(4))]), *pages]))
+    database = parse(whole_file([leaf_page(3, [(1, b"bad", bucket(4))]), *pages]))
     with pytest.raises(ValueError, match=why):
         list(database.items([b"bad"]))
 
@@ -178,12 +182,12 @@ def test_garbage_in_a_bucket_is_a_value_error(pages: list[bytes], why: str) -> N
 )
 def test_garbage_for_a_bucket_is_a_value_error(header: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        list(bolt.parse(whole_file([leaf_page(3, [(1, b"bad", header)])])).items([b"bad"]))
+        list(parse(whole_file([leaf_page(3, [(1, b"bad", header)])])).items([b"bad"]))
 
 
 def test_no_more_is_read_than_allowed() -> None:
     with pytest.raises(ValueError, match="larger than what is read"):
-        list(bolt.parse(GOOD, limit_bytes=3 * PAGE_SIZE).items([b"big"]))
+        list(parse(GOOD, limit_bytes=3 * PAGE_SIZE).items([b"big"]))
 
 
 def test_a_file_that_shrinks_meanwhile_is_a_value_error(tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_noise_in_a_file_is_never_more_than_a_value_error(noise: bytes, at: int)
     """The meta pages stay good, or else hardly anything would be read at all."""
     start = 2 * PAGE_SIZE + at % (len(GOOD) - 2 * PAGE_SIZE - 300)
     with contextlib.suppress(ValueError):
-        read_everything(bolt.parse(GOOD[:start] + noise + GOOD[start + len(noise) :]))
+        read_everything(parse(GOOD[:start] + noise + GOOD[start + len(noise) :]))
 
 
 @given(
@@ -229,10 +233,10 @@ def test_pages_of_plausible_numbers_are_never_more_than_a_value_error(
     ]
     for root in range(3, 9):
         with contextlib.suppress(ValueError):
-            read_everything(bolt.parse(whole_file(made, root=root)))
+            read_everything(parse(whole_file(made, root=root)))
 
 
 @given(st.binary(max_size=200))
 def test_noise_for_a_file_is_never_more_than_a_value_error(noise: bytes) -> None:
     with contextlib.suppress(ValueError):
-        bolt.parse(noise + GOOD[len(noise) :]).buckets()
+        parse(noise + GOOD[len(noise) :]).buckets()

@@ -115,8 +115,8 @@ def test_content_is_looked_for_each_time(containerd: Containerd) -> None:
     os.mkfifo(containerd.blob_path(digest))
     assert not store.has_blob(digest)
     containerd.blob_path(digest).unlink()
-    write(containerd.home / "copy", "a packed layer")
-    containerd.blob_path(digest).symlink_to(containerd.home / "copy")
+    write(containerd.path / "copy", "a packed layer")
+    containerd.blob_path(digest).symlink_to(containerd.path / "copy")
     assert not store.has_blob(digest)
 
 

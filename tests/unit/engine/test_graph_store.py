@@ -47,16 +47,16 @@ def test_an_overlay_layer_needs_its_parts(graph: Graph, part: str) -> None:
 )
 def test_a_cache_id_cannot_lead_elsewhere(graph: Graph, cache_id: str) -> None:
     image = graph.add((REDIS,), "base")
-    (graph.home / "diff").mkdir()
+    (graph.path / "diff").mkdir()
     (graph.root / "diff").mkdir()
-    (graph.home / "a/b/diff").mkdir(parents=True)
+    (graph.path / "a/b/diff").mkdir(parents=True)
     write(graph.record_path(image.chains[0]) / "cache-id", cache_id.encode("latin-1"))
     assert not graph.open().has_chain(image.chains[0])
 
 
 def test_a_cache_id_may_be_one_of_buildkits(graph: Graph) -> None:
     image = graph.add((REDIS,), "base")
-    graph.layer_path(image.chains[0]).rename(graph.home / "p7lbkgdo2xrvq3u5m9nt0wzy1")
+    graph.layer_path(image.chains[0]).rename(graph.path / "p7lbkgdo2xrvq3u5m9nt0wzy1")
     write(graph.record_path(image.chains[0]) / "cache-id", "p7lbkgdo2xrvq3u5m9nt0wzy1")
     assert graph.open().has_chain(image.chains[0])
 

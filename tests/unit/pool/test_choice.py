@@ -52,7 +52,7 @@ def golden(found: SlotState, name: str = "golden") -> Candidate:
     return Candidate(Kind.GOLDEN, name, found._replace(durable=True))
 
 
-def order(*candidates: Candidate, requirements: Requirements = USUAL) -> list[str]:
+def ranked(*candidates: Candidate, requirements: Requirements = USUAL) -> list[str]:
     return [candidate.name for candidate in plan_choice(list(candidates), requirements, BOOT)]
 
 
@@ -60,15 +60,15 @@ EMPTY = SlotState(None, "x86_64", 0)
 
 
 def test_the_newest_slot_wins() -> None:
-    assert order(slot("a", state(3)), slot("b", state(5)), golden(state(4))) == ["slots/b", "golden", "slots/a"]
+    assert ranked(slot("a", state(3)), slot("b", state(5)), golden(state(4))) == ["slots/b", "golden", "slots/a"]
 
 
 def test_a_newer_golden_beats_a_stale_slot() -> None:
-    assert order(slot("stale", state(3)), golden(state(4))) == ["golden", "slots/stale"]
+    assert ranked(slot("stale", state(3)), golden(state(4))) == ["golden", "slots/stale"]
 
 
 def test_of_equally_new_ones_the_slot_needs_no_clone() -> None:
-    assert order(golden(state(4)), slot("spare", state(4))) == ["slots/spare", "golden"]
+    assert ranked(golden(state(4)), slot("spare", state(4))) == ["slots/spare", "golden"]
 
 
 def with_data(found: SlotState, **values: object) -> SlotState:
@@ -88,44 +88,44 @@ def with_data(found: SlotState, **values: object) -> SlotState:
     ids=["crash", "killed amid mending", "slow", "empty"],
 )
 def test_a_suspicious_slot_comes_after_a_trusted_golden(suspicious: SlotState) -> None:
-    assert order(slot("bad", suspicious), golden(state(2))) == ["golden", "slots/bad"]
-    assert order(slot("bad", suspicious)) == ["slots/bad"], "better than nothing"
+    assert ranked(slot("bad", suspicious), golden(state(2))) == ["golden", "slots/bad"]
+    assert ranked(slot("bad", suspicious)) == ["slots/bad"], "better than nothing"
 
 
 def test_a_start_that_was_cancelled_costs_nobody_the_newest_state() -> None:
-    assert order(slot("cancelled", state(9, ready=False)), golden(state(2))) == ["slots/cancelled", "golden"]
+    assert ranked(slot("cancelled", state(9, ready=False)), golden(state(2))) == ["slots/cancelled", "golden"]
 
 
 def test_a_clean_end_is_trusted_after_a_reboot() -> None:
     clean = with_data(state(9, boot_id="before"), ended=Ended(0, clean=True))
-    assert order(slot("clean", clean), golden(state(2))) == ["slots/clean", "golden"]
+    assert ranked(slot("clean", clean), golden(state(2))) == ["slots/clean", "golden"]
     assert needs_promotion(clean, [golden(state(2))], BOOT)
 
 
 def test_a_golden_that_was_on_disk_is_trusted_after_a_crash() -> None:
-    assert order(slot("s", state(9, boot_id="before")), golden(state(2, boot_id="before")))[0] == "golden"
+    assert ranked(slot("s", state(9, boot_id="before")), golden(state(2, boot_id="before")))[0] == "golden"
 
 
 def test_this_engines_own_state_comes_before_an_older_engines_newer_one() -> None:
-    assert order(slot("old", state(9, engine=OLD)), slot("own", state(3))) == ["slots/own", "slots/old"]
+    assert ranked(slot("old", state(9, engine=OLD)), slot("own", state(3))) == ["slots/own", "slots/old"]
 
 
 def test_a_newer_engines_state_is_not_for_an_older_engine() -> None:
-    assert order(
+    assert ranked(
         slot("new", state(9)), slot("own", state(3, engine=OLD)), requirements=Requirements(OLD, "x86_64")
     ) == ["slots/own"]
 
 
 def test_a_patch_release_is_the_same_engine() -> None:
-    assert order(slot("a", state(9, engine=EngineVersion(28, 5, 9)))) == ["slots/a"]
+    assert ranked(slot("a", state(9, engine=EngineVersion(28, 5, 9)))) == ["slots/a"]
 
 
 def test_store_and_driver_that_were_asked_for() -> None:
     both = (slot("graph", state(9)), slot("ctrd", state(3, store=CTRD)))
-    assert order(*both) == ["slots/graph", "slots/ctrd"]
-    assert order(*both, requirements=USUAL._replace(store=CTRD)) == ["slots/ctrd"]
-    assert order(*both, requirements=USUAL._replace(driver="overlayfs")) == ["slots/ctrd"]
-    assert order(*both, requirements=USUAL._replace(driver="fuse-overlayfs")) == []
+    assert ranked(*both) == ["slots/graph", "slots/ctrd"]
+    assert ranked(*both, requirements=USUAL._replace(store=CTRD)) == ["slots/ctrd"]
+    assert ranked(*both, requirements=USUAL._replace(driver="overlayfs")) == ["slots/ctrd"]
+    assert ranked(*both, requirements=USUAL._replace(driver="fuse-overlayfs")) == []
 
 
 VFS = state(9)._replace(asked="driver")
@@ -147,21 +147,21 @@ VFS = VFS._replace(data=VFS.data._replace(driver="vfs"))
 )
 def test_what_one_start_asked_for_is_for_those_that_ask_for_it(requirements: Requirements, expected: list[str]) -> None:
     own, ctrd = slot("own", state(3)), slot("ctrd", state(5, store=CTRD)._replace(asked="store"))
-    assert order(slot("vfs", VFS), ctrd, own, requirements=requirements) == expected
+    assert ranked(slot("vfs", VFS), ctrd, own, requirements=requirements) == expected
 
 
 def test_a_driver_that_nobody_asked_for_is_the_keys() -> None:
     """Where nothing but vfs works, the pool is as warm as any."""
-    assert order(slot("vfs", VFS._replace(asked=""))) == ["slots/vfs"]
+    assert ranked(slot("vfs", VFS._replace(asked=""))) == ["slots/vfs"]
 
 
 def test_throw_aways_other_architectures_and_what_has_nothing_new_are_nobodys() -> None:
-    assert order(slot("emptied", state(9)._replace(nothing_new=True))) == []
-    assert order(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
+    assert ranked(slot("emptied", state(9)._replace(nothing_new=True))) == []
+    assert ranked(slot("ro", state(9, read_only=True)), slot("arm", state(9, arch="aarch64"))) == []
 
 
 def test_an_empty_slot_is_the_last_choice() -> None:
-    assert order(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
+    assert ranked(slot("empty", EMPTY), slot("bad", state(1, ready=False)), golden(state(0)))[-1] == "slots/empty"
 
 
 BUILD = USUAL._replace(scope="build")
@@ -169,9 +169,9 @@ BUILD = USUAL._replace(scope="build")
 
 def test_the_own_scopes_state_comes_before_newer_ones_of_others() -> None:
     own, other = slot("own", state(3, scope="build")), golden(state(9, scope="web"), "web")
-    assert order(own, other, requirements=BUILD) == ["slots/own", "web"]
-    assert order(own, other, requirements=USUAL._replace(scope="web")) == ["web", "slots/own"]
-    assert order(own, other) == ["web", "slots/own"], "no scope is one, too"
+    assert ranked(own, other, requirements=BUILD) == ["slots/own", "web"]
+    assert ranked(own, other, requirements=USUAL._replace(scope="web")) == ["web", "slots/own"]
+    assert ranked(own, other) == ["web", "slots/own"], "no scope is one, too"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_the_own_scopes_state_comes_before_newer_ones_of_others() -> None:
     ids=["doubted", "seeds alone", "empty"],
 )
 def test_a_state_of_the_own_scope_that_is_worth_little_comes_after_others(own: SlotState) -> None:
-    assert order(slot("own", own), golden(state(2, scope="web"), "web"), requirements=BUILD) == ["web", "slots/own"]
+    assert ranked(slot("own", own), golden(state(2, scope="web"), "web"), requirements=BUILD) == ["web", "slots/own"]
 
 
 @pytest.mark.parametrize(
