@@ -36,7 +36,7 @@ def read_state(directory_fd: int, name: str, *, version: int = VERSION) -> dict[
         if stat.S_ISDIR(status.st_mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         # One call and no buffer object: a start reads the states of all slots of its key.
         raw = os.read(fd, min(status.st_size, _MAX_BYTES))
     finally:

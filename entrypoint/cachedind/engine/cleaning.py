@@ -259,7 +259,7 @@ def remove_unknown_containers(data_root: str, names: Iterable[str]) -> list[str]
     with opened_root(data_root) as root_fd, opened_directory(root_fd, CONTAINERS) as fd:
         for name in () if fd is None else names:
             _remove(name, fd)
-            told.append(f"containers/{name[:64]} was nothing that the daemon could read as a container; it is removed")
+            told.append(f"containers/{name[:64]} is removed: the daemon could not read it as a container")
     return told
 
 

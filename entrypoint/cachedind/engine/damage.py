@@ -235,7 +235,7 @@ def _check_kinds(root_fd: int, storage: StoragePlan) -> Iterator[Damage]:
         with contextlib.suppress(OSError):
             kind = beneath.look(root_fd, tree.path).st_mode
             if not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
-                yield Damage(tree.path, "it is no directory", tree.loss, silent=True)
+                yield Damage(tree.path, "it is not a directory", tree.loss, silent=True)
         for path in beneath.special_files(root_fd, tree.path, tree.depth):
             name = path.rpartition("/")[2]
             if tree.names is None or name in tree.names:

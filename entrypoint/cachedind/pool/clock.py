@@ -70,5 +70,5 @@ def _parse(raw: dict[str, object] | None) -> Note | None:
         return None
     at, ahead = raw.get("at"), raw.get("ahead")
     if not isinstance(at, int | float) or not isinstance(ahead, int | float):
-        raise ValueError("it tells no times")
+        raise ValueError("at or ahead is not a number")
     return Note(float(at), float(ahead))

@@ -115,8 +115,10 @@ def open_existing(path: str, trace: Trace) -> Pool:
     if raw is None:
         raise _missing(real, "the directory has no pool.json")
     if raw.get("version") != founding.VERSION:
+        version = raw.get("version")
+        what = "its pool.json has no version" if version is None else f"it is of version {version}"
         raise PoolUnusableError(
-            f"the pool {real} is of version {raw.get('version')}, which this cachedind does not use",
+            f"the pool {real} is not one that this cachedind uses: {what}",
             "the next start sets it aside, and makes a new one",
         )
     return _open_tree(real, trace)

@@ -106,7 +106,7 @@ def _open_sequence(key_fd: int) -> int:
     fd = os.open("sequence", flags, 0o600, dir_fd=key_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.ENXIO, "it is no regular file", "sequence")
+        raise OSError(errno.ENXIO, "it is not a regular file", "sequence")
     return fd
 
 
@@ -116,7 +116,7 @@ def read_candidates(key_fd: int) -> tuple[list[Candidate], list[tuple[str, str]]
     bad: list[tuple[str, str]] = []
     for scope_path, scope_fd in scopes.each(key_fd):
         if scope_fd is None:
-            bad.append((scope_path, "it is no directory"))
+            bad.append((scope_path, "it is not a directory"))
             continue
         for path, parent_fd, name in scopes.owners_in(scope_fd):
             _read_candidate(Kind.GOLDEN, f"{scope_path}/{path}", parent_fd, name, found, bad)
@@ -126,7 +126,7 @@ def read_candidates(key_fd: int) -> tuple[list[Candidate], list[tuple[str, str]]
             _read_candidate(Kind.SLOT, f"{SLOTS}/{name}", slots_fd, name, found, bad)
         os.close(slots_fd)
     elif scopes.exists(key_fd, SLOTS):
-        bad.append((SLOTS, "it is no directory"))
+        bad.append((SLOTS, "it is not a directory"))
     return found, bad
 
 

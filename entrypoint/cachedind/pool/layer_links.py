@@ -26,7 +26,7 @@ def check_link(path: str, target: str, allowed: frozenset[str]) -> str:
     """The layer that a link leads to. Raises BadLinkError."""
     layer_id = id_in(path, target)
     if layer_id is None:
-        raise BadLinkError(f"{path} is a link to {target[:200]!r}, which is no layer of the pool")
+        raise BadLinkError(f"{path} is a link to {target[:200]!r}, which is not a layer of the pool")
     if layer_id not in allowed:
         raise BadLinkError(f"{path} is a link to the layer {layer_id}, which this slot has not been given")
     return layer_id

@@ -21,10 +21,10 @@ from cachedind.pool import (
     golden,
     inspection,
     key_directory,
+    passed_over,
     scopes,
     slot_state,
     slots,
-    why_cold,
 )
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.mutable import NOTHING
@@ -99,8 +99,8 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> _Chosen:
             source = open_newest(pool, key_fd, slot_request, candidates, sequence, log)
         got = leased or source
         name = f"slots/{leased.slot.id}" if leased else source.name if source else ""
-        passed_over = why_cold.explain(key_fd, slot_request, found, got.found if got else None, name)
-        return _Chosen(leased, source, sequence, passed_over)
+        why = passed_over.explain(key_fd, slot_request, found, got.found if got else None, name)
+        return _Chosen(leased, source, sequence, why)
 
 
 def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) -> bool:

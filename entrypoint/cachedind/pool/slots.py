@@ -99,7 +99,7 @@ def _open_lock(directory_fd: int, *, create: bool) -> int:
     fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.ENXIO, "it is no regular file", LOCK_NAME)
+        raise OSError(errno.ENXIO, "it is not a regular file", LOCK_NAME)
     return lease.lift(fd)
 
 

@@ -95,7 +95,7 @@ def _note_doubt(prepared: Prepared, reason: str, log: Log) -> None:
     try:
         contents.note_doubt(prepared.lease.directory_fd, prepared.lease.state_name, reason)
     except (OSError, ValueError) as error:
-        log.warn(f"that the data was checked cannot be noted down: {error}; the next start checks it again")
+        log.warn(f"cannot note down that the data was checked: {error}; the next start checks it again")
 
 
 def clean(context: StartContext, prepared: Prepared) -> Prepared:

@@ -1,4 +1,4 @@
-"""What a start does about a pool: move into a slot, have the last job's leftovers removed, hide the rest of it."""
+"""What a start does about a pool: move into a slot, have it promoted, or move on to another; hide the rest of it."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_where_no_pool_is_none_is_made(tmp_path: Path, cachedind: Command, words
         ("{", "cannot be understood"),
         ("", "cannot be understood"),
         ('{"version": 1, "min_reader": 1, "backing": "directory"}', "is of version 1"),
-        ('{"min_reader": 1}', "is of version None"),
+        ('{"min_reader": 1}', "its pool.json has no version"),
     ],
 )
 def test_a_pool_that_this_version_does_not_know_is_left_alone(

@@ -89,7 +89,7 @@ def test_a_link_is_not_followed_when_writing(directory: int, tmp_path: Path) -> 
 
 def test_a_pipe_in_its_place_does_not_block(directory: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.json")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_state(directory, "state.json")
 
 

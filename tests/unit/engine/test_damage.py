@@ -128,7 +128,7 @@ def test_a_pipe_in_a_directorys_place(root: int, tmp_path: Path) -> None:
     build(tmp_path, GRAPH)
     os.mkfifo(tmp_path / "containers")
     [one] = damage.find(root, GRAPH, thorough=False)
-    assert (one.path, one.why) == ("containers", "it is no directory")
+    assert (one.path, one.why) == ("containers", "it is not a directory")
 
 
 @pytest.mark.parametrize("thorough", [False, True])

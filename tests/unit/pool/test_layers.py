@@ -50,7 +50,7 @@ def test_what_a_link_says_is_understood_again_and_at_no_other_depth(path: str, l
     ],
 )
 def test_what_a_job_has_planted_is_no_layer(target: str) -> None:
-    with pytest.raises(BadLinkError, match="no layer of the pool"):
+    with pytest.raises(BadLinkError, match="not a layer of the pool"):
         layer_links.check_link(GRAPH, target, frozenset({A, B}))
 
 
