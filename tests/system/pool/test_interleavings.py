@@ -18,7 +18,7 @@ from cachedind.base.log import Level, Log
 from cachedind.host import procfs
 from cachedind.pool import golden, key_directory, layer_list, layers, scopes, slot_lease, staging, sweeping
 from cachedind.pool.directory import names_in
-from helpers import pool_starts as tenants
+from helpers import pool_starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,12 +123,12 @@ class Actors(NamedTuple):
     taken: list[TakenSlot]
 
     def open(self) -> Pool:
-        return tenants.open_pool(self.path)._replace(trace=self.steps)  # type: ignore[arg-type]
+        return pool_starts.open_pool(self.path)._replace(trace=self.steps)  # type: ignore[arg-type]
 
     def start(self, key: str = "k") -> None:
         log = Log(level=Level.ERROR)
         pool = self.open()
-        self.taken.append(slot_lease.promote_due(slot_lease.take(pool, tenants.slot_request(key), log), {}, log))
+        self.taken.append(slot_lease.promote_due(slot_lease.take(pool, pool_starts.slot_request(key), log), {}, log))
 
     def start_alone(self) -> None:
         self.start(LONE)
@@ -189,14 +189,14 @@ def test_no_order_of_steps_loses_anything(directory: Path) -> None:
     dice = random.Random(seed)
     for number in range(ROUNDS):
         path = directory / str(number)
-        with contextlib.closing(tenants.open_pool(path)) as pool:
+        with contextlib.closing(pool_starts.open_pool(path)) as pool:
             build(pool, "a", "b")
             build(pool, "c")
             build(pool, "x", "y", key=LONE)
-            tenants.take(pool, tenants.slot_request(LONE)).close()
+            pool_starts.take(pool, pool_starts.slot_request(LONE)).close()
             staging.throw_away(pool, pool.keys_fd, f"{LONE}/slots")
             build(pool, "gone", key="other")
-            tenants.take(pool, tenants.slot_request("other")).close()
+            pool_starts.take(pool, pool_starts.slot_request("other")).close()
             staging.throw_away(pool, pool.keys_fd, "other")
         actors = Actors(path, Steps(dice.choice), [])
         works = [
@@ -226,10 +226,10 @@ def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, between: 
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
-    with contextlib.closing(tenants.open_pool(directory / "pool")) as pool:
+    with contextlib.closing(pool_starts.open_pool(directory / "pool")) as pool:
         build(pool, "a", "b")
         build(pool, "x", "y", key=LONE)
-        tenants.take(pool, tenants.slot_request(LONE)).close()
+        pool_starts.take(pool, pool_starts.slot_request(LONE)).close()
         staging.throw_away(pool, pool.keys_fd, f"{LONE}/slots")
         sweeping.empty_trash(pool)
     for steps in itertools.count():
@@ -244,12 +244,12 @@ def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, between: 
             try:
                 assert actors.steps.run(works) == [], path.name
                 for taken in actors.taken:
-                    assert tenants.layers_of(taken) in WHOLE[LONE], f"{path.name}: {taken.warmth}"
+                    assert pool_starts.layers_of(taken) in WHOLE[LONE], f"{path.name}: {taken.warmth}"
             finally:
                 close(actors)
-            with contextlib.closing(tenants.open_pool(path)) as pool:
-                with contextlib.closing(tenants.take(pool, tenants.slot_request())) as after:
-                    assert tenants.layers_of(after) == ["a", "b"], path.name
+            with contextlib.closing(pool_starts.open_pool(path)) as pool:
+                with contextlib.closing(pool_starts.take(pool, pool_starts.slot_request())) as after:
+                    assert pool_starts.layers_of(after) == ["a", "b"], path.name
                 assert names_in(pool.aside_fd) == [], path.name
         if turns.left[0]:
             return
@@ -262,22 +262,22 @@ def close(actors: Actors) -> None:
 
 
 def check(actors: Actors, number: int) -> None:
-    with contextlib.closing(tenants.open_pool(actors.path)) as pool:
+    with contextlib.closing(pool_starts.open_pool(actors.path)) as pool:
         time.sleep(0.05)
         sweeping.sweep_stage(pool)
         sweeping.empty_trash(pool)
         for taken in actors.taken:
-            assert tenants.layers_of(taken) in WHOLE[taken.key], f"round {number}: {taken.warmth}"
+            assert pool_starts.layers_of(taken) in WHOLE[taken.key], f"round {number}: {taken.warmth}"
         assert len({taken.slot.id for taken in actors.taken}) == CLONES + 3
-        with contextlib.closing(tenants.take(pool, tenants.slot_request())) as after:
-            assert tenants.layers_of(after) == ["a", "b", "c"], "the newest state is lost"
-        alone = any(tenants.layers_of(taken) for taken in actors.taken if taken.key == LONE)
+        with contextlib.closing(pool_starts.take(pool, pool_starts.slot_request())) as after:
+            assert pool_starts.layers_of(after) == ["a", "b", "c"], "the newest state is lost"
+        alone = any(pool_starts.layers_of(taken) for taken in actors.taken if taken.key == LONE)
         assert len(layers.names(pool.layers_fd)) == (5 if alone else 3), "what nobody lists is still there"
 
 
 def build(pool: Pool, *names: str, key: str = "k") -> None:
-    taken = tenants.take(pool, tenants.slot_request(key))
-    tenants.begin(taken)
-    tenants.build(taken, *names)
-    tenants.come_up(taken)
+    taken = pool_starts.take(pool, pool_starts.slot_request(key))
+    pool_starts.begin(taken)
+    pool_starts.build(taken, *names)
+    pool_starts.come_up(taken)
     taken.close()
