@@ -16,7 +16,7 @@ import pytest
 
 from helpers.builds import overlay_project
 from helpers.engine import exec_in
-from helpers.estates import KEY, Estate, Estates, in_pool, small_project
+from helpers.estates import KEY, Estate, Estates, Visitor, in_pool, small_project
 from helpers.flavours import Flavour
 from helpers.pace import Pace
 from helpers.pools import Disk, slot_of
@@ -326,6 +326,34 @@ def test_a_pool_that_will_not_last_says_so_and_works(engine: Engine, fstype: str
     # The others are no place for overlay2.
     assert len(dind.warnings) == (1 if fstype == "tmpfs" else 2)
     assert slot_of(dind)
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "overlay"])
+def test_a_pool_is_warm_as_long_as_it_lasts(engine: Engine, fstype: str) -> None:
+    """One in memory as long as anybody has it mounted, one in the container's own layer as long as that container."""
+    project = small_project(secrets.token_hex(8))
+    if fstype == "tmpfs":
+        pool = engine.volume(fstype)
+        Visitor(engine, pool)
+        first = engine.dind("forky", pool=pool, env=FORKY.env)
+    else:
+        first = engine.dind("forky", env={"CACHEDIND_POOL": "/some/dir", "CACHEDIND_ALLOW_EPHEMERAL_POOL": "1"})
+    first.wait_ready()
+    assert first.info().driver == ("overlay2" if fstype == "tmpfs" else "fuse-overlayfs")
+    assert first.build(project).uncached != []
+    build_id = first.run_image(project)
+    slot = slot_of(first)
+    first.kill()
+    if fstype == "tmpfs":
+        second = engine.dind("forky", pool=pool, env=FORKY.env)
+    else:
+        second = first
+        second.start()
+    second.wait_ready()
+    [summary] = [line for line in second.messages if line.startswith("warm: ")]
+    assert f"slot {slot}" in summary
+    assert second.build(project).uncached == []
+    assert second.run_image(project) == build_id
 
 
 def test_a_pool_that_nobody_has_mounted_is_none(engine: Engine, suite: str) -> None:

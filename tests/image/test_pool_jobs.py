@@ -303,4 +303,8 @@ def test_what_one_job_asks_for_does_not_become_the_keys(engine: Engine, suite: s
         seen.add(driver)
         ignored = [text for text in dind.warnings if "DOCKER_DRIVER=btrfs is ignored" in text]
         assert len(ignored) == ("DOCKER_DRIVER" in env)
+        unshared = [
+            text for text in dind.warnings if "layers of vfs cannot be shared: slots with it are leased" in text
+        ]
+        assert len(unshared) == (driver == "vfs")
         dind.kill()

@@ -218,11 +218,11 @@ def test_no_order_of_steps_loses_anything(directory: Path) -> None:
 @pytest.mark.usefixtures("_no_grace", "_windows")
 @pytest.mark.parametrize("directory", ["ext4"], indirect=True)
 @pytest.mark.parametrize(
-    ("stopped", "between"),
-    [("start_alone", ("evict", "sweep")), ("sweep", ("promote",)), ("sweep", ("start_alone", "evict"))],
+    ("stopped", "amid", "then"),
+    [("start_alone", "sweep", "evict"), ("sweep", "promote", ""), ("sweep", "start_alone", "evict")],
 )
-def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, between: tuple[str, ...]) -> None:
-    """... while others go on: to their ends, and the last of them also to two steps that the dice say."""
+def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, amid: str, then: str) -> None:
+    """... while `amid` goes on, which stops, too: at its beginning, its end, and where the dice say. Next: `then`."""
     seed = random.randrange(2**32)
     print(f"random seed: {seed}")
     dice = random.Random(seed)
@@ -233,14 +233,14 @@ def test_one_stops_at_each_of_its_steps(directory: Path, stopped: str, between: 
         staging.throw_away(pool, pool.keys_fd, f"{LONE}/slots")
         sweeping.empty_trash(pool)
     for steps in itertools.count():
-        for last in (math.inf, *dice.sample(range(MANY_STEPS), 2)):
-            path = directory / f"{steps} {last}"
+        for cut in (0, math.inf, *dice.sample(range(1, MANY_STEPS), 4)):
+            path = directory / f"{steps} {cut}"
             shutil.copytree(directory / "pool", path, symlinks=True)
             time.sleep(0.03)
-            whole, cut = [(work, math.inf) for work in between[:-1]], (between[-1], last)
-            turns = Turns((stopped, steps), *whole, cut, (stopped, math.inf))
+            whole = [(work, math.inf) for work in (then, amid, stopped)]
+            turns = Turns((stopped, steps), (amid, cut), *whole)
             actors = Actors(path, Steps(turns.choose), [])
-            works = [getattr(actors, work) for work in (stopped, *between)]
+            works = [getattr(actors, work) for work in (stopped, amid, then) if work]
             try:
                 assert actors.steps.run(works) == [], path.name
                 for taken in actors.taken:
