@@ -1,8 +1,9 @@
 """The supervisor: dockerd's parent, which passes signals on, sees how dockerd ends, and ends with its exit code.
 
 It is what the start becomes (decisions/0016): a fresh interpreter that has imported nothing, so that it costs little
-memory for as long as the daemon runs, with the lease and the directory of the state file as its only open files. When
-dockerd has ended it notes the end down, still under the lease: the next start then knows a clean end from a crash.
+memory for as long as the daemon runs, with the lease, the directory of the state file and what tells who reads a merged
+configuration as its only open files. When dockerd has ended it notes the end down, still under the lease: the next
+start then knows a clean end from a crash.
 """
 
 from __future__ import annotations
