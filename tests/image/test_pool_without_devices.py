@@ -1,7 +1,7 @@
 """A pool needs no loop device and no right to make devices: many Kubernetes nodes give neither.
 
-Without that right no engine runs a container: CAP_MKNOD is among the capabilities that each has, and runc fails where it
-has none to give. So nothing is run here, neither an image nor a step of a build.
+Without that right no engine runs a container: CAP_MKNOD is among what each container has, and runc fails where it has
+none to give. So nothing is run here, neither an image nor a step of a build.
 """
 
 from __future__ import annotations
