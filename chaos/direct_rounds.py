@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import holds
 from deaths import die
@@ -34,6 +34,13 @@ _LIST = {
 }
 
 
+class World(NamedTuple):
+    """What there is for those with one way of numbering users: a remapped engine has a root of its own."""
+
+    project: Project
+    things: dict[str, set[str]]
+
+
 class DirectGame:
     """One data-root that is played on, and beside it a volume where its daemon's socket is."""
 
@@ -47,9 +54,11 @@ class DirectGame:
         self.data: Volume = disk.volume(engine)
         self.sockets: Volume = engine.volume()
         self.players: list[Player] = []
-        self._project: Project = overlay_project(f"{dice.getrandbits(64):x}")
-        self._things: dict[str, set[str]] = {kind: set() for kind in _LIST}
-        self._is_built = False
+        self._worlds = {
+            remapped: World(overlay_project(f"{dice.getrandbits(64):x}"), {kind: set() for kind in _LIST})
+            for remapped in (False, True)
+        }
+        self._built: set[bool] = set()
 
     def round(self) -> None:
         first = self._player(draw(self.dice, self.disk.flavour, self.forms, others=False))
@@ -60,7 +69,7 @@ class DirectGame:
             self.players.append(first := self._player(draw_living(self.dice, self.disk.flavour, self.forms)))
         first.dind.start()
         self._hold(first)
-        self._leave_something(first.dind)
+        self._leave_something(first.dind, self._worlds[first.remapped].things)
         if self.dice.random() < 0.4:
             self._refuse(first)
         looped = first.start.form is Form.LOOP
@@ -86,8 +95,12 @@ class DirectGame:
     def _player(self, start: Start, **env: str) -> Player:
         shared = {self.sockets.name: {"bind": SHARED, "mode": "rw"}}
         socket = f"unix://{SHARED}/docker.sock"
-        dind = self.maker.create(self.engine, start, socket=socket, volume=self.data, volumes=shared, env=env)
-        return Player(start, dind)
+        remapped = start.flavour.store == "graphdriver" and self.dice.random() < 0.5
+        flags = ("--userns-remap=default",) * remapped
+        dind = self.maker.create(
+            self.engine, start, flags=flags, socket=socket, volume=self.data, volumes=shared, env=env
+        )
+        return Player(start, dind, remapped=remapped)
 
     def _refuse(self, first: Player) -> None:
         """A rival on the same data-root, by whatever name: refused, and the first has noticed nothing."""
@@ -101,7 +114,7 @@ class DirectGame:
         self.counts["rivals refused"] += 1
         self._hold(first)
 
-    def _leave_something(self, dind: Dind) -> None:
+    def _leave_something(self, dind: Dind, things: dict[str, set[str]]) -> None:
         """One more image, container, volume and network, of which only so many are kept."""
         name = f"n{time.monotonic_ns()}"
         dind.load_base()
@@ -126,19 +139,20 @@ class DirectGame:
         wait_until(lambda: self._said(dind, name) == name, what="the volume to be written")
         dind.build(small_project(name))
         for kind in _LIST:
-            self._things[kind].add(f"{name}:latest" if kind == "image" else name)
-        if len(self._things["container"]) > 4:
-            oldest = min(self._things["container"])
+            things[kind].add(f"{name}:latest" if kind == "image" else name)
+        if len(things["container"]) > 4:
+            oldest = min(things["container"])
             dind.docker("rm", "--force", oldest)
             dind.docker("volume", "rm", oldest)
             dind.docker("network", "rm", oldest)
             dind.docker("rmi", f"{oldest}:latest")
             for kind in _LIST:
-                self._things[kind].discard(f"{oldest}:latest" if kind == "image" else oldest)
+                things[kind].discard(f"{oldest}:latest" if kind == "image" else oldest)
 
     @staticmethod
     def _said(dind: Dind, name: str) -> str:
-        return dind.sh(f"cat /var/lib/docker/volumes/{name}/_data/name", check=False)
+        roots = "/var/lib/docker /var/lib/docker/*.*"
+        return dind.sh(f"for root in {roots}; do cat $root/volumes/{name}/_data/name || :; done 2>/dev/null")
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
 
@@ -146,17 +160,20 @@ class DirectGame:
         """It is ready, all that was there is there, and the project is rebuilt from the cache."""
         dind = player.dind
         player.ready()
+        project, things = self._worlds[player.remapped]
         for kind, words in _LIST.items():
-            missing = self._things[kind] - set(dind.docker(*words).split())
+            missing = things[kind] - set(dind.docker(*words).split())
             assert not missing, f"{kind}s have disappeared: {missing} of {dind.name}"
-        for name in self._things["volume"]:
+        for name in things["volume"]:
             assert self._said(dind, name) == name, f"volume {name} has other content"
-        build = dind.build(self._project)
-        dind.run_image(self._project)
-        assert not (self._is_built and build.uncached), f"{build.uncached} were built again by {dind.name}"
-        self._is_built = True
+        build = dind.build(project)
+        dind.run_image(project)
+        is_known = player.remapped in self._built
+        assert not (is_known and build.uncached), f"{build.uncached} were built again by {dind.name}"
+        self._built.add(player.remapped)
         holds.each_alone([dind])
         holds.no_alarm(dind)
         self.counts[f"began {beginning(dind)}"] += 1
         self.counts[f"held, by {player.start.form}"] += 1
+        self.counts["remapped"] += player.remapped
         self.counts["slow starts"] += player.start.slow_s > 0

@@ -28,12 +28,14 @@ _TALES: dict[str, str] = {}
 
 
 class Player(NamedTuple):
-    """A start that is played, its container, and in a pool its key."""
+    """A start that is played, its container, in a pool its key and scope, and in direct mode whether it is remapped."""
 
     start: Start
     dind: Dind
     key: str = ""
+    scope: str = ""
     read_only: bool = False
+    remapped: bool = False
 
     def ready(self) -> None:
         """Each private daemon of a start is as slow as its engine."""
@@ -42,8 +44,9 @@ class Player(NamedTuple):
     def describe(self) -> str:
         ended = _TALES.get(self.dind.name)
         lines = tale(self.dind) if ended is None else ended
-        access = ", read-only" if self.read_only else ""
-        return f"    {self.dind.name}: {self.start}{f', key {self.key}' if self.key else ''}{access}\n{lines}"
+        key = f", key {self.key}, scope {self.scope}" if self.key else ""
+        more = ", read-only" * self.read_only + ", remapped" * self.remapped
+        return f"    {self.dind.name}: {self.start}{key}{more}\n{lines}"
 
 
 class Maker:

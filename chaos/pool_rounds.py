@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEYS = ("main", "branch")
 REMAPPED = "remapped"
+SCOPES = ("build", "test")
 MAX_AT_ONCE = 3
 COMMANDS = (("ls",), ("status",), ("gc",), ("promote", "main"), ("doctor",), ("ls", "--json", "--no-sizes"))
 
@@ -95,11 +96,19 @@ class PoolGame:
         if not living:
             living = [self._look()]
         self._hold_on(living)
+        pruned = {player.dind.name for player in living if self.dice.random() < 0.2}
+        for player in living:
+            if player.dind.name in pruned:
+                player.dind.docker("system", "prune", "--all", "--force")
+                self.counts["pruned as the last step"] += 1
         stopped = {player.dind.name for player in living if self.dice.random() < 0.5}
         for player in living:
             end(player.dind, clean=player.dind.name in stopped)
         self._expected.learn(
-            [Played(one.start, one.key, one.read_only, one.dind.name in stopped) for one in self.players]
+            [
+                Played(one.start, one.key, one.scope, one.read_only, one.dind.name in stopped, one.dind.name in pruned)
+                for one in self.players
+            ]
         )
         if self.dice.random() < 0.25:
             self._reboot()
@@ -125,7 +134,8 @@ class PoolGame:
         return self._player(start, self.dice.choice(KEYS), read_only=self.dice.random() < 0.1)
 
     def _player(self, start: Start, key: str, *, read_only: bool = False) -> Player:
-        env = {"CACHEDIND_KEY": key, "CACHEDIND_FALLBACK_KEYS": KEYS[0]}
+        scope = self.dice.choice(SCOPES)
+        env = {"CACHEDIND_KEY": key, "CACHEDIND_SCOPE": scope, "CACHEDIND_FALLBACK_KEYS": KEYS[0]}
         flags: tuple[str, ...] = self.registry.arguments
         if read_only:
             env["CACHEDIND_ACCESS"] = "ro"
@@ -135,7 +145,7 @@ class PoolGame:
         dind = self.maker.create(
             self.engine, start, flags=flags, pool=self.pool, env=env, network=self.registry.network
         )
-        return Player(start, dind, key, read_only)
+        return Player(start, dind, key, scope, read_only)
 
     def _look(self) -> Player:
         """One more that lives, where none did."""
@@ -217,7 +227,8 @@ class PoolGame:
             self.counts["rebuilt CACHED"] += 1
             return
         assert not same, f"the same slot, and {build.uncached} were built again by {player.dind.name}"
-        why = self._expected.why_cold((player.key, str(player.start.flavour)), read_only=player.read_only)
+        state = (player.key, player.scope, str(player.start.flavour))
+        why = self._expected.why_cold(state, read_only=player.read_only)
         assert why, f"{build.uncached} were built again for no reason by {player.dind.name}"
         self.counts[f"built: {why}"] += 1
 

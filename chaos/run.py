@@ -5,7 +5,8 @@ signal hits is up to the machine.
 
 Starts (kinds.py): half are cancelled within two seconds; others die at a named step or amid a build, or have a mistake
 in their configuration. Daemons are started by every name that they have in the image, end and are started again in the
-same container, and some have engines that take their time. Between rounds the host may have another boot_id, after
+same container, some with remapped users, and some have engines that take their time. A job of a pool is one of two
+scopes of its key, and its last step may be to prune everything. Between rounds the host may have another boot_id, after
 clean ends or none. A round is played on a pool (pool_rounds.py) or on a data-root of its own (direct_rounds.py).
 
 After every round: each instance that lives is ready, alone on its data-root, and in a pool on a slot of its own; an
