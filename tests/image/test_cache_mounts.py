@@ -20,22 +20,24 @@ if TYPE_CHECKING:
     from helpers.flavours import Flavour
 
 FILES = 1000
+MANY_FILES = 30_000
+"""As many as Go's build cache has of a large project."""
 BOOT = "/opt/cachedind/boot.py"
 
 # What builds do in such a mount: many small files, as go's and ccache's; a file that is written again in its place, as
 # sqlite's; a directory that is exchanged for a new one, as npm's. `look` tells what is there, all of it.
-JOB = f"""
+JOB = """
 set -eu
 cd /cache
-look() {{
+look() {
   if [ -e go ]; then
     echo $(cat go/*/* | sort -u) $(cat go/*/* | wc -l) $(sort -u db) $(wc -l <db) $(ls) $(ls current) $(cat current/*)
   else
     echo $(ls) nothing
   fi
-}}
-change() {{
-  for number in $(seq {FILES}); do
+}
+change() {
+  for number in $(seq $2); do
     echo $1 >go/$((number % 30))/$number
   done
   for number in $(seq 512); do echo $1; done 1<>db
@@ -44,12 +46,12 @@ change() {{
   [ ! -e current ] || mv current previous
   mv next current
   rm -rf previous
-}}
+}
 echo found $(look)
 date +"from %s.%N"
 for number in $(seq 0 29); do mkdir -p go/$number; done
 for round in $(seq $2); do
-  change $1
+  change $1 $3
   echo wrote $(look)
   sleep 0.1
 done
@@ -71,14 +73,14 @@ class Report(NamedTuple):
     ended: float
 
 
-def whole(word: str) -> str:
+def whole(word: str, files: int = FILES) -> str:
     """What `look` says of a mount in which one build has written all there is."""
-    return f"{word} {FILES} {word} 512 current db go {word} {word}"
+    return f"{word} {files} {word} 512 current db go {word} {word}"
 
 
-def build(dind: Dind, word: str, rounds: int = 1) -> Report:
-    files = {"Dockerfile": DOCKERFILE, "job.sh": JOB, "word": f"{word} {rounds}"}
-    dind.build(Project("mounted:latest", files, (), 2))
+def build(dind: Dind, word: str, rounds: int = 1, files: int = FILES) -> Report:
+    context = {"Dockerfile": DOCKERFILE, "job.sh": JOB, "word": f"{word} {rounds} {files}"}
+    dind.build(Project("mounted:latest", context, (), 2))
     lines = dind.docker("run", "--rm", "mounted:latest", "cat", "/report").splitlines()
     told: dict[str, set[str]] = {}
     for line in lines:
@@ -101,22 +103,25 @@ def words(count: int) -> list[str]:
     return [secrets.token_hex(8) for _ in range(count)]
 
 
-def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: Flavour) -> None:
+@pytest.mark.everyday(f"trixie-graphdriver-{FILES}", f"forky-containerd-{FILES}")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("files", [FILES, MANY_FILES])
+def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: Flavour, files: int) -> None:
     disk = Disk("ext4", flavour)
     pool = disk.volume(engine)
     first_word, left_word, right_word, later_word, last_word = words(5)
     first = disk.start(engine, pool)
-    assert build(first, first_word)[:2] == ("nothing", {whole(first_word)})
+    assert build(first, first_word, files=files)[:2] == ("nothing", {whole(first_word, files)})
     first.kill()
 
     own = {left_word: disk.start(engine, pool), right_word: disk.start(engine, pool)}
     word_of = {dind.id: word for word, dind in own.items()}
     pass_collection(*own.values())
-    left, right = together(lambda dind: build(dind, word_of[dind.id], rounds=3), own.values())
+    left, right = together(lambda dind: build(dind, word_of[dind.id], rounds=3, files=files), own.values())
     assert left.began < right.ended, "not side by side, so nothing is shown"
     assert right.began < left.ended, "not side by side, so nothing is shown"
     for word, report in ((left_word, left), (right_word, right)):
-        assert report[:2] == (whole(first_word), {whole(word)}), own[word].summary
+        assert report[:2] == (whole(first_word, files), {whole(word, files)}), own[word].summary
     slots = {slot_of(dind): word for word, dind in own.items()}
     for dind in own.values():
         dind.kill()
@@ -124,9 +129,12 @@ def test_instances_write_to_a_cache_mount_side_by_side(engine: Engine, flavour: 
     later, beside = disk.start(engine, pool), disk.start(engine, pool)
     newest = slots[slot_of(later)]
     pass_collection(later, beside)
-    assert build(later, later_word)[:2] == (whole(newest), {whole(later_word)})
+    assert build(later, later_word, files=files)[:2] == (whole(newest, files), {whole(later_word, files)})
     # It has a copy of the newest state, or the other one's slot, where that was not given up yet.
-    assert build(beside, last_word)[:2] == (whole(slots.get(slot_of(beside), newest)), {whole(last_word)})
+    assert build(beside, last_word, files=files)[:2] == (
+        whole(slots.get(slot_of(beside), newest), files),
+        {whole(last_word, files)},
+    )
     assert later.warnings == beside.warnings == []
 
 
