@@ -148,8 +148,13 @@ class Probe:
     def finish(self) -> Findings:
         """Stop and tell."""
         exec_in(self._container, ["touch", f"{self._out}.stop"])
-        wait_until(lambda: self._report().get("done"), what="the prober's report", timeout_s=10)
-        report = self._report()
+        report: dict[str, Any] = {}
+
+        def is_done() -> bool:
+            report.update(self._report())
+            return bool(report.get("done"))
+
+        wait_until(is_done, what="the prober's report", timeout_s=10)
         return Findings(
             spans=[Span(**span) for span in report["spans"]],
             longest_gap=report["longest_gap"],
