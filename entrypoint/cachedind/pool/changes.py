@@ -39,20 +39,18 @@ class Change(StrEnum):
 def judge(before: frozenset[str], there: frozenset[str], whole: frozenset[str], *, keeps: bool) -> Change:
     """Pure. Names of layers: `before` the job, `there` now, `whole` those of them that no engine writes to any more:
     what has come and is not whole belongs to containers, or is a context or a cache mount. `keeps` tells that more than
-    layers stays for the next job, of which nothing is known here: it may be new where no layer is."""
-    if 2 * len((before & there) | whole) < len(before):
-        return Change.EMPTIED
+    layers stays for the next job, of which nothing is known here."""
     if keeps:
         return Change.SOME
+    if 2 * len((before & there) | whole) < len(before):
+        return Change.EMPTIED
     return Change.NONE if before <= there and whole <= before else Change.SOME
 
 
 def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool, goes_on: bool = False) -> None:
-    """Note down what is there before a job's daemon comes up; where more than layers is kept (`keeps`), the pool's
-    layers alone, as the job may remove containers, which have directories of their own. `goes_on`: nobody knows whether
-    the last daemon came up, and what it may have made is new, too. Needs the lease, and no daemon on the data. Raises
-    OSError."""
-    parent, leaf = immutable.shared_directories(storage)
+    """Note down what is there before a job's daemon comes up. `goes_on`: nobody knows whether the last daemon came up,
+    and what it may have made is new, too. Needs the lease, and no daemon on the data. Raises OSError."""
+    parent, _ = immutable.shared_directories(storage)
     if goes_on and _read(owner).get("parent") == parent:
         return
     with contextlib.suppress(FileNotFoundError):
@@ -64,8 +62,6 @@ def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool, goes_on: 
         root_fd = remapping.open_in(owner.data_fd, remap)
         try:
             names = _names(root_fd, parent)
-            if keeps:
-                names = frozenset(name for name in names if _is_link(root_fd, immutable.place(parent, name, leaf)))
         finally:
             os.close(root_fd)
         values: dict[str, object] = {"parent": parent, "names": sorted(names), "keeps": keeps}
@@ -91,7 +87,7 @@ def find(owner: Owner, found: DataRootState | None) -> Change:
         if not _is_engines_own(root_fd, parent):
             return Change.SOME
         there = _names(root_fd, parent)
-        if there == before or (keeps and before <= there):
+        if there == before:
             return judge(before, there, there, keeps=keeps)
         return judge(before, there, _whole(root_fd, storage, found, parent, leaf, there), keeps=keeps)
     finally:
