@@ -44,6 +44,8 @@ def hand_over(
         execute_engine(arguments, environ)
     # The sockets are closed by exec: when dockerd is gone, its clients are refused.
     os.set_inheritable(lease.directory_fd, True)
+    if copied is not None:
+        os.set_inheritable(copied.watch_fd, True)
     argv = supervisor.command(daemon, witness, lease.fd, lease.directory_fd, lease.state_name, lease.data_root)
     argv += map(str, copied or ())
     execute(argv, environ)

@@ -93,7 +93,6 @@ def tell(copied: Copied) -> None:
     """Have this process, and what it becomes, told by SIGIO, which must be blocked."""
     fcntl.fcntl(copied.watch_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(copied.watch_fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
-    os.set_inheritable(copied.watch_fd, True)
 
 
 def _write(path: str, text: str, modified: int | None = None) -> None:

@@ -83,7 +83,7 @@ def supervise(place: Place, program: list[str], early: int = 0, copied: Copied |
         supervisor.become_child(mask)
         os.dup2(os.open(place.path / "heard", os.O_WRONLY | os.O_CREAT, 0o600), 1)
         os.execv(program[0], program)
-    for fd in (lock_fd, place.fd):
+    for fd in (lock_fd, place.fd, *([copied.watch_fd] if copied else [])):
         os.set_inheritable(fd, True)
     argv = supervisor.command(daemon, witness, lock_fd, place.fd, "state.json", str(place.path))
     argv += map(str, copied or ())
