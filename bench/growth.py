@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cachedind.pool import layers, sweeping
+from cachedind.pool.slot_request import Warmth
 from helpers import pool_starts
 from helpers.children import Child
 from helpers.filesystems import filesystems_below
@@ -34,6 +35,7 @@ RUNS = 7
 SIZES_MB = (100, 1_000, 5_000, 20_000)
 FILES = 200_000
 INSTANCES = (1, 2, 4, 8, 16)
+HELD_S = 2.0
 SLOTS = (10, 100, 1_000)
 SWEPT = 10_000
 
@@ -88,21 +90,26 @@ def by_size(pool: Pool) -> Iterator[tuple[str, int, float]]:
 
 
 def by_instances(pool: Pool, path: Path) -> Iterator[tuple[str, int, float]]:
-    holder = make_golden(pool, "instances", megabytes=1000, files=LAYERS)
     for count in INSTANCES:
+        # A key for each: slots that others have freed would be leased instead.
+        key = f"instances-{count}"
+        holder = make_golden(pool, key, megabytes=1000, files=LAYERS)
         at = time.monotonic() + 0.5
 
-        def one(at: float = at) -> float:
+        def one(key: str = key, at: float = at) -> float:
             own = pool_starts.open_pool(path)
             time.sleep(max(0.0, at - time.monotonic()))
-            taken = pool_starts.take(own, pool_starts.slot_request("instances"))
+            taken = pool_starts.take(own, pool_starts.slot_request(key))
             ended = time.monotonic()
+            # Held until all have theirs: a slot that is freed meanwhile would be leased by a late one.
+            time.sleep(max(0.0, at + HELD_S - time.monotonic()))
+            assert taken.warmth is Warmth.CLONED, taken.warmth
             taken.close()
             return ended
 
         children = [Child(one) for _ in range(count)]
         yield "until the last of so many has its clone", count, (max(c.result() for c in children) - at) * 1000
-    holder.close()
+        holder.close()
 
 
 def by_slots(pool: Pool) -> Iterator[tuple[str, int, float]]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from clock import ENTRYPOINT, ENVIRONMENT, Answer, read_answer
 from figures import median_of_each, spread
+from helpers.dind import REAL_DOCKERD
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -33,7 +34,7 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = (
-    Subject("bare dockerd", ["dockerd"], ("/var/lib/docker",)),
+    Subject("bare dockerd", [REAL_DOCKERD], ("/var/lib/docker",)),
     Subject("TLS, certificates kept", ["dockerd-entrypoint.sh"], ("/var/lib/docker", "/certs")),
     Subject("TLS, fresh certificates", ["dockerd-entrypoint.sh"], ("/var/lib/docker", "/certs/client")),
 )

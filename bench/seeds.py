@@ -19,6 +19,7 @@ from rich.table import Table
 
 from clock import ENTRYPOINT, ENVIRONMENT, read_answer
 from figures import spread
+from helpers.dind import REAL_DOCKERD
 from helpers.engine import Engine
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.seeds import NAMES, SeedVolume, images, make_ten
@@ -80,10 +81,10 @@ def _create(engine: Engine, flavour: Flavour, source: SeedVolume, volume: Volume
 
 def _bare(engine: Engine, flavour: Flavour, source: SeedVolume, volume: Volume, state: str) -> Round:
     store = str(flavour.store == "containerd").lower()
-    dind = _create(engine, flavour, source, volume, ["dockerd", "--feature", f"containerd-snapshotter={store}"])
+    dind = _create(engine, flavour, source, volume, [REAL_DOCKERD, "--feature", f"containerd-snapshotter={store}"])
     if flavour.suite == "trixie":  # which has no such option, and no other store by itself
         dind.remove()
-        dind = _create(engine, flavour, source, volume, ["dockerd"])
+        dind = _create(engine, flavour, source, volume, [REAL_DOCKERD])
     dind.start()
     answer = read_answer(dind.container, BARE)
     begin, end = map(float, dind.sh(f"unset DOCKER_HOST\n{_LOOP}", timeout_s=300).split())

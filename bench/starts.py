@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from clock import ENTRYPOINT, ENVIRONMENT, Answer, read_answer
+from helpers.dind import REAL_DOCKERD
 from helpers.pools import together
 from places import PLACES, Place, keep_mounted, small_project
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from helpers.engine import Engine, Volume
 
 CROWD = 8
+ENTRY = "dockerd-entrypoint.sh"
 BARE = "bare dockerd"
 DIRECT = "direct"
 _KEY = "main"
+_SLOW = {"PAUSE": "0.01"}
+"""Eight probers that look 500 times a second would be a load of their own."""
 _LATE_WORK_S = 1.5
 """For the witness: a state whose `ready_at` is missing would not be trusted by the next start."""
 
@@ -67,13 +71,13 @@ def say(text: str) -> None:
 
 def measure_starts(engine: Engine, suite: str, runs: int) -> list[Start]:
     """`runs` rounds in which the cases take turns, after one that warms up."""
-    data_roots = {"dockerd": engine.volume(), "dockerd-entrypoint.sh": engine.volume()}
+    data_roots = {command: engine.volume() for command in (REAL_DOCKERD, ENTRY)}
     pools = {place: engine.volume(place.fstype, size_mib=8192) for place in PLACES}
     keep_mounted(engine, list(pools.values()))
     for command, volume in data_roots.items():
         fill(create(engine, suite, command, volume=volume))
     for pool in pools.values():
-        fill(create(engine, suite, "dockerd-entrypoint.sh", pool=pool, env={"CACHEDIND_KEY": _KEY}))
+        fill(create(engine, suite, ENTRY, pool=pool, env={"CACHEDIND_KEY": _KEY}))
     found: list[Start] = []
     for turn in range(runs + 1):
         starts = [_without_pool(engine, suite, command, volume) for command, volume in data_roots.items()]
@@ -99,7 +103,7 @@ def _end(dind: Dind) -> None:
 
 def _without_pool(engine: Engine, suite: str, command: str, volume: Volume) -> Start:
     dind = create(engine, suite, command, volume=volume)
-    case = BARE if command == "dockerd" else DIRECT
+    case = BARE if command == REAL_DOCKERD else DIRECT
     answer = launch(dind, case)
     _end(dind)
     return Start(case, "-", answer)
@@ -116,7 +120,7 @@ def _on_pool(engine: Engine, suite: str, place: Place, pool: Volume, turn: int) 
     starts = []
     holder = None
     for case, env in cases.items():
-        dind = create(engine, suite, "dockerd-entrypoint.sh", pool=pool, env=env)
+        dind = create(engine, suite, ENTRY, pool=pool, env=env)
         answer = launch(dind, f"{place.name}, {case}")
         if answer.summary.get("cache") not in EXPECTED[case]:
             raise SystemExit(f"{place.name}, {case}: not what was to be measured: {answer.summary.get('msg')}")
@@ -135,15 +139,31 @@ def _on_pool(engine: Engine, suite: str, place: Place, pool: Volume, turn: int) 
 
 
 def measure_crowds(engine: Engine, suite: str, runs: int) -> list[Gathering]:
-    """`runs` rounds: eight on each warm pool, and eight with an empty volume each: bare daemons, and in direct mode."""
+    """`runs` rounds, all on warm data: eight clones on each kind of pool, and eight with a volume each, which are bare
+    daemons, or in direct mode.
+    """
     pools = {place: engine.volume(place.fstype, size_mib=8192) for place in PLACES}
+    alone = {command: [engine.volume() for _ in range(CROWD)] for command in (REAL_DOCKERD, ENTRY)}
     keep_mounted(engine, list(pools.values()))
+    for command, volumes in alone.items():
+        for volume in volumes:
+            fill(create(engine, suite, command, volume=volume))
     for pool in pools.values():
-        fill(create(engine, suite, "dockerd-entrypoint.sh", pool=pool))
+        env = {"CACHEDIND_KEY": _KEY}
+        fill(create(engine, suite, ENTRY, pool=pool, env=env))
+        _end(_launched(create(engine, suite, ENTRY, pool=pool, env=env)))  # makes the first one's state the golden
     found = []
     for turn in range(runs + 1):
-        crowds = [_gather(engine, suite, BARE, "dockerd"), _gather(engine, suite, DIRECT, "dockerd-entrypoint.sh")]
-        crowds += [_gather(engine, suite, place.name, "dockerd-entrypoint.sh", pool) for place, pool in pools.items()]
+        # A key of its own for each round: slots that the last one has freed would be leased.
+        env = {"CACHEDIND_KEY": f"branch-{turn}", "CACHEDIND_FALLBACK_KEYS": _KEY}
+        crowds = [
+            _gather(name, [create(engine, suite, command, volume=volume, env=_SLOW) for volume in alone[command]])
+            for name, command in ((BARE, REAL_DOCKERD), (DIRECT, ENTRY))
+        ]
+        crowds += [
+            _gather(place.name, [create(engine, suite, ENTRY, pool=pool, env={**_SLOW, **env}) for _ in range(CROWD)])
+            for place, pool in pools.items()
+        ]
         for crowd in crowds:
             say(
                 f"{suite} {turn}/{runs} {CROWD} at once, {crowd.place}: {crowd.last_s:.3f} s ({', '.join(crowd.words)})"
@@ -152,9 +172,12 @@ def measure_crowds(engine: Engine, suite: str, runs: int) -> list[Gathering]:
     return found
 
 
-def _gather(engine: Engine, suite: str, name: str, command: str, pool: Volume | None = None) -> Gathering:
-    # Eight probers that look 500 times a second would be a load of their own.
-    dinds = [create(engine, suite, command, pool=pool, env={"PAUSE": "0.01"}) for _ in range(CROWD)]
+def _launched(dind: Dind) -> Dind:
+    launch(dind, "the second one")
+    return dind
+
+
+def _gather(name: str, dinds: list[Dind]) -> Gathering:
     answers = together(lambda dind: launch(dind, name), dinds)
     time.sleep(_LATE_WORK_S)
     together(lambda dind: dind.remove(), dinds)
