@@ -58,9 +58,9 @@ done = {"found": found._asdict(), "error": None}
 mounts = open("/proc/self/mountinfo").read()
 descriptors = os.listdir("/proc/self/fd")
 try:
-    cleaned = cleaning.clean(
-        "/var/lib/docker", model.StoragePlan(model.ImageStore(store), driver, "test"), found, keep,
-        lock_fd=held.fd, environ=dict(os.environ), log=log.Log(), trace=trace.Trace(kill_at))
+    plan = model.StoragePlan(model.ImageStore(store), driver, "test")
+    job = cleaning.Job("/var/lib/docker", plan, keep, held.fd, dict(os.environ), log.Log(), trace.Trace(kill_at))
+    cleaned = cleaning.clean(job, found)
     done["removed"] = cleaned.removed._asdict()
     done["problems"] = cleaned.problems
 except CleaningError as error:
@@ -342,7 +342,7 @@ import json, os, sys, time
 sys.path.append(f"/opt/cachedind/lib/python3.{sys.version_info[1]}/site-packages")
 from cachedind.dataroot import lease
 from cachedind.base import model
-from cachedind.engine import private_daemon
+from cachedind.engine import private_containerd, private_daemon
 held = lease.acquire("/var/lib/docker", model.Holder("", "test", time.time()), 0, lambda holder: None)
 plan = model.StoragePlan(model.ImageStore.GRAPHDRIVER, "overlay2", "test")
 environ = {**os.environ, "DOCKER_DRIVER": "vfs", "CACHEDIND_X": "1", "container": "lxc"}
@@ -357,7 +357,7 @@ with private_daemon.private_daemon("/var/lib/docker", plan, lock_fd=held.fd, env
             namespaces = {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "net")}
             children.append([comm, "/var/lib/docker/.cachedind/lock" in files, environment, namespaces,
                              open(f"/proc/{pid}/net/tcp").read().count("\n") - 1])
-    print(json.dumps({"info": info, "children": children, "mode": os.stat(private_daemon.DIRECTORY).st_mode & 0o777,
+    print(json.dumps({"info": info, "children": children, "mode": os.stat(private_containerd.DIRECTORY).st_mode & 0o777,
                       "own": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net")}}))
 """
     outcome = json.loads(dind.exec("/opt/cachedind/bin/python", "-IS", "-c", program).stdout)

@@ -102,7 +102,8 @@ def fill_pool(context: StartContext, path: str | None, wanted: Sequence[str]) ->
         names = [keys.BASE_KEY]
         names += wanted or [key for key in there if key != keys.BASE_KEY]
         places = [(key, scope) for key in dict.fromkeys(names) for scope in _scopes(pool, key)]
-        return [_fill(context, pool, key, scope) for key, scope in places]
+        found = seeding.find(context.settings)
+        return [_fill(context, pool, key, scope, found) for key, scope in places]
     finally:
         pool.close()
 
@@ -125,7 +126,7 @@ def _where(context: StartContext, path: str | None) -> str | None:
     return path or directory.wanted_path(context.settings)
 
 
-def _fill(context: StartContext, pool: Pool, key: str, scope: str) -> Filled:
+def _fill(context: StartContext, pool: Pool, key: str, scope: str, found: seeding.Found) -> Filled:
     settings = context.settings._replace(key=key, scope=scope, read_only=False, seed_after=False)
     own = context._replace(settings=settings)
     slot_request = pool_mode.make_slot_request(settings, context.daemon)
@@ -133,7 +134,8 @@ def _fill(context: StartContext, pool: Pool, key: str, scope: str) -> Filled:
     data_root = os.path.realpath(context.daemon.data_root)
     lease = pool_mode.bind(taken, data_root, context.log)
     try:
-        filled, _ = put_in_missing(own, furnish.clean(own, furnish.settle(own, lease, taken)))
+        cleaned = furnish.clean(own, furnish.settle(own, lease, taken), found)
+        filled, _ = put_in_missing(own, cleaned, found)
         _leave(filled)
     finally:
         with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cachedind.base.state import parse_object
-from cachedind.engine import bolt, paths
+from cachedind.engine import bolt, containerd_holder, paths
 from cachedind.engine.images import chain_ids
 from cachedind.engine.platforms import choose_manifest
 from cachedind.engine.store_files import (
@@ -118,6 +118,27 @@ class ContainerdStore(StoreFiles):
             if image is not None:
                 yield image
 
+    def targets(self) -> dict[str, str]:
+        """What each record of an image stands for, by name as containerd has it. Raises nothing: without its database
+        an engine has none either."""
+        with contextlib.suppress(OSError, ValueError):
+            names = [raw.decode() for raw in self._meta.buckets(b"v1", b"moby", b"images")]
+            return {name: self._target(name) for name in names}
+        return {}
+
+    def held(self) -> frozenset[str]:
+        """The manifests and indexes of images that no job sees (containerd_holder.py). Raises nothing."""
+        path = (b"v1", b"moby", b"content", b"blob", containerd_holder.DIGEST_OF_IT.encode(), b"labels")
+        with contextlib.suppress(OSError, ValueError):
+            return containerd_holder.held_by({name.decode(): value.decode() for name, value in self._meta.items(*path)})
+        return frozenset()
+
+    def document(self, digest: str) -> bytes:
+        """A manifest or an index; nothing where it is not there. Raises nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            return read_verified(self._root_fd, paths.BLOBS, digest)
+        return b""
+
     def _target(self, name: str) -> str:
         if name not in self._targets:
             items = dict(self._meta.items(b"v1", b"moby", b"images", name.encode(), b"target"))
@@ -151,7 +172,8 @@ class ContainerdStore(StoreFiles):
         """By the snapshotter's number of each layer of an image: the blobs that it may have been unpacked from.
         Raises nothing."""
         found: dict[int, list[str]] = {}
-        for image in self.images():
+        hidden = (self._image(target, (), ()) for target in sorted(self.held()))
+        for image in (*self.images(), *filter(None, hidden)):
             with contextlib.suppress(OSError, ValueError):
                 for chain_id, blob in self._layers_of(image):
                     blobs = found.setdefault(self._number(chain_id), [])

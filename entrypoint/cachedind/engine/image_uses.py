@@ -1,4 +1,8 @@
-"""When cleaning last saw a container of each image: pruning removes the least recently used first."""
+"""When a job had each image last: what nobody has used for long is removed first, or at all.
+
+In a data-root, <data-root>/.cachedind/image-uses.json, so that clones have it too; and for all of a key beside its
+slots, as a state with nothing new in it replaces no other, and still has used what is in it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,32 @@ from cachedind.base import state
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 NAME = "image-uses.json"
-"""In <data-root>/.cachedind, so that clones have it too."""
 MAX_USES = 500
-_MAX_BYTES = 1 << 20
 
 
 def read(root_fd: int) -> dict[str, float]:
-    """When a container of each image was seen last, by image id, as far as a data-root has that. A job may have written
-    the file: it decides about that job's own images only."""
+    """When each image of a data-root was used last, in seconds since the epoch, by image ID. A job may have written the
+    file: it decides about that job's own images only."""
     try:
-        uses = state.parse_state(beneath.read(root_fd, f".cachedind/{NAME}", _MAX_BYTES)).get("uses")
+        with beneath.directory(root_fd, ".cachedind") as directory_fd:
+            return read_in(directory_fd)
+    except OSError:
+        return {}
+
+
+def note(root_fd: int, images: Iterable[str], now: float) -> None:
+    """Note down that these images were used at `now`, in seconds since the epoch. Raises OSError."""
+    with beneath.made_directory(root_fd, ".cachedind") as directory_fd:
+        note_in(directory_fd, images, now)
+
+
+def read_in(directory_fd: int) -> dict[str, float]:
+    """The same for the file in this very directory."""
+    try:
+        uses = (state.read_state(directory_fd, NAME) or {}).get("uses")
     except (ValueError, OSError):
         return {}
     if not isinstance(uses, dict):
@@ -28,9 +45,18 @@ def read(root_fd: int) -> dict[str, float]:
     return {name: float(at) for name, at in uses.items() if isinstance(at, int | float) and not isinstance(at, bool)}
 
 
-def note(root_fd: int, images: Iterable[str], now: float) -> None:
-    """Note down that containers of these images were seen at `now`, in seconds since the epoch. Raises OSError."""
-    uses = {**read(root_fd), **dict.fromkeys(images, round(now, 3))}
-    newest = sorted(uses.items(), key=lambda item: item[1], reverse=True)[:MAX_USES]
-    with beneath.made_directory(root_fd, ".cachedind") as directory_fd:
-        state.write_state(directory_fd, NAME, {"uses": dict(newest)}, None, durable=False)
+def note_in(directory_fd: int, images: Iterable[str], now: float) -> None:
+    """The same for the file in this very directory. A later use that is noted already stays. Raises OSError."""
+    uses = read_in(directory_fd)
+    merged = {**uses, **{name: max(round(now, 3), uses.get(name, 0.0)) for name in images}}
+    newest = sorted(merged.items(), key=lambda item: item[1], reverse=True)[:MAX_USES]
+    state.write_state(directory_fd, NAME, {"uses": dict(newest)}, None, durable=False)
+
+
+def latest(*found: Mapping[str, float]) -> dict[str, float]:
+    """The last use of each image that any of them knows of. Pure."""
+    merged: dict[str, float] = {}
+    for uses in found:
+        for name, at in uses.items():
+            merged[name] = max(at, merged.get(name, 0.0))
+    return merged

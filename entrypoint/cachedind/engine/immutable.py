@@ -134,7 +134,7 @@ def files_written_once(storage: StoragePlan) -> tuple[str, ...]:
     it is, whatever its engine does."""
     if storage.store is ImageStore.CONTAINERD:
         return (paths.BLOBS,)
-    return paths.images(storage.driver), "buildkit/content/blobs"
+    return paths.images(storage.driver), "buildkit/content/blobs", ".cachedind/unused"
 
 
 def _is_directory(root_fd: int, path: str) -> bool:

@@ -148,6 +148,12 @@ def read_configs(root_fd: int, containers: Iterable[str]) -> Iterator[dict[str, 
             )
 
 
+def images_of_containers(root_fd: int) -> frozenset[str]:
+    """IDs of the images of all containers that are there."""
+    configs = read_configs(root_fd, _names_below(root_fd, CONTAINERS))
+    return frozenset(str(config.get("Image")) for config in configs)
+
+
 def _references(config: dict[str, object]) -> Iterator[str]:
     for mount in _parts(config.get("MountPoints")).values():
         if _parts(mount).get("Type") == "volume":

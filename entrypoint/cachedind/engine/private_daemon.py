@@ -1,8 +1,6 @@
-"""A private daemon: a dockerd on a data-root whose lease we hold, before the job's own daemon, which nobody sees.
+"""A private daemon: a dockerd, with its containerd (private_containerd.py), which nobody sees.
 
-It has one unix socket that only root reaches, no TCP, and mount and network namespaces of its own, so none of its
-mounts and bridges is ever seen or left behind. The kernel kills it when this process dies. It starts no containers,
-whatever their restart policies, no swarm and no plugins, and collects no garbage.
+It starts no containers, whatever their restart policies, no swarm and no plugins, and collects no garbage.
 
 It works on a copy of the records of networks, and what it writes there is dropped. In a namespace without the user's
 own bridge (--bridge=dind1) a daemon cannot delete the default network's record in the bridge driver, and the next
@@ -18,16 +16,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import time
 from typing import TYPE_CHECKING
 
-from cachedind.base.errors import DaemonEnd, PrivateDaemonError
+from cachedind.base.errors import DaemonEnd
 from cachedind.base.model import ImageStore
 from cachedind.engine import networks, paths, remapping
+from cachedind.engine.private_containerd import DIRECTORY, Private, private_containerd, whole_seconds_left
 from cachedind.host import linux
-from cachedind.host.processes import Program, engine_environment, engine_program
+from cachedind.host.processes import engine_environment, engine_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,22 +33,7 @@ if TYPE_CHECKING:
 
     from cachedind.base.model import StoragePlan
 
-DIRECTORY = "/run/cachedind/private"
-DEADLINE_S = 60.0
-
-_STOP_S = 15.0
-_STOP_UNANSWERED_S = 5.0
-_POLL_S = 0.002
 _ASK_AGAIN_S = 5
-_QUOTED_LINES = 3
-_PASSED_ON = frozenset(
-    spelled
-    for name in ("PATH", "HOME", "TZ", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    for spelled in (name, name.lower())
-)
-"""The variables that it gets. The others are meant for the job and its daemon: DOCKER_DRIVER would choose another
-storage driver, DOCKER_HOST another daemon for the client.
-"""
 
 _HIDDEN = ("swarm", "plugins")
 """A swarm and plugins would start by themselves and listen: this daemon sees empty directories instead."""
@@ -71,74 +53,41 @@ def private_daemon(
     """Run a daemon on `data_root` for the length of a block; the value is its client, whose requests time out at
     `deadline` (of time.monotonic(); None: DEADLINE_S seconds from now).
 
-    With userns-remap it has the same remap as the job's daemon, and works in the same directory of the data-root. The
-    lock's descriptor is inherited: the lease lasts as long as anything that may touch the data-root. `directory` is for
-    sockets, configuration and log; it is emptied before and removed afterwards. Raises PrivateDaemonError with the last
-    lines of its log when the daemon does not come up. Needs --privileged, and a single thread.
+    With userns-remap it has the same remap as the job's daemon, and works in the same directory of the data-root. Its
+    containerd answers at CONTAINERD meanwhile. Raises PrivateDaemonError with the last lines of its log when the daemon
+    does not come up. Needs --privileged, and a single thread.
     """
-    deadline = time.monotonic() + DEADLINE_S if deadline is None else deadline
-    _remove(directory)
-    os.makedirs(os.path.dirname(directory), exist_ok=True)
-    os.mkdir(directory, 0o700)
-    env = {name: value for name, value in environ.items() if name in _PASSED_ON} | {"container": "docker"}
-    engine = engine_program(env.get("PATH", os.defpath))
-    env |= engine_environment(engine)
-    root = remapping.make(data_root, storage.remap)
-    seclude = _seclusion(os.getpid(), root, keeps_networks=keeps_networks)
-    programs: list[Program] = []
-    stop_s = _STOP_UNANSWERED_S
-
-    def start(*argv: str) -> None:
-        log_path = f"{directory}/log"
-        programs.append(Program(argv, env=env, log_path=log_path, pass_fds=[lock_fd], in_child=seclude))
-
-    try:
-        _write_configuration(directory, root, storage)
-        start("containerd", "--config", f"{directory}/containerd.toml")
-        _wait(programs, directory, deadline, lambda: _accepts(f"{directory}/containerd.sock"))
-        start(engine, *_arguments(directory, data_root, storage))
+    with private_containerd(
+        data_root, storage.remap, lock_fd=lock_fd, environ=environ, deadline=deadline, directory=directory
+    ) as private:
+        engine = engine_program(private.env.get("PATH", os.defpath))
+        private.env |= engine_environment(engine)
+        _write_configuration(private, storage)
+        hide = _hiding(remapping.make(data_root, storage.remap), keeps_networks=keeps_networks)
+        private.start(engine, *_arguments(directory, data_root, storage), in_child=hide)
         # 0.1 s of imports, while dockerd is busy too.
         import docker
 
-        _wait(programs, directory, deadline, lambda: _answers(f"{directory}/docker.sock", deadline))
+        private.wait(lambda: _answers(f"{directory}/docker.sock", private.deadline))
         try:
-            client = docker.DockerClient(f"unix://{directory}/docker.sock", timeout=whole_seconds_left(deadline))
+            timeout_s = whole_seconds_left(private.deadline)
+            client = docker.DockerClient(f"unix://{directory}/docker.sock", timeout=timeout_s)
         except docker.errors.DockerException as error:
-            raise _failure(f"does not answer with its version ({error})", directory, DaemonEnd.SILENT) from error
-        stop_s = _STOP_S
+            raise private.failure(f"does not answer with its version ({error})", DaemonEnd.SILENT) from error
+        private.answers = True
         with contextlib.closing(client):
             yield client
-    finally:
-        # containerd last. Each gets its time even after the deadline, as a kill could cost the build cache; one that
-        # has not answered gets less.
-        for program in reversed(programs):
-            program.stop(stop_s)
-        _remove(directory)
 
 
-def _remove(directory: str) -> None:
-    """Nothing can be mounted there: the daemon's mounts were in a namespace of its own."""
-    from shutil import rmtree
-
-    if os.path.lexists(directory):
-        rmtree(directory)
-
-
-def _seclusion(parent: int, root: str, *, keeps_networks: bool) -> Callable[[], None]:
-    """What a new process does before it becomes a daemon."""
+def _hiding(root: str, *, keeps_networks: bool) -> Callable[[], None]:
+    """What the daemon's own mount namespace hides of the data-root from it."""
     hidden = [path for name in _HIDDEN if os.path.isdir(path := f"{root}/{name}")]
     raw = None if keeps_networks else networks.read(root)
     bridges = networks.own_bridges(root) if keeps_networks else frozenset()
     if not keeps_networks:
         os.makedirs(f"{root}/{paths.NETWORKS}", mode=0o750, exist_ok=True)
 
-    def seclude() -> None:
-        linux.die_with_parent()
-        if os.getppid() != parent:
-            # It died just before die_with_parent, whose signal would never come.
-            os.kill(os.getpid(), signal.SIGKILL)
-        linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET)
-        linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+    def hide() -> None:
         for path in hidden:
             linux.mount("tmpfs", path, "tmpfs", data="mode=0700")
         for name in bridges:
@@ -149,29 +98,15 @@ def _seclusion(parent: int, root: str, *, keeps_networks: bool) -> Callable[[], 
             if raw is not None:
                 networks.write(root, raw)
 
-    return seclude
+    return hide
 
 
-def _write_configuration(directory: str, root: str, storage: StoragePlan) -> None:
+def _write_configuration(private: Private, storage: StoragePlan) -> None:
     features = {"containerd-snapshotter": storage.store is ImageStore.CONTAINERD}
     # The user's own limits are not known here, and the engine's may be below them.
     daemon = {"features": features, "builder": {"gc": {"enabled": False}}}
-    # What dockerd writes for a containerd of its own (moby, libcontainerd/supervisor). A JSON string is a TOML string.
-    containerd = [
-        "version = 2",
-        f"root = {json.dumps(f'{root}/{paths.CONTAINERD}')}",
-        f"state = {json.dumps(f'{directory}/containerd')}",
-        'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
-        "[grpc]",
-        f"address = {json.dumps(f'{directory}/containerd.sock')}",
-        "max_recv_message_size = 16777216",
-        "max_send_message_size = 16777216",
-        "[debug]",
-        'level = "warn"',
-    ]
-    for name, text in (("daemon.json", json.dumps(daemon)), ("containerd.toml", "\n".join(containerd))):
-        with open(f"{directory}/{name}", "x", encoding="utf-8") as file:
-            file.write(text)
+    with open(f"{private.directory}/daemon.json", "x", encoding="utf-8") as file:
+        json.dump(daemon, file)
 
 
 def _arguments(directory: str, data_root: str, storage: StoragePlan) -> list[str]:
@@ -193,42 +128,6 @@ def _arguments(directory: str, data_root: str, storage: StoragePlan) -> list[str
     ]
 
 
-# ---- waiting --------------------------------------------------------------------------------------------------------
-
-
-def _wait(programs: list[Program], directory: str, deadline: float, is_ready: Callable[[], bool]) -> None:
-    """Raises PrivateDaemonError when a program ends, or the deadline passes."""
-    while not is_ready():
-        statuses = [status for program in programs if (status := program.status) is not None]
-        if statuses:
-            by_signal = min(statuses) < 0
-            end = DaemonEnd.BY_A_SIGNAL if by_signal else DaemonEnd.BY_ITSELF
-            what = f"was killed by signal {-min(statuses)}" if by_signal else f"ended with status {statuses[0]}"
-            raise _failure(what, directory, end)
-        if time.monotonic() >= deadline:
-            raise _failure("did not answer in time", directory, DaemonEnd.SILENT)
-        time.sleep(_POLL_S)
-
-
-def _failure(what: str, directory: str, end: DaemonEnd) -> PrivateDaemonError:
-    error = PrivateDaemonError(
-        f"the private daemon {what}: {_last_lines(f'{directory}/log')}",
-        "its last log lines say what is wrong; cachedind doctor tells more",
-    )
-    error.end = end
-    return error
-
-
-def whole_seconds_left(deadline: float) -> int:
-    """For a timeout in whole seconds; at least 1, as 0 would mean no timeout."""
-    return max(1, int(deadline - time.monotonic()))
-
-
-def _accepts(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(path) == 0
-
-
 def _answers(path: str, deadline: float) -> bool:
     """Whether the API has answered a request, which may take as long as dockerd takes to come up."""
     with socket.socket(socket.AF_UNIX) as client:
@@ -240,11 +139,3 @@ def _answers(path: str, deadline: float) -> bool:
             return b" 200 " in client.recv(64)
         except OSError:
             return False
-
-
-def _last_lines(path: str) -> str:
-    """The end of the log, on one line."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    return " / ".join(line.strip() for line in lines[-_QUOTED_LINES:]) or "its log is empty"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import ImageStore
-from cachedind.engine.private_daemon import whole_seconds_left
+from cachedind.engine.private_containerd import whole_seconds_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,6 +46,15 @@ class StoredImage(NamedTuple):
     unique_bytes: int
     last_used: float
     spared: bool
+
+
+class Known(NamedTuple):
+    """What no daemon knows: last uses by image ID (`uses`), the names of images that no job sees by ID (`unused`), and
+    the names that seeds brought."""
+
+    uses: Mapping[str, float]
+    unused: Mapping[str, tuple[str, ...]]
+    seeded: frozenset[str]
 
 
 class Inventory(NamedTuple):
@@ -150,8 +159,7 @@ def prune(
     limit_bytes: int | None,
     *,
     store: ImageStore,
-    uses: Mapping[str, float],
-    seeded: Iterable[str],
+    known: Known,
     deadline: float,
 ) -> Pruned:
     """Free `wanted_bytes`, or what can be freed of that until `deadline` (of time.monotonic()).
@@ -159,13 +167,11 @@ def prune(
     With the containerd store the build cache is left to the engine's own collector: `docker builder prune` drops all
     its keys there, also of what it keeps, so that nothing is CACHED any longer (seen with 28.5).
 
-    `limit_bytes` is the build cache's own limit. `uses` tells last uses by image id, `seeded` the names that seeds
-    brought. Raises DockerException, requests.RequestException.
+    `limit_bytes` is the build cache's own limit. Raises DockerException, requests.RequestException.
     """
-    spared = frozenset(seeded)
-    before = look(client, uses, spared)
+    before = look(client, known)
     names, problems = _remove_images(client, plan_images(before, wanted_bytes, limit_bytes), deadline)
-    now = look(client, uses, spared)
+    now = look(client, known)
     keep = plan_cache(before, now, wanted_bytes, limit_bytes)
     if store is ImageStore.CONTAINERD:
         return Pruned(tuple(names), 0, tuple(problems), None if keep is None else max(keep, _LEAST_CACHE_BYTES))
@@ -177,27 +183,32 @@ def prune(
     return Pruned(tuple(names), freed, tuple(problems))
 
 
-def look(client: docker.DockerClient, uses: Mapping[str, float], seeded: frozenset[str]) -> Inventory:
+def look(client: docker.DockerClient, known: Known) -> Inventory:
     """What the daemon has. Raises DockerException, requests.RequestException."""
     usage = client.api.df()
     busy = {str(container.get("ImageID")) for container in client.api.containers(all=True)}
     images = []
     for entry in usage.get("Images") or ():
         identity, names = str(entry["Id"]), list(entry.get("RepoTags") or ())
-        metadata = client.images.get(identity).attrs.get("Metadata") or {}
+        unused = known.unused.get(identity)
         size = int(entry.get("Size") or 0)
         images.append(
             StoredImage(
                 identity,
-                names[0] if names else identity[:19],
+                (unused or names or [identity[:19]])[0],
                 size,
                 max(0, size - max(0, int(entry.get("SharedSize") or 0))),
-                max(parse_time(metadata.get("LastTagTime")), uses.get(identity, 0.0)),
-                identity in busy or not seeded.isdisjoint(names),
+                max(_tagged_at(client, identity) if unused is None else 0.0, known.uses.get(identity, 0.0)),
+                identity in busy or not known.seeded.isdisjoint(names),
             )
         )
     cache = sum(int(record["Size"]) for record in usage.get("BuildCache") or () if not record.get("Shared"))
     return Inventory(tuple(images), int(usage.get("LayersSize") or 0), cache)
+
+
+def _tagged_at(client: docker.DockerClient, identity: str) -> float:
+    metadata = client.images.get(identity).attrs.get("Metadata") or {}
+    return parse_time(metadata.get("LastTagTime"))
 
 
 def _remove_images(

@@ -29,8 +29,9 @@ def run(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     timeout_s: float = 30.0,
+    stdin: bytes = b"",
 ) -> Result:
-    """Run a program to its end without a shell and without input. A non-zero status is a result, not an error.
+    """Run a program to its end without a shell, with `stdin` as its input. A non-zero status is a result, not an error.
 
     It has the descriptors `pass_fds` under the same numbers, and so /proc/self/fd/N for each.
 
@@ -42,11 +43,10 @@ def run(
         done = subprocess.run(
             list(argv),
             env=None if env is None else dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=None if stdin else subprocess.DEVNULL,
+            input=stdin or None,
             pass_fds=pass_fds,
             capture_output=True,
-            text=True,
-            errors="replace",
             timeout=timeout_s,
             check=False,
         )
@@ -58,7 +58,7 @@ def run(
         raise ProgramMissingError(
             f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile"
         ) from error
-    return Result(done.returncode, done.stdout, done.stderr)
+    return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
 def find_program(name: str, path: str) -> str | None:

@@ -169,9 +169,8 @@ def _lease_newest(
         except BaseException:
             slot.close()
             raise
-        return TakenSlot(
-            pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence, turn_fd=turn_fd
-        )
+        taken = TakenSlot(pool, slot_request.key, slot, Warmth.LEASED, found, raw, slot_request.key, sequence)
+        return taken._replace(turn_fd=turn_fd, is_same_job=is_own)
     return None
 
 

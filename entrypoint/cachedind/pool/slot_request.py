@@ -61,6 +61,8 @@ class TakenSlot(NamedTuple):
     promoted: bool = False
     turn_fd: int | None = None
     """Held while its state is to become the golden: who starts beside this waits a little for it."""
+    is_same_job: bool = False
+    """Whether the last job on it was this container's, which has started again: it finds everything as it was."""
     passed_over: str = ""
     """Why it is nothing warmer, where there was something."""
 

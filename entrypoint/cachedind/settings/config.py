@@ -49,6 +49,7 @@ class Config(NamedTuple):
     pool_min_free_bytes: int | None
     cache_max_bytes: int | None
     max_age_s: float | None
+    unused_max_age_s: float | None
     key: str
     scope: str
     fallback_keys: tuple[str, ...]
@@ -117,6 +118,7 @@ def _make_config(values: Mapping[str, object], environ: Mapping[str, str], unrel
         pool_min_free_bytes=values["POOL_MIN_FREE"],  # type: ignore[arg-type]
         cache_max_bytes=values["CACHE_MAX_SIZE"],  # type: ignore[arg-type]
         max_age_s=values["MAX_AGE"],  # type: ignore[arg-type]
+        unused_max_age_s=values["UNUSED_MAX_AGE"],  # type: ignore[arg-type]
         key=values["KEY"],  # type: ignore[arg-type]
         scope=values["SCOPE"],  # type: ignore[arg-type]
         fallback_keys=tuple(key for key in values["FALLBACK_KEYS"] if key != values["KEY"]),  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     _Number = TypeVar("_Number", int, float)
 
-KEPT_KINDS = ("containers", "networks", "volumes")
+KEPT_KINDS = ("containers", "networks", "volumes", "images")
 """What a job makes in the engine besides images and build cache."""
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

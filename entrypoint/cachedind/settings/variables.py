@@ -77,6 +77,14 @@ VARIABLES = (
         "Slots and goldens that nobody used for that long are evicted.",
     ),
     Variable(
+        "UNUSED_MAX_AGE",
+        "14d",
+        values.parse_age_s,
+        "a time above zero: 12h, 14d; none",
+        "Layers of images that no job of a key pulled, loaded or built for that long are removed, when the next one "
+        "starts.",
+    ),
+    Variable(
         "CACHE_MAX_SIZE",
         "auto",
         values.parse_size_or_auto,
@@ -122,9 +130,9 @@ VARIABLES = (
         "KEEP",
         "none",
         values.parse_keep,
-        "containers, networks, volumes, separated by commas; all, none",
-        "What of the last job stays when a slot of the pool is used again, besides images and build cache. Without a "
-        "pool everything stays.",
+        "containers, networks, volumes, images, separated by commas; all, none",
+        "What of the last job the next one on a slot of the pool sees, besides the build cache. Without a pool "
+        "everything stays.",
     ),
     Variable(
         "SEED",

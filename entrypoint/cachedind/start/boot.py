@@ -105,14 +105,19 @@ def make_ready(
 
     prepared = furnish.settle(context, lease, taken)
     stopwatch.lap("storage")
+    seeds = None
+    if files.wants_seeds(context.settings):
+        from cachedind.seeds import seeding
+
+        seeds = seeding.find(context.settings)
     if taken is not None:
-        prepared = furnish.clean(context, prepared)
+        prepared = furnish.clean(context, prepared, seeds)
         stopwatch.lap("maintain")
-    if not files.wants_seeds(context.settings):
+    if seeds is None:
         return prepared, None
     from cachedind.start import seed
 
-    prepared, late_seeds = seed.put_in_missing(context, prepared)
+    prepared, late_seeds = seed.put_in_missing(context, prepared, seeds)
     stopwatch.lap("seed")
     return prepared, late_seeds
 

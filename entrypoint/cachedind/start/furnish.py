@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cachedind.dataroot.lease import Lease
     from cachedind.engine.doubt import Doubt
     from cachedind.pool.slot_request import TakenSlot
+    from cachedind.seeds.seeding import Found
     from cachedind.start.context import StartContext
 
 
@@ -98,19 +99,20 @@ def _note_doubt(prepared: Prepared, reason: str, log: Log) -> None:
         log.warn(f"cannot note down that the data was checked: {error}; the next start checks it again")
 
 
-def clean(context: StartContext, prepared: Prepared) -> Prepared:
-    """Remove the last job's leftovers from the slot, or move on to another one."""
+def clean(context: StartContext, prepared: Prepared, seeds: Found | None) -> Prepared:
+    """Remove the last job's leftovers from the slot, all but `seeds`, or move on to another one."""
     from cachedind.start import pool_cleaning, pool_mode
 
     while (taken := prepared.taken) is not None and prepared.past.moves <= MAX_MOVES + 1:
         try:
-            cleaned = pool_cleaning.clean(
-                context.settings, context.environ, prepared.storage, prepared.lease, taken, context.log
-            )
+            cleaned = pool_cleaning.clean(context, prepared.storage, prepared.lease, taken, seeds)
         except CleaningError as error:
             prepared = _leave_uncleaned(context, prepared, error)
             continue
-        was_changed = bool(cleaned.removed) or cleaned.cache_limit_bytes is not None
+        if cleaned.kept:
+            # Its containers and volumes are nobody else's, and copying them takes as long as they are large.
+            taken = taken.without_turn()
+        was_changed = bool(cleaned.removed) or cleaned.by_engine
         taken = pool_mode.promote_due(taken, prepared.lease, cleaned=was_changed, log=context.log)
         return prepared._replace(taken=taken, cache_max_bytes=cleaned.cache_limit_bytes)
     return prepared if taken is None else prepared._replace(taken=taken.without_turn())

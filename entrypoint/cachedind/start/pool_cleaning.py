@@ -2,53 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
 from cachedind.dataroot import facts
-from cachedind.engine import remapping
+from cachedind.engine import fresh_images, image_uses, remapping
+from cachedind.pool import clock, key_directory
 from cachedind.pool.slot_request import TakenSlot, Warmth
+from cachedind.seeds import ledger
 
 if TYPE_CHECKING:
-    from cachedind.base.log import Log
+    from collections.abc import Iterator
+
     from cachedind.base.model import StoragePlan
     from cachedind.dataroot.lease import Lease
     from cachedind.engine.cleaning import Cleaned, Pruning
-    from cachedind.settings.config import Config
+    from cachedind.engine.hiding import Wish
+    from cachedind.seeds.seeding import Found
+    from cachedind.start.context import StartContext
 
 
-def clean(
-    settings: Config, environ: dict[str, str], storage: StoragePlan, lease: Lease, taken: TakenSlot, log: Log
-) -> Cleaned:
-    """Remove what the last job left in the slot, with a private daemon, before this one's job can see it. Where the
-    pool is over its budget with nothing left to evict, the slot is pruned too.
+def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: TakenSlot, seeds: Found | None) -> Cleaned:
+    """Remove what the last job left in the slot before this one's job can see it, all but `seeds`. Where the pool is
+    over its budget with nothing left to evict, the slot is pruned too. Does nothing where the last job was this one.
 
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind.engine import cleaning, damage
-    from cachedind.engine.leftovers import find_leftovers
+    from cachedind.engine.leftovers import Leftovers, find_leftovers
 
+    settings = context.settings
     writer = [taken.found.data.engine] if taken.found.data is not None else []
     tested = damage.are_tested([*writer, facts.read_engine_version(settings.path)])
-    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep, tested=tested)
-    wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
-    return cleaning.clean(
-        lease.data_root,
-        storage,
-        leftovers,
-        settings.keep,
-        lock_fd=lease.fd,
-        environ=environ,
-        log=log,
-        trace=taken.pool.trace,
-        wanted=wanted,
-        tested=tested,
+    root = remapping.make(lease.data_root, storage.remap)
+    leftovers = find_leftovers(root, settings.keep, tested=tested)
+    if taken.is_same_job:
+        return cleaning.Cleaned(Leftovers(), kept=bool(leftovers))
+    with _key_uses(taken) as uses_fd:
+        job = cleaning.Job(
+            lease.data_root,
+            storage,
+            settings.keep,
+            lease.fd,
+            context.environ,
+            context.log,
+            taken.pool.trace,
+            tested=tested,
+            images=None if "images" in settings.keep else _wish(context, root, taken, seeds, uses_fd),
+            wanted=None if settings.read_only else _wanted_pruning(context, root, taken),
+        )
+        cleaned = cleaning.clean(job, leftovers)
+        if cleaned.hidden and job.images is not None and uses_fd is not None:
+            with contextlib.suppress(OSError):
+                image_uses.note_in(uses_fd, cleaned.hidden, job.images.used_at)
+    return cleaned
+
+
+@contextlib.contextmanager
+def _key_uses(taken: TakenSlot) -> Iterator[int | None]:
+    """The directory in which a key's uses of images are noted down."""
+    fd = key_directory.open_key(taken.pool, taken.key, create=False)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _wish(context: StartContext, root: str, taken: TakenSlot, seeds: Found | None, uses_fd: int | None) -> Wish:
+    from cachedind.engine import hiding, leftovers
+
+    with leftovers.opened_root(root) as root_fd:
+        entries, _ = ledger.read(root_fd) if seeds is not None else ({}, None)
+        found = [entries[seed.identity] for seed in (seeds.seeds if seeds else ()) if seed.identity in entries]
+        ids = leftovers.images_of_containers(root_fd) if leftovers.CONTAINERS in context.settings.keep else ()
+    now = time.time()
+    with contextlib.suppress(OSError):
+        now = clock.read_now(taken.pool.fd, now)
+    used_at = now if taken.found.data is None else min(now, taken.found.data.started_at)
+    age_s = context.settings.unused_max_age_s
+    return hiding.Wish(
+        fresh_images.view_of((record for entry in found for record in entry.images), ids),
+        {} if uses_fd is None else image_uses.read_in(uses_fd),
+        used_at,
+        0.0 if age_s is None else now - age_s,
     )
 
 
-def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
+def _wanted_pruning(context: StartContext, root: str, taken: TakenSlot) -> Pruning | None:
     """What this slot has to give up, if the pool says so. The note is taken with that: one slot for each."""
-    from cachedind.engine import pruning
+    from cachedind.engine import image_names, leftovers, pruning
+    from cachedind.engine.cleaning import Pruning
 
     if taken.warmth is Warmth.FRESH:
         return None
@@ -58,14 +104,7 @@ def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken:
         return None
     if wanted_bytes <= 0:
         return None
-    from cachedind.engine import image_names
-    from cachedind.engine.cleaning import Pruning
-    from cachedind.seeds import ledger
-
-    root_fd = remapping.open_root(lease.data_root, storage.remap)
-    try:
+    with leftovers.opened_root(root) as root_fd:
         entries, _ = ledger.read(root_fd)
-    finally:
-        os.close(root_fd)
     seeded = (name for entry in entries.values() for record in entry.images for name in record.names)
-    return Pruning(wanted_bytes, settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))
+    return Pruning(wanted_bytes, context.settings.cache_max_bytes, frozenset(map(image_names.familiar, seeded)))

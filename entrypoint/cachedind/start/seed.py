@@ -27,13 +27,12 @@ class Seeds(NamedTuple):
     plan: Plan
 
 
-def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared, Seeds | None]:
+def put_in_missing(context: StartContext, prepared: Prepared, found: Found) -> tuple[Prepared, Seeds | None]:
     """Put in what is missing, or say what is to be put in when the daemon runs (CACHEDIND_SEED_WHEN=after).
 
     Whatever is wrong with a seed costs its images, and nothing else. Raises StrictError instead with CACHEDIND_STRICT,
     PoolUnusableError where the slot was given back and no other can be had.
     """
-    found = seeding.find(context.settings)
     seeds = _look(prepared, found, context.log)
     bad = (*found.bad, *seeds.plan.bad)
     seeding.report_bad(bad, context.log)
@@ -57,7 +56,7 @@ def put_in_missing(context: StartContext, prepared: Prepared) -> tuple[Prepared,
             )
             break
         if result is None:
-            prepared = _move_on(context, prepared)
+            prepared = _move_on(context, prepared, found)
             seeds = _look(prepared, found, context.log)
             continue
         seeding.report_bad(result.bad, context.log)
@@ -111,11 +110,11 @@ def _put_in(context: StartContext, prepared: Prepared, seeds: Seeds, *, may_move
     )
 
 
-def _move_on(context: StartContext, prepared: Prepared) -> Prepared:
+def _move_on(context: StartContext, prepared: Prepared, found: Found) -> Prepared:
     assert prepared.taken is not None
     slot_request = pool_mode.make_slot_request(context.settings, context.daemon)._replace(avoid=prepared.past.avoid)
     lease, taken = pool_mode.move_on(prepared.taken, slot_request, prepared.lease.data_root, context.log)
-    return furnish.clean(context, furnish.settle(context, lease, taken, Past(avoid=prepared.past.avoid)))
+    return furnish.clean(context, furnish.settle(context, lease, taken, Past(avoid=prepared.past.avoid)), found)
 
 
 def put_in_late(context: StartContext, prepared: Prepared, seeds: Seeds, addresses: list[str]) -> None:

@@ -1,0 +1,155 @@
+"""The fresh view with the containerd store (fresh_images.py), through containerd's own API: the records of images are
+removed, and a blob of ours holds what they stood for (containerd_holder.py).
+
+`ctr`, which comes with containerd, is the client: a few calls of some 20 ms, and only when there is something to hide.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base.errors import CleaningError
+from cachedind.base.state import parse_object
+from cachedind.engine import containerd_holder, fresh_images
+from cachedind.engine.containerd_store import ContainerdStore
+from cachedind.engine.leftovers import SET_ASIDE
+from cachedind.engine.store_files import digits
+from cachedind.host import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cachedind.engine.fresh_images import View
+
+_CALL_S = 60.0
+_TRIES = 5
+
+
+class Plan(NamedTuple):
+    """The records of images that go (names as containerd has them), what they stand for with the names that it had, and
+    what is not to be held any longer."""
+
+    names: tuple[str, ...]
+    hidden: Mapping[str, tuple[str, ...]]
+    dropped: frozenset[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.dropped)
+
+
+def plan_view(
+    targets: Mapping[str, str],
+    view: View,
+    config_of: Callable[[str], str | None],
+    held: frozenset[str],
+    expired: frozenset[str],
+) -> Plan:
+    """Pure but for `config_of`. `targets` are all records: what each name stands for."""
+    stay = {
+        name
+        for name, target in targets.items()
+        if target in view.ids or (name in view.names and config_of(target) == view.names[name])
+    }
+    hidden: dict[str, list[str]] = {}
+    for name in targets.keys() - stay:
+        hidden.setdefault(targets[name], []).append(name)
+    going = {target: tuple(sorted(names)) for target, names in hidden.items()}
+    return Plan(tuple(sorted(targets.keys() - stay)), going, (expired & held) - going.keys())
+
+
+class ContainerdView:
+    def __init__(self, root_fd: int, driver: str) -> None:
+        self._root_fd = root_fd
+        self._store = ContainerdStore(root_fd, driver)
+
+    def plan(self, view: View, expired: frozenset[str]) -> Plan:
+        """What there is to do. Looks without a daemon."""
+        return plan_view(self._store.targets(), view, self._store.config_of, self.unused(), expired)
+
+    def unused(self) -> frozenset[str]:
+        """What our blob holds."""
+        return self._store.held()
+
+    def apply(self, plan: Plan, containerd: Client) -> None:
+        """Do it, with the data-root's containerd. A kill amid that leaves the rest to the next start. Raises
+        CleaningError, OSError."""
+        unused = self.unused()
+        if plan.hidden:
+            fresh_images.add_unused(self._root_fd, plan.hidden, keep=unused - plan.dropped)
+        words = containerd_holder.label_words(plan.hidden.keys() - unused, plan.dropped)
+        if words:
+            _hold(containerd, words, is_there=bool(unused))
+        if plan.names:
+            containerd.call("images", "rm", *plan.names)
+
+    def bring_back(self, containerd: Client) -> None:
+        """Make records of all unused images, and hold them no longer, to have an engine remove some. Raises
+        CleaningError."""
+        unused = self.unused()
+        documents = ((target, self._store.document(target)) for target in sorted(unused))
+        entries = [entry(target, raw) for target, raw in documents if raw]
+        if entries:
+            containerd.call("images", "import", "--no-unpack", "-", stdin=layout(entries))
+        if unused:
+            words = containerd_holder.label_words((), unused)
+            containerd.call("content", "label", containerd_holder.DIGEST_OF_IT, *words)
+
+
+class Client(NamedTuple):
+    """A containerd: the path of its socket, and the environment for `ctr`."""
+
+    address: str
+    environ: Mapping[str, str]
+
+    def call(self, *words: str, stdin: bytes = b"") -> None:
+        """Raises CleaningError."""
+        argv = ["ctr", "--address", self.address, "--namespace", "moby", *words]
+        done = processes.run(argv, env=self.environ, timeout_s=_CALL_S, stdin=stdin)
+        if not done.ok:
+            said = done.stderr.strip().splitlines()[-1:] or [f"status {done.status}"]
+            raise CleaningError(f"images of the last job stay: ctr {words[0]} {words[1]}: {said[0]}", SET_ASIDE)
+
+
+def _hold(containerd: Client, words: list[str], *, is_there: bool) -> None:
+    """The collector runs 0.1 s after containerd has started, and takes a blob that has no label yet."""
+    digest = containerd_holder.DIGEST_OF_IT
+    for left in reversed(range(_TRIES)):
+        if not is_there:
+            content = containerd_holder.CONTENT
+            containerd.call("content", "ingest", "--expected-digest", digest, "cachedind-unused", stdin=content)
+        try:
+            containerd.call("content", "label", digest, *words)
+        except CleaningError:
+            if not left:
+                raise
+            is_there = False
+        else:
+            return
+
+
+def entry(target: str, raw: bytes) -> dict[str, object]:
+    document = parse_object(raw)
+    kind = "index" if "manifests" in document else "manifest"
+    return {
+        "mediaType": document.get("mediaType") or f"application/vnd.oci.image.{kind}.v1+json",
+        "digest": target,
+        "size": len(raw),
+        "annotations": {"io.containerd.image.name": f"docker.io/library/cachedind-unused:{digits(target)}"},
+    }
+
+
+def layout(entries: list[dict[str, object]]) -> bytes:
+    """An OCI layout in a tar with nothing but an index, whose blobs are there."""
+    index = {"schemaVersion": 2, "manifests": entries}
+    files = {"oci-layout": {"imageLayoutVersion": "1.0.0"}, "index.json": index}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in files.items():
+            raw = json.dumps(content).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(raw)
+            tar.addfile(member, io.BytesIO(raw))
+    return stream.getvalue()

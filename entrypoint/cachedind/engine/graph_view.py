@@ -1,0 +1,147 @@
+"""The fresh view with graph drivers, offline (fresh_images.py):
+
+    image/<driver>/repositories.json          only names that the next job is to see
+    image/<driver>/imagedb/content/sha256/…   configurations: those of other images move to .cachedind/unused/
+    image/<driver>/imagedb/metadata/sha256/…  goes with them (times of tags; parents, of the classic builder alone)
+    image/<driver>/layerdb, distribution      stay: a pull finds each layer there ("Already exists")
+
+An engine counts who uses a layer when it starts, and removes one when the last user lets go. A layer that nobody uses
+stays for ever, so it is the engine that removes what is to go: the records are put back, and its API asked (moby,
+layer/layer_store.go, image/store.go; tried with 26.1 and 28.5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base.state import parse_object
+from cachedind.engine import fresh_images, paths
+from cachedind.engine.image_names import canonical, familiar
+from cachedind.engine.store_files import DIGEST, digits, mapping
+from cachedind.host import beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cachedind.engine.fresh_images import View
+
+UNUSED = ".cachedind/unused"
+"""Configurations of images that no job sees, each under the digits of its digest."""
+_MAX_BYTES = 16 << 20
+"""Of the file with all names."""
+
+Repositories = dict[str, dict[str, str]]
+
+
+class Plan(NamedTuple):
+    """What becomes of the records: the names that stay, and the configurations that go out of sight (with the names
+    that they had), and come back into it."""
+
+    repositories: Repositories
+    hidden: Mapping[str, tuple[str, ...]]
+    shown: frozenset[str]
+
+
+def plan_view(before: Repositories, there: frozenset[str], unused: frozenset[str], view: View) -> Plan:
+    """Pure. `there` are the configurations that the engine has, `unused` those that were put away."""
+    names = {name: config for name, config in view.names.items() if config in there | unused}
+    stay = (view.ids & there) | frozenset(names.values())
+    after: Repositories = {}
+    had: dict[str, list[str]] = {config: [] for config in there - stay}
+    for repository, references in before.items():
+        for name, config in references.items():
+            if config in view.ids and canonical(name) not in names:
+                after.setdefault(repository, {})[name] = config
+            elif config in had:
+                had[config].append(name)
+    for full, config in names.items():
+        name = familiar(full)
+        after.setdefault(name.rpartition(":")[0], {})[name] = config
+    return Plan(after, {config: tuple(found) for config, found in had.items()}, stay & unused - there)
+
+
+class GraphView:
+    def __init__(self, root_fd: int, driver: str) -> None:
+        self._root_fd = root_fd
+        self._driver = driver
+        self._configurations = paths.configurations(driver)
+        self._metadata = self._configurations.replace("/content/", "/metadata/")
+
+    def plan(self, view: View) -> Plan:
+        """What there is to do."""
+        there = self._configs_in(self._configurations)
+        return plan_view(self._read_names(), there, self.unused() if view.names else frozenset(), view)
+
+    def apply(self, plan: Plan) -> None:
+        """Do it. A kill amid that leaves the rest to the next start. Raises OSError."""
+        if plan.hidden:
+            fresh_images.add_unused(self._root_fd, plan.hidden, keep=self.unused())
+        if plan.repositories != self._read_names():
+            self._write_names(plan.repositories)
+        self._move(plan.shown, UNUSED, self._configurations)
+        self._move(frozenset(plan.hidden), self._configurations, UNUSED)
+        self._remove_metadata(frozenset(plan.hidden))
+
+    def bring_back(self, ids: frozenset[str]) -> None:
+        """Give an engine the records of unused images again, to have it remove some of them. Raises OSError."""
+        self._move(ids & self.unused(), UNUSED, self._configurations)
+
+    def unused(self) -> frozenset[str]:
+        """The IDs of all that no job sees."""
+        return self._configs_in(UNUSED) - self._configs_in(self._configurations)
+
+    def forget(self, ids: frozenset[str]) -> None:
+        """Drop the records of unused images: an engine has removed them, or their layers were not there. Raises
+        OSError."""
+        with beneath.made_directory(self._root_fd, UNUSED) as unused_fd:
+            for config in ids & self._configs_in(UNUSED):
+                os.unlink(digits(config), dir_fd=unused_fd)
+
+    def _read_names(self) -> Repositories:
+        """What cannot be read has no names: an engine would not start with it."""
+        with contextlib.suppress(OSError, ValueError):
+            raw = parse_object(beneath.read(self._root_fd, paths.references(self._driver), _MAX_BYTES))
+            return {
+                repository: {name: str(config) for name, config in mapping(references).items()}
+                for repository, references in mapping(raw.get("Repositories")).items()
+            }
+        return {}
+
+    def _write_names(self, repositories: Repositories) -> None:
+        with beneath.made_directory(self._root_fd, paths.images(self._driver)) as directory_fd:
+            temporary = ".repositories.json.cachedind"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory_fd)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=directory_fd), "w") as file:
+                json.dump({"Repositories": repositories}, file)
+            os.rename(temporary, "repositories.json", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+    def _configs_in(self, path: str) -> frozenset[str]:
+        found = (f"sha256:{name}" for name in beneath.names(self._root_fd, path))
+        return frozenset(digest for digest in found if DIGEST.fullmatch(digest))
+
+    def _move(self, configs: frozenset[str], source: str, target: str) -> None:
+        if not configs:
+            return
+        with (
+            beneath.made_directory(self._root_fd, source) as source_fd,
+            beneath.made_directory(self._root_fd, target) as target_fd,
+        ):
+            for config in configs:
+                name = digits(config)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+    def _remove_metadata(self, configs: frozenset[str]) -> None:
+        from shutil import rmtree
+
+        there = set(beneath.names(self._root_fd, self._metadata)) if configs else set()
+        if not there:
+            return
+        with beneath.made_directory(self._root_fd, self._metadata) as metadata_fd:
+            for name in there & set(map(digits, configs)):
+                rmtree(name, dir_fd=metadata_fd)
