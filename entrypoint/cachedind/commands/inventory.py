@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import NotInPoolError, PoolMissingError
+from cachedind.base.model import ImageStore, StoragePlan
 from cachedind.base.trace import Trace
 from cachedind.dataroot import facts, witness
-from cachedind.host import procfs
+from cachedind.engine import remapping, unused_sizes
+from cachedind.host import beneath, procfs
 from cachedind.pool import choice, directory, founding, key_directory, keys, scopes, slots, survey, sweeping
 from cachedind.pool.slot_state import Candidate, Kind
 
@@ -51,7 +53,8 @@ class Row(NamedTuple):
     `key` is the key as given, or its directory's name where nothing tells the key; `name` the path below that
     directory, empty where the whole directory cannot be read; `scope` which job of the key it is of; `why` says what is
     wrong with something unreadable. `holder` is who holds a slot (`held`) or held it last. Times in seconds since the
-    epoch; sizes in bytes and inodes, None where they were not measured. What is unique goes with it.
+    epoch; sizes in bytes and inodes, None where they were not measured. What is unique goes with it; what is unused is
+    of images that no job sees.
     """
 
     key: str
@@ -73,6 +76,9 @@ class Row(NamedTuple):
     unique_bytes: int | None = None
     unique_inodes: int | None = None
     shared_bytes: int | None = None
+    remap: str = ""
+    unused_images: int | None = None
+    unused_bytes: int | None = None
 
     @property
     def id(self) -> str:
@@ -185,6 +191,7 @@ def _read_row(
         store=None if data is None else str(data.store),
         driver=None if data is None else data.driver,
         ready_s=None if data is None else data.ready_s,
+        remap="" if data is None else data.remap,
     )
 
 
@@ -234,7 +241,7 @@ def measured(pool: Pool, rows: list[Row]) -> Iterator[Row]:
         own = [found.own, *(sizes[layer_id] for layer_id in known if owners[layer_id] == 1)]
         shared = sum(sizes[layer_id].bytes for layer_id in known if owners[layer_id] != 1)
         shared += sum(size.bytes for size in found.linked.values())
-        yield row._replace(
+        yield _count_unused(pool, row)._replace(
             unique_bytes=sum(size.bytes for size in own),
             unique_inodes=sum(size.inodes for size in own),
             shared_bytes=shared,
@@ -249,6 +256,23 @@ def _measure(pool: Pool, row: Row) -> survey.Measured | None:
         return survey.measure(key_fd, row.name)
     finally:
         os.close(key_fd)
+
+
+def _count_unused(pool: Pool, row: Row) -> Row:
+    if row.store is None or row.driver is None:
+        return row
+    with contextlib.suppress(OSError):
+        fd = beneath.open_path(pool.keys_fd, f"{row.directory}/{row.name}/data", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            root_fd = remapping.open_in(fd, row.remap)
+        finally:
+            os.close(fd)
+        try:
+            found = unused_sizes.measure(root_fd, StoragePlan(ImageStore(row.store), row.driver, ""))
+        finally:
+            os.close(root_fd)
+        return row._replace(unused_images=found.images, unused_bytes=found.bytes)
+    return row
 
 
 def as_json(row: Row) -> Report:

@@ -25,7 +25,7 @@ _STYLES = {
     Condition.SUPERSEDED: "dim",
     Condition.THROW_AWAY: "dim",
 }
-_LEAST_IMPORTANT = ("HOST", "STORE", "DRIVER", "ENGINE", "READY", "SHARED", "UNIQUE", "LAST USED")
+_LEAST_IMPORTANT = ("HOST", "STORE", "DRIVER", "ENGINE", "READY", "UNUSED", "SHARED", "UNIQUE", "LAST USED")
 """What is left out of a table that is too wide, in this order. HOST is the holder's host name."""
 _LONG_STATE = 26
 _GAP = 2
@@ -43,7 +43,7 @@ def print_rows(rows: Sequence[Row], now: float, *, sizes: bool, console: Console
     if not rows:
         console.print("The pool is empty.")
         return
-    left_out = [] if sizes else ["UNIQUE", "SHARED"]
+    left_out = [] if sizes else ["UNIQUE", "SHARED", "UNUSED"]
     if not any(row.scope for row in rows):
         left_out.append("SCOPE")
     if not console.is_terminal:
@@ -113,6 +113,7 @@ def _columns(rows: Sequence[Row], now: float, left_out: Sequence[str]) -> list[_
         _Column("LAST USED", [_last_used(row, now) for row in rows]),
         _Column("UNIQUE", [_size(row.unique_bytes) for row in rows], right=True),
         _Column("SHARED", [_size(row.shared_bytes) for row in rows], right=True),
+        _Column("UNUSED", [_size(row.unused_bytes) for row in rows], right=True),
         _Column("READY", ["-" if row.ready_s is None else f"{row.ready_s:.1f} s" for row in rows], right=True),
         _Column("ENGINE", [printable(row.engine or "-") for row in rows]),
         _Column("DRIVER", [printable(row.driver or "-") for row in rows]),

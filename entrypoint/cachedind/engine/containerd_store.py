@@ -181,6 +181,17 @@ class ContainerdStore(StoreFiles):
                         blobs.append(blob)
         return found
 
+    def sizes_of(self, target: str) -> dict[str, int]:
+        """Bytes of an image's layers as the snapshotter counts them, by chain ID; none where it cannot be read."""
+        sizes: dict[str, int] = {}
+        image = self._image(target, (), ())
+        with contextlib.suppress(OSError, ValueError):
+            for chain_id, _ in self._layers_of(image) if image else ():
+                size = dict(self._metadata.items(b"v1", b"snapshots", self._keys[chain_id])).get(b"size", b"")
+                # Signed numbers are written in zigzag (Go's binary.PutVarint).
+                sizes[chain_id] = _uvarint(size, 0)[0] >> 1
+        return sizes
+
     def _layers_of(self, image: StoredImage) -> list[tuple[str, str]]:
         """Chain IDs and blobs of an image's layers, lowest first."""
         layers = mapping(self._manifest_of(image.target)).get("layers")

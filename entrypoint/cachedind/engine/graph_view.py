@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.state import parse_object
 from cachedind.engine import fresh_images, paths
 from cachedind.engine.image_names import canonical, familiar
-from cachedind.engine.store_files import DIGEST, digits, mapping
+from cachedind.engine.images import chain_ids
+from cachedind.engine.store_files import DIGEST, digits, mapping, read, read_verified
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ class GraphView:
 
     def plan(self, view: View) -> Plan:
         """What there is to do."""
-        there = self._configs_in(self._configurations)
-        return plan_view(self._read_names(), there, self.unused() if view.names else frozenset(), view)
+        return plan_view(self._read_names(), self.shown(), self.unused() if view.names else frozenset(), view)
 
     def apply(self, plan: Plan) -> None:
         """Do it. A kill amid that leaves the rest to the next start. Raises OSError."""
@@ -91,7 +91,23 @@ class GraphView:
 
     def unused(self) -> frozenset[str]:
         """The IDs of all that no job sees."""
-        return self._configs_in(UNUSED) - self._configs_in(self._configurations)
+        return self._configs_in(UNUSED) - self.shown()
+
+    def shown(self) -> frozenset[str]:
+        """The IDs of all that a job sees."""
+        return self._configs_in(self._configurations)
+
+    def sizes_of(self, path: str, image_id: str) -> dict[str, int]:
+        """Bytes of an image's layers as the engine counts them, by chain ID, from its configuration in the directory
+        `path`; none where it cannot be read."""
+        sizes: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            config = parse_object(read_verified(self._root_fd, path, image_id))
+            diff_ids = mapping(config.get("rootfs")).get("diff_ids")
+            records = paths.layer_records(self._driver)
+            for chain_id in chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else ():
+                sizes[chain_id] = int(read(self._root_fd, f"{records}/{digits(chain_id)}/size"))
+        return sizes
 
     def forget(self, ids: frozenset[str]) -> None:
         """Drop the records of unused images: an engine has removed them, or their layers were not there. Raises
