@@ -25,7 +25,7 @@ _STYLES = {
     Condition.SUPERSEDED: "dim",
     Condition.THROW_AWAY: "dim",
 }
-_LEAST_IMPORTANT = ("HOST", "STORE", "DRIVER", "ENGINE", "READY", "UNUSED", "SHARED", "UNIQUE", "LAST USED")
+_LEAST_IMPORTANT = ("HOST", "STORE", "DRIVER", "READY", "ENGINE", "UNUSED", "SHARED", "UNIQUE", "LAST USED")
 """What is left out of a table that is too wide, in this order. HOST is the holder's host name."""
 _LONG_STATE = 26
 _GAP = 2

@@ -28,6 +28,7 @@ def row(name: str, condition: Condition, **more: object) -> Row:
         "last_used": NOW - 300,
         "unique_bytes": 12 << 20,
         "shared_bytes": 3 << 30,
+        "unused_bytes": 1 << 20,
         "trusted": True,
     }
     return Row(
@@ -51,7 +52,7 @@ ROWS = [
     row("golden", Condition.GOLDEN, ready_s=None),
     row("golden.other/26.1-graphdriver-overlay2-x86_64", Condition.OTHER, engine="26.1.5"),
     held("aaaaaaaaaaaa"),
-    row("slots/bbbbbbbbbbbb", Condition.SUPERSEDED, last_used=None, unique_bytes=None, shared_bytes=None),
+    row("slots/bbbbbbbbbbbb", Condition.SUPERSEDED, last_used=None, unique_bytes=None, shared_bytes=None, unused_bytes=None),
     row("slots/cccccccccccc", Condition.FREE, key="default", directory="default"),
 ]
 
@@ -74,28 +75,28 @@ def cells(lines: list[str]) -> list[list[str]]:
 
 
 def test_a_pipe_gets_everything_on_one_line_each() -> None:
-    rest = ["12.0 MiB", "3.0 GiB", "0.8 s", "28.5.2", "overlayfs", "containerd"]
+    rest = ["12.0 MiB", "3.0 GiB", "1.0 MiB", "0.8 s", "28.5.2", "overlayfs", "containerd"]
     assert cells(draw(ROWS, None)) == [
-        ["KEY", "SLOT", "STATE", "LAST USED", "UNIQUE", "SHARED", "READY", "ENGINE", "DRIVER", "STORE"],
-        ["group/project", "-", "golden", "5 min ago", *rest[:2], "-", *rest[3:]],
-        ["group/project", "-", "golden (other engine)", "5 min ago", *rest[:3], "26.1.5", *rest[4:]],
+        ["KEY", "SLOT", "STATE", "LAST USED", "UNIQUE", "SHARED", "UNUSED", "READY", "ENGINE", "DRIVER", "STORE"],
+        ["group/project", "-", "golden", "5 min ago", *rest[:3], "-", *rest[4:]],
+        ["group/project", "-", "golden (other engine)", "5 min ago", *rest[:4], "26.1.5", *rest[5:]],
         ["group/project", "a" * 12, f"held by 0123456789ab ({HOST})", "for 90 s", *rest],
-        ["group/project", "b" * 12, "superseded", "-", "-", "-", *rest[2:]],
+        ["group/project", "b" * 12, "superseded", "-", "-", "-", "-", *rest[3:]],
         ["default", "c" * 12, "free", "5 min ago", *rest],
     ]
 
 
 def test_a_usual_terminal_gets_what_matters_by_key() -> None:
     assert draw(ROWS, 80) == [
-        "SLOT          STATE                  LAST USED    UNIQUE   SHARED  READY  ENGINE",
+        "SLOT          STATE                  LAST USED    UNIQUE   SHARED   UNUSED",
         "group/project",
-        "-             golden                 5 min ago  12.0 MiB  3.0 GiB      -  28.5.2",
-        "-             golden (other engine)  5 min ago  12.0 MiB  3.0 GiB  0.8 s  26.1.5",
-        "aaaaaaaaaaaa  held by 0123456789ab   for 90 s   12.0 MiB  3.0 GiB  0.8 s  28.5.2",
-        "bbbbbbbbbbbb  superseded             -                 -        -  0.8 s  28.5.2",
+        "-             golden                 5 min ago  12.0 MiB  3.0 GiB  1.0 MiB",
+        "-             golden (other engine)  5 min ago  12.0 MiB  3.0 GiB  1.0 MiB",
+        "aaaaaaaaaaaa  held by 0123456789ab   for 90 s   12.0 MiB  3.0 GiB  1.0 MiB",
+        "bbbbbbbbbbbb  superseded             -                 -        -        -",
         "default",
-        "cccccccccccc  free                   5 min ago  12.0 MiB  3.0 GiB  0.8 s  28.5.2",
-        "(no room for: host, store, driver; --json has everything)",
+        "cccccccccccc  free                   5 min ago  12.0 MiB  3.0 GiB  1.0 MiB",
+        "(no room for: host, store, driver, ready, engine; --json has everything)",
     ]
 
 
