@@ -127,7 +127,7 @@ def _measure(pool: Pool, rows: list[Row]) -> list[Row]:
     from rich.console import Console
     from rich.progress import track
 
-    from cachedind.commands.inventory import measured
+    from cachedind.commands.row_sizes import measured
 
     console = Console(stderr=True)
     steps = track(

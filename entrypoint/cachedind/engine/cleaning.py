@@ -3,41 +3,36 @@
 Containers, networks and volumes go; images are hidden (hiding.py); their layers and the build cache stay. The private
 daemon runs only when something was found, or the slot has to be pruned.
 
-The private daemon starts neither containers nor a swarm, so nothing runs once more for that. A swarm is ended without
-it, as `docker swarm leave --force` does it, which is to empty its directory (moby, daemon/cluster/utils.go,
-clearPersistentState).
+The private daemon starts neither containers nor a swarm nor plugins, so nothing runs once more for that. A swarm is
+ended without it, as `docker swarm leave --force` does it, which is to empty its directory (moby,
+daemon/cluster/utils.go, clearPersistentState), and so are plugins, whose directory an engine makes anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError
-from cachedind.engine import fresh_images, hiding, image_uses, networks, pruning
+from cachedind.engine import fresh_images, hiding, image_uses, offline_removal, pruning
 from cachedind.engine.containerd_view import Client
 from cachedind.engine.leftovers import (
     CONTAINERS,
-    NETWORKS,
     SET_ASIDE,
-    UNREADABLE_NETWORKS,
-    VOLUMES,
     Leftovers,
     find_leftovers,
-    opened_directory,
     opened_root,
-    read_configs,
 )
 from cachedind.engine.private_containerd import DEADLINE_S, DIRECTORY, private_containerd, whole_seconds_left
 from cachedind.engine.private_daemon import private_daemon
 from cachedind.engine.remapping import engine_root
+from cachedind.engine.removal import Removal, remove_by_api
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     import docker
 
@@ -103,7 +98,7 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
     """
     started = time.monotonic()
     deadline = started + DEADLINE_S
-    told = _settle_without_daemon(job.root, leftovers, job.keep)
+    told = offline_removal.settle(job.root, leftovers, job.keep)
     with opened_root(job.root) as root_fd:
         images = None if job.images is None else hiding.begin(root_fd, job.storage, job.images)
         cleaned = _clean_by_daemon(job, leftovers, images, deadline)
@@ -116,7 +111,9 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
     told += cleaned.problems
     if leftovers:
         still_there = find_leftovers(job.root, job.keep, tested=job.tested).containers
-        told += remove_unknown_containers(job.root, [name for name in still_there if name in cleaned.unknown])
+        told += offline_removal.remove_unknown_containers(
+            job.root, [name for name in still_there if name in cleaned.unknown]
+        )
     for problem in told:
         job.log.warn(f"cleaning: {problem}")
     if leftovers:
@@ -129,8 +126,8 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
 def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | None, deadline: float) -> Cleaned:
     """Whatever takes an engine, by a private one, if anything does."""
     by_daemon = leftovers if CONTAINERS in job.keep else leftovers._replace(networks=())
-    needed = by_daemon._replace(swarm=False) or job.wanted is not None or (images is not None and images.needs_daemon)
-    if not needed:
+    for_images = images is not None and images.needs_daemon
+    if not (by_daemon.needs_daemon or for_images or job.wanted is not None):
         return Cleaned(leftovers)
     if images is not None:
         images.prepare(everything=job.wanted is not None)
@@ -143,8 +140,8 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
         keeps_networks=bool(by_daemon.networks),
     ) as client:
         job.trace.reach("maintain.started")
-        removal = _Removal(client, deadline)
-        removed = _remove_by_api(removal, by_daemon, job.keep)._replace(networks=leftovers.networks)
+        removal = Removal(client, deadline)
+        removed = remove_by_api(removal, by_daemon, job.keep)._replace(networks=leftovers.networks)
         if images is not None:
             images.amid(removal.try_images, _client_of(job))
         job.trace.reach("maintain.cleaned")
@@ -182,58 +179,6 @@ def _check_all_gone(job: Job, told: list[str]) -> None:
         raise CleaningError(f"of what the last job left, {left} could not be removed: {why}", SET_ASIDE)
 
 
-# ---- by a daemon's API ----------------------------------------------------------------------------------------------
-
-
-def _remove_by_api(removal: _Removal, leftovers: Leftovers, keep: frozenset[str]) -> Leftovers:
-    """Remove what was found; what is gone already is fine. One failure does not stop the rest.
-
-    Without "volumes" in `keep` the anonymous volumes of containers go with them.
-    """
-    api, with_volumes = removal.client.api, VOLUMES not in keep
-    made = [name for name in leftovers.networks if name != UNREADABLE_NETWORKS]
-    return Leftovers(
-        removal.try_all("container", leftovers.containers, partial(api.remove_container, v=with_volumes, force=True)),
-        removal.try_all("network", made, api.remove_network),
-        removal.try_all("volume", leftovers.volumes, partial(api.remove_volume, force=True)),
-        leftovers.swarm,
-    )
-
-
-class _Removal:
-    """Removing one thing after the other until a deadline: what the daemon did not know, and what went wrong."""
-
-    def __init__(self, client: docker.DockerClient, deadline: float) -> None:
-        self.client = client
-        self._deadline = deadline
-        self.unknown: set[str] = set()
-        self.problems: list[str] = []
-
-    def try_all(self, what: str, names: Iterable[str], remove: Callable[[str], object]) -> tuple[str, ...]:
-        """The names of those that were removed."""
-        from docker.errors import DockerException, NotFound
-        from requests import RequestException
-
-        gone = []
-        for name in names:
-            if time.monotonic() >= self._deadline:
-                self.problems.append(f"no time left to remove every {what}")
-                break
-            self.client.api.timeout = whole_seconds_left(self._deadline)
-            try:
-                remove(name)
-                gone.append(name)
-            except NotFound:
-                self.unknown.add(name)
-            except (DockerException, RequestException, UnicodeError) as error:
-                self.problems.append(f"{what} {name[:64]}: {getattr(error, 'explanation', None) or error}")
-        return tuple(gone)
-
-    def try_images(self, ids: Iterable[str]) -> tuple[str, ...]:
-        """IDs of images that were removed. Of an image whose layers are gone the engine does not know."""
-        return self.try_all("image", ids, partial(self.client.api.remove_image, force=True))
-
-
 def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, deadline: float) -> int | None:
     """Returns the limit that the job's own daemon is to keep the build cache to, None for the usual one."""
     from docker.errors import DockerException
@@ -263,62 +208,3 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, deadline: flo
     for problem in pruned.problems:
         job.log.warn(f"pruning: {problem}")
     return pruned.cache_limit_bytes
-
-
-# ---- without a daemon -----------------------------------------------------------------------------------------------
-
-
-def _settle_without_daemon(root: str, leftovers: Leftovers, keep: frozenset[str]) -> list[str]:
-    """What comes before any daemon. Returns what there is to say. Raises CleaningError."""
-    if leftovers.containers:
-        _note_uses(root, leftovers.containers)
-    if leftovers.swarm:
-        end_swarm(root)
-    return _settle_networks(root, leftovers, keep)
-
-
-def _settle_networks(data_root: str, leftovers: Leftovers, keep: frozenset[str]) -> list[str]:
-    """What is done about networks without a daemon. Returns what there is to say. Raises CleaningError."""
-    with opened_root(data_root):
-        if UNREADABLE_NETWORKS in leftovers.networks:
-            return networks.set_aside(data_root)
-        if not keep & {CONTAINERS, NETWORKS}:
-            networks.forget(data_root)
-    return []
-
-
-def _note_uses(data_root: str, containers: Iterable[str]) -> None:
-    """Which images the last job used, for when some have to go. To have missed one is no loss."""
-    with contextlib.suppress(CleaningError), opened_root(data_root) as root_fd:
-        used = [str(config.get("Image")) for config in read_configs(root_fd, containers)]
-        if used:
-            image_uses.note(root_fd, used, time.time())
-
-
-def end_swarm(data_root: str) -> None:
-    """Empty the directory of the swarm's state. Raises CleaningError."""
-    with opened_root(data_root) as root_fd, opened_directory(root_fd, "swarm") as fd:
-        for name in () if fd is None else os.listdir(fd):
-            _remove(name, fd)
-
-
-def remove_unknown_containers(data_root: str, names: Iterable[str]) -> list[str]:
-    """Remove from containers/ what a daemon did not take for containers: records cut off by a crash, or foreign things.
-
-    They would be found again at each start. Returns a sentence for each. Raises CleaningError.
-    """
-    told = []
-    with opened_root(data_root) as root_fd, opened_directory(root_fd, CONTAINERS) as fd:
-        for name in () if fd is None else names:
-            _remove(name, fd)
-            told.append(f"containers/{name[:64]} is removed: the daemon could not read it as a container")
-    return told
-
-
-def _remove(name: str, directory_fd: int | None) -> None:
-    from shutil import rmtree
-
-    if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
-        rmtree(name, dir_fd=directory_fd)
-    else:
-        os.unlink(name, dir_fd=directory_fd)

@@ -18,7 +18,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cachedind.base.state import parse_object
-from cachedind.engine import bolt, containerd_holder, paths
+from cachedind.engine import containerd_holder, paths
+from cachedind.engine.bolt_file import File, uvarint
 from cachedind.engine.images import chain_ids
 from cachedind.engine.platforms import choose_manifest
 from cachedind.engine.store_files import (
@@ -32,7 +33,6 @@ from cachedind.engine.store_files import (
     mapping,
     read_verified,
 )
-from cachedind.host import beneath
 from cachedind.host.beneath import directory
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from cachedind.engine.store_files import StoredImage
 
-_MAX_DATABASE_BYTES = 128 << 20
-"""How much of a database is read in all, however often it is looked into."""
 _MAX_NESTED = 2
 """An index may name another index, and nobody nests them deeper."""
 _BACKEND_KEY = re.compile(rb"moby/([0-9]{1,19})/(sha256:[0-9a-f]{64})")
@@ -53,8 +51,8 @@ _SNAPSHOT_DATA = {"overlayfs": "fs", "native": ".", "btrfs": ".", "erofs": "."}
 class ContainerdStore(StoreFiles):
     def __init__(self, root_fd: int, driver: str) -> None:
         super().__init__(root_fd, driver)
-        self._meta = _Database(root_fd, paths.META)
-        self._metadata = _Database(root_fd, paths.snapshots_database(driver))
+        self._meta = File(root_fd, paths.META)
+        self._metadata = File(root_fd, paths.snapshots_database(driver))
         self._targets: dict[str, str] = {}
         self._whole: set[int] = set()
 
@@ -74,8 +72,8 @@ class ContainerdStore(StoreFiles):
         parents: dict[int, int] = {}
         newest: dict[bytes, tuple[int, int]] = {}
         for link, key in self._metadata.items(b"v1", b"parents"):
-            parent, at = _uvarint(link, 0)
-            number, _ = _uvarint(link, at + 1)
+            parent, at = uvarint(link, 0)
+            number, _ = uvarint(link, at + 1)
             parents[number] = parent
             match = _BACKEND_KEY.fullmatch(key)
             if match is not None:
@@ -189,7 +187,7 @@ class ContainerdStore(StoreFiles):
             for chain_id, _ in self._layers_of(image) if image else ():
                 size = dict(self._metadata.items(b"v1", b"snapshots", self._keys[chain_id])).get(b"size", b"")
                 # Signed numbers are written in zigzag (Go's binary.PutVarint).
-                sizes[chain_id] = _uvarint(size, 0)[0] >> 1
+                sizes[chain_id] = uvarint(size, 0)[0] >> 1
         return sizes
 
     def _layers_of(self, image: StoredImage) -> list[tuple[str, str]]:
@@ -237,58 +235,13 @@ class ContainerdStore(StoreFiles):
             if chain_id not in self._keys:
                 raise ValueError("no such snapshot")
             items = dict(self._metadata.items(b"v1", b"snapshots", self._keys[chain_id]))
-            numbers[chain_id], _ = _uvarint(items.get(b"id", b""), 0)
+            numbers[chain_id], _ = uvarint(items.get(b"id", b""), 0)
         return numbers[chain_id]
 
     def _check_data(self, number: int, layers_fd: int) -> None:
         if self._driver in _SNAPSHOT_DATA and not is_shared_layer(layers_fd, str(number)):
             with directory(layers_fd, str(number)) as layer_fd:
                 check_directory(layer_fd, _SNAPSHOT_DATA[self._driver])
-
-
-class _Database:
-    """A bolt file in a data-root, opened for each look. A daemon may have it open too: a change amid a look is a
-    ValueError, and the look is not repeated."""
-
-    def __init__(self, root_fd: int, path: str) -> None:
-        self._root_fd = root_fd
-        self._path = path
-        self._left_bytes = _MAX_DATABASE_BYTES
-
-    def buckets(self, *path: bytes) -> list[bytes]:
-        """Raises ValueError or OSError, also for no such bucket."""
-        with self._opened() as database:
-            return database.buckets(path)
-
-    def items(self, *path: bytes) -> list[tuple[bytes, bytes]]:
-        """Raises ValueError or OSError, also for no such bucket."""
-        with self._opened() as database:
-            return list(database.items(path))
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[bolt.Database]:
-        fd, size_bytes = beneath.open_file(self._root_fd, self._path)
-
-        def read(size: int, offset: int) -> bytes:
-            self._left_bytes -= size
-            if self._left_bytes < 0:
-                raise ValueError("the database is larger than what is read of it")
-            return os.pread(fd, size, offset)
-
-        try:
-            yield bolt.Database(read, size_bytes)
-        finally:
-            os.close(fd)
-
-
-def _uvarint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number as Go's binary.PutUvarint writes it, and where it ends. Raises ValueError."""
-    value = 0
-    for index, byte in enumerate(raw[at : at + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, at + index + 1
-    raise ValueError("a number without an end")
 
 
 def _repository(name: str) -> str:

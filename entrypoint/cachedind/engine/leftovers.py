@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
@@ -25,24 +26,37 @@ it is moved out of the way, which takes all networks with it."""
 _PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
 _SWARM_NETWORK = "docker_gwbridge"
 """Made by a swarm, and left by it. Its overlay networks are in its own state, not in libnetwork's."""
+_PLUGIN = re.compile(r"[0-9a-f]{64}")
+"""A plugin's directory (moby, plugin/store.go). Beside those there is `storage`, which any engine makes."""
 _MAX_CONFIG_BYTES = 8 << 20
 SET_ASIDE = "set this data-root aside and start with another"
 """The hint of errors for what cleaning cannot remove."""
 
 
 class Leftovers(NamedTuple):
-    """What the last job left: containers and networks by id, volumes by name. False when there is nothing."""
+    """What the last job left: containers, networks and plugins by id, volumes by name. False when there is nothing."""
 
     containers: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     swarm: bool = False
+    plugins: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.containers or self.networks or self.volumes or self.swarm)
+        return bool(self.needs_daemon or self.swarm or self.plugins)
+
+    @property
+    def needs_daemon(self) -> bool:
+        """Whether there is something that an engine has to remove."""
+        return bool(self.containers or self.networks or self.volumes)
 
     def __str__(self) -> str:
-        counts = ((self.containers, "container"), (self.networks, "network"), (self.volumes, "volume"))
+        counts = (
+            (self.containers, "container"),
+            (self.networks, "network"),
+            (self.volumes, "volume"),
+            (self.plugins, "plugin"),
+        )
         words = [f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for found, what in counts if found]
         return ", ".join(words + ["a swarm"] * self.swarm) or "nothing"
 
@@ -50,7 +64,8 @@ class Leftovers(NamedTuple):
 def find_leftovers(data_root: str, keep: frozenset[str], *, tested: bool = True) -> Leftovers:
     """What there is to remove from an engine's root whose lease we hold: all but the kinds in `keep`.
 
-    What kept containers use is kept with them: their volumes, their networks, and a swarm, whose services they may be.
+    What kept containers use is kept with them: their volumes, their networks, a swarm, whose services they may be, and
+    plugins.
     Unless the tests run the engines of the data (`tested`), records of networks that nobody knows are none.
     Follows no links below `data_root` and reads no more than a bounded part of any file. Raises CleaningError when a
     something else stands in the place of one of the engine's directories, or it cannot be read.
@@ -60,10 +75,12 @@ def find_leftovers(data_root: str, keep: frozenset[str], *, tested: bool = True)
         used = _used_by(root_fd, containers) if CONTAINERS in keep else frozenset()
         made = () if NETWORKS in keep else _find_networks(root_fd, used, tested=tested)
         volumes = () if VOLUMES in keep else _directories_below(root_fd, VOLUMES)
-        swarm = CONTAINERS not in keep and "docker-state.json" in _names_below(root_fd, "swarm")
-    return Leftovers(
-        () if CONTAINERS in keep else containers, made, tuple(name for name in volumes if name not in used), swarm
-    )
+        volumes = tuple(name for name in volumes if name not in used)
+        if CONTAINERS in keep:
+            return Leftovers(networks=made, volumes=volumes)
+        swarm = "docker-state.json" in _names_below(root_fd, "swarm")
+        plugins = tuple(name for name in _directories_below(root_fd, "plugins") if _PLUGIN.fullmatch(name))
+    return Leftovers(containers, made, volumes, swarm, plugins)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

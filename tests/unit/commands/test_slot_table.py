@@ -19,6 +19,9 @@ NOW = 1_000_000.0
 HOST = "runner-abcdefgh-project-4711-concurrent-0"
 
 
+SIZES = ("unique_bytes", "shared_bytes", "unused_bytes")
+
+
 def row(name: str, condition: Condition, **more: object) -> Row:
     known: dict[str, object] = {
         "engine": "28.5.2",
@@ -52,7 +55,14 @@ ROWS = [
     row("golden", Condition.GOLDEN, ready_s=None),
     row("golden.other/26.1-graphdriver-overlay2-x86_64", Condition.OTHER, engine="26.1.5"),
     held("aaaaaaaaaaaa"),
-    row("slots/bbbbbbbbbbbb", Condition.SUPERSEDED, last_used=None, unique_bytes=None, shared_bytes=None, unused_bytes=None),
+    row(
+        "slots/bbbbbbbbbbbb",
+        Condition.SUPERSEDED,
+        last_used=None,
+        unique_bytes=None,
+        shared_bytes=None,
+        unused_bytes=None,
+    ),
     row("slots/cccccccccccc", Condition.FREE, key="default", directory="default"),
 ]
 

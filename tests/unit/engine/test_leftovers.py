@@ -56,6 +56,8 @@ def used(fresh: Path) -> Path:
         (fresh / "volumes" / name / "_data").mkdir(parents=True)
     networks(fresh, (A, "one"), (B, "other"), ("c" * 64, "byname"), ("d" * 64, "docker_gwbridge"))
     write(fresh / "swarm/docker-state.json", "{}")
+    write(fresh / "plugins" / B / "config.json", "{}")
+    (fresh / "plugins/storage/blobs").mkdir(parents=True)
     return fresh
 
 
@@ -69,12 +71,19 @@ def test_nothing_is_found_where_nothing_is(fresh: Path, tmp_path: Path) -> None:
 
 def test_each_kind_is_found(used: Path) -> None:
     found = find_leftovers(str(used), NOTHING)
-    assert found == Leftovers((A,), (A, B, "c" * 64, "d" * 64), ("anonymous", "mine", "other"), True)
-    assert str(found) == "1 container, 4 networks, 3 volumes, a swarm"
+    assert found == Leftovers((A,), (A, B, "c" * 64, "d" * 64), ("anonymous", "mine", "other"), True, (B,))
+    assert str(found) == "1 container, 4 networks, 3 volumes, 1 plugin, a swarm"
 
 
 @pytest.mark.parametrize(
-    "one", [Leftovers((A,)), Leftovers(networks=(A,)), Leftovers(volumes=("v",)), Leftovers(swarm=True)]
+    "one",
+    [
+        Leftovers((A,)),
+        Leftovers(networks=(A,)),
+        Leftovers(volumes=("v",)),
+        Leftovers(swarm=True),
+        Leftovers(plugins=(A,)),
+    ],
 )
 def test_one_of_anything_is_something(one: Leftovers) -> None:
     assert one

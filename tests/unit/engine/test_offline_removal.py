@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cachedind.base.errors import CleaningError
-from cachedind.engine.cleaning import end_swarm, remove_unknown_containers
+from cachedind.engine.offline_removal import empty_directory, remove_unknown_containers
 
 A = "a" * 64
 
@@ -39,7 +39,7 @@ def test_a_swarm_is_ended_without_following_links(root: Path, outside: Path) -> 
     write(root / "swarm/raft/wal/0", "x")
     (root / "swarm/link").symlink_to(outside)
     (root / "swarm/raft/link").symlink_to(outside / "precious")
-    end_swarm(str(root))
+    empty_directory(str(root), "swarm")
     assert list((root / "swarm").iterdir()) == []
     assert (outside / "precious/file").read_text() == "kept"
 
@@ -48,7 +48,7 @@ def test_a_link_for_the_swarm_is_not_emptied(root: Path, outside: Path) -> None:
     (root / "swarm").rmdir()
     (root / "swarm").symlink_to(outside)
     with pytest.raises(CleaningError, match="swarm: Not a directory"):
-        end_swarm(str(root))
+        empty_directory(str(root), "swarm")
     assert (outside / "precious/file").read_text() == "kept"
 
 
