@@ -1,4 +1,4 @@
-"""A bolt file in a data-root, opened for each look, as a daemon may have it open, too; and how Go writes numbers in it."""
+"""A bolt file in a data-root, opened for each look, as a daemon may have it open; and numbers as Go writes them."""
 
 from __future__ import annotations
 
