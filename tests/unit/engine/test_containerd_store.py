@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cachedind.engine import bolt_file
 from cachedind.engine.images import Record
 from helpers.boltfiles import PAGE_SIZE, bolt_file
 from helpers.stores import REDIS, Containerd, answers, remove, sha, uvarint, write
@@ -194,7 +193,7 @@ def test_links_between_snapshots_that_make_no_sense_end_somewhere(containerd: Co
 
 def test_a_database_is_read_up_to_a_limit(containerd: Containerd, monkeypatch: pytest.MonkeyPatch) -> None:
     image = containerd.add((REDIS,), "base")
-    monkeypatch.setattr(bolt_file, "_MAX_BYTES", 24 * PAGE_SIZE)
+    monkeypatch.setattr("cachedind.engine.bolt_file._MAX_BYTES", 24 * PAGE_SIZE)
     store = containerd.open()
     names = [store.keeps(Record((f"docker.io/library/none:{number}",), "", "")) for number in range(20)]
     assert not any(names)
