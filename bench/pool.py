@@ -20,12 +20,13 @@ from figures import median_of_each, speed_ratio, spread
 from helpers.engine import Engine
 from starts import BARE, CROWD, measure_crowds, measure_starts
 from throughput import DISKS, HOST, measure_writes
+from views import measure_views, summarise_views
 
 if TYPE_CHECKING:
     from starts import Gathering, Start
     from throughput import Write
 
-PARTS = ("ready", "crowd", "throughput")
+PARTS = ("ready", "crowd", "throughput", "view")
 Row = dict[str, object]
 
 
@@ -104,6 +105,8 @@ def measure(part: str, engine: Engine, suite: str, runs: int, disk: str) -> list
             return summarise_starts(measure_starts(engine, suite, runs))
         case "crowd":
             return summarise_crowds(measure_crowds(engine, suite, runs))
+        case "view":
+            return summarise_views(measure_views(engine, suite, runs))
         case _:
             return summarise_writes(measure_writes(engine, suite, runs, disk))
 

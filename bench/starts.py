@@ -93,10 +93,11 @@ def fill(dind: Dind) -> None:
     """Let an instance build the small project once, and remove it."""
     launch(dind, "the first one")
     dind.build(small_project())
-    _end(dind)
+    end(dind)
 
 
-def _end(dind: Dind) -> None:
+def end(dind: Dind) -> None:
+    """Let its witness do what comes late, and remove it."""
     time.sleep(_LATE_WORK_S)
     dind.remove()
 
@@ -105,7 +106,7 @@ def _without_pool(engine: Engine, suite: str, command: str, volume: Volume) -> S
     dind = create(engine, suite, command, volume=volume)
     case = BARE if command == REAL_DOCKERD else DIRECT
     answer = launch(dind, case)
-    _end(dind)
+    end(dind)
     return Start(case, "-", answer)
 
 
@@ -129,7 +130,7 @@ def _on_pool(engine: Engine, suite: str, place: Place, pool: Volume, turn: int) 
             holder = dind
             time.sleep(_LATE_WORK_S)
         else:
-            _end(dind)
+            end(dind)
     if holder is not None:
         holder.remove()
     return starts
@@ -151,7 +152,7 @@ def measure_crowds(engine: Engine, suite: str, runs: int) -> list[Gathering]:
     for pool in pools.values():
         env = {"CACHEDIND_KEY": _KEY}
         fill(create(engine, suite, ENTRY, pool=pool, env=env))
-        _end(_launched(create(engine, suite, ENTRY, pool=pool, env=env)))  # makes the first one's state the golden
+        end(_launched(create(engine, suite, ENTRY, pool=pool, env=env)))  # makes the first one's state the golden
     found = []
     for turn in range(runs + 1):
         # A key of its own for each round: slots that the last one has freed would be leased.

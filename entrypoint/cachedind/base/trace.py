@@ -39,6 +39,11 @@ POINTS = (
     "maintain.started",
     "maintain.cleaned",
     "maintain.pruned",
+    "view.noted",
+    "view.named",
+    "view.moved",
+    "view.held",
+    "view.gone",
     "maintain.stopped",
     "seed.started",
     "seed.loaded",
@@ -59,3 +64,6 @@ class Trace(NamedTuple):
         """The step `point` (one of POINTS) is done."""
         if self.kill_at and point == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+NOWHERE = Trace()

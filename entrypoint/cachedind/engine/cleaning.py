@@ -100,7 +100,7 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
     deadline = started + DEADLINE_S
     told = offline_removal.settle(job.root, leftovers, job.keep)
     with opened_root(job.root) as root_fd:
-        images = None if job.images is None else hiding.begin(root_fd, job.storage, job.images)
+        images = None if job.images is None else hiding.begin(root_fd, job.storage, job.images, job.trace)
         cleaned = _clean_by_daemon(job, leftovers, images, deadline)
         if images is not None:
             images.finish(partial(_run_containerd, job, deadline))
@@ -147,7 +147,7 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
         job.trace.reach("maintain.cleaned")
         limit = None
         if job.wanted is not None:
-            limit = _prune(client, job, job.wanted, deadline)
+            limit = _prune(client, job, job.wanted, images.seen if images else frozenset(), deadline)
             job.trace.reach("maintain.pruned")
     return Cleaned(removed, frozenset(removal.unknown), tuple(removal.problems), limit, by_engine=True)
 
@@ -179,14 +179,15 @@ def _check_all_gone(job: Job, told: list[str]) -> None:
         raise CleaningError(f"of what the last job left, {left} could not be removed: {why}", SET_ASIDE)
 
 
-def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, deadline: float) -> int | None:
+def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozenset[str], deadline: float) -> int | None:
     """Returns the limit that the job's own daemon is to keep the build cache to, None for the usual one."""
     from docker.errors import DockerException
     from requests import RequestException
 
     client.api.timeout = whole_seconds_left(deadline)
     with opened_root(job.root) as root_fd:
-        uses, unused = image_uses.read(root_fd), fresh_images.read_unused(root_fd)
+        uses, names = image_uses.read(root_fd), fresh_images.read_unused(root_fd)
+    unused = {image_id: found for image_id, found in names.items() if image_id not in seen}
     if job.images is not None:
         uses = image_uses.latest(uses, job.images.uses)
     try:

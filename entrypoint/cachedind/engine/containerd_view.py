@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError
 from cachedind.base.state import parse_object
+from cachedind.base.trace import NOWHERE
 from cachedind.engine import containerd_holder, fresh_images
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.leftovers import SET_ASIDE
@@ -22,6 +23,7 @@ from cachedind.host import processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cachedind.base.trace import Trace
     from cachedind.engine.fresh_images import View
 
 _CALL_S = 60.0
@@ -61,7 +63,8 @@ def plan_view(
 
 
 class ContainerdView:
-    def __init__(self, root_fd: int, driver: str) -> None:
+    def __init__(self, root_fd: int, driver: str, trace: Trace = NOWHERE) -> None:
+        self._trace = trace
         self._root_fd = root_fd
         self._store = ContainerdStore(root_fd, driver)
 
@@ -82,8 +85,10 @@ class ContainerdView:
         words = containerd_holder.label_words(plan.hidden.keys() - unused, plan.dropped)
         if words:
             _hold(containerd, words, is_there=bool(unused))
+            self._trace.reach("view.held")
         if plan.names:
             containerd.call("images", "rm", *plan.names)
+            self._trace.reach("view.gone")
 
     def bring_back(self, containerd: Client) -> None:
         """Make records of all unused images, and hold them no longer, to have an engine remove some. Raises

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.state import parse_object
+from cachedind.base.trace import NOWHERE
 from cachedind.engine import fresh_images, paths
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import chain_ids
@@ -27,6 +28,7 @@ from cachedind.host import beneath
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cachedind.base.trace import Trace
     from cachedind.engine.fresh_images import View
 
 UNUSED = ".cachedind/unused"
@@ -65,7 +67,8 @@ def plan_view(before: Repositories, there: frozenset[str], unused: frozenset[str
 
 
 class GraphView:
-    def __init__(self, root_fd: int, driver: str) -> None:
+    def __init__(self, root_fd: int, driver: str, trace: Trace = NOWHERE) -> None:
+        self._trace = trace
         self._root_fd = root_fd
         self._driver = driver
         self._configurations = paths.configurations(driver)
@@ -79,10 +82,13 @@ class GraphView:
         """Do it. A kill amid that leaves the rest to the next start. Raises OSError."""
         if plan.hidden:
             fresh_images.add_unused(self._root_fd, plan.hidden, keep=self.unused())
+            self._trace.reach("view.noted")
         if plan.repositories != self._read_names():
             self._write_names(plan.repositories)
+            self._trace.reach("view.named")
         self._move(plan.shown, UNUSED, self._configurations)
         self._move(frozenset(plan.hidden), self._configurations, UNUSED)
+        self._trace.reach("view.moved")
         self._remove_metadata(frozenset(plan.hidden))
 
     def bring_back(self, ids: frozenset[str]) -> None:

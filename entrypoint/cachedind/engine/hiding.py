@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cachedind.base.model import StoragePlan
+    from cachedind.base.trace import Trace
     from cachedind.engine.containerd_view import Client
     from cachedind.engine.fresh_images import View
 
@@ -55,17 +56,17 @@ class Hiding(Protocol):
         OSError."""
 
 
-def begin(root_fd: int, storage: StoragePlan, wish: Wish) -> Hiding:
+def begin(root_fd: int, storage: StoragePlan, wish: Wish, trace: Trace) -> Hiding:
     """Look at what there is, without a daemon. `root_fd` is the engine's root, open for as long as this is used."""
     kind = _InContainerd if storage.store is ImageStore.CONTAINERD else _WithGraphDriver
-    return kind(root_fd, storage.driver, wish)
+    return kind(root_fd, storage.driver, wish, trace)
 
 
 class _WithGraphDriver:
     ran_containerd = False
 
-    def __init__(self, root_fd: int, driver: str, wish: Wish) -> None:
-        self._view = GraphView(root_fd, driver)
+    def __init__(self, root_fd: int, driver: str, wish: Wish, trace: Trace) -> None:
+        self._view = GraphView(root_fd, driver, trace)
         self._wish = wish
         self.seen = frozenset(self._view.plan(wish.view).hidden)
         unused = self._view.unused()
@@ -87,14 +88,14 @@ class _WithGraphDriver:
 class _InContainerd:
     needs_daemon = False
 
-    def __init__(self, root_fd: int, driver: str, wish: Wish) -> None:
-        self._root_fd, self._driver, self._wish = root_fd, driver, wish
+    def __init__(self, root_fd: int, driver: str, wish: Wish, trace: Trace) -> None:
+        self._root_fd, self._driver, self._wish, self._trace = root_fd, driver, wish, trace
         self._look()
         self.ran_containerd = False
         self.seen = frozenset(self._plan.hidden)
 
     def _look(self) -> None:
-        self._view = ContainerdView(self._root_fd, self._driver)
+        self._view = ContainerdView(self._root_fd, self._driver, self._trace)
         unused = self._view.unused()
         expired = _find_expired(self._root_fd, unused, self._wish) if unused else frozenset()
         self._plan = self._view.plan(self._wish.view, expired)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import ImageStore
+from cachedind.engine.image_names import familiar
 from cachedind.engine.private_containerd import whole_seconds_left
 
 if TYPE_CHECKING:
@@ -189,13 +190,14 @@ def look(client: docker.DockerClient, known: Known) -> Inventory:
     busy = {str(container.get("ImageID")) for container in client.api.containers(all=True)}
     images = []
     for entry in usage.get("Images") or ():
-        identity, names = str(entry["Id"]), list(entry.get("RepoTags") or ())
+        identity = str(entry["Id"])
         unused = known.unused.get(identity)
+        names = list(map(familiar, entry.get("RepoTags") or () if unused is None else unused))
         size = int(entry.get("Size") or 0)
         images.append(
             StoredImage(
                 identity,
-                (unused or names or [identity[:19]])[0],
+                (names or [identity[:19]])[0],
                 size,
                 max(0, size - max(0, int(entry.get("SharedSize") or 0))),
                 max(_tagged_at(client, identity) if unused is None else 0.0, known.uses.get(identity, 0.0)),

@@ -1,0 +1,63 @@
+"""What the fresh view costs: a start after a job that left 100 images, and one after a job that left none."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, NamedTuple
+
+from helpers.flavours import FLAVOURS
+from helpers.seeds import docker_archive, small_image
+from places import keep_mounted
+from starts import ENTRY, create, end, launch, say
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine
+
+IMAGES = 100
+NONE, MANY = "after none", f"after {IMAGES} images"
+
+
+class Cleaning(NamedTuple):
+    """One start: milliseconds of its cleaning, and seconds until it was ready."""
+
+    flavour: str
+    case: str
+    cleaning_ms: float
+    ready_s: float
+
+
+def measure_views(engine: Engine, suite: str, runs: int) -> list[Cleaning]:
+    """`runs` rounds of each image store, after one that warms up: the next job gets the same slot each time."""
+    archive = docker_archive(*(small_image(engine, f"image{number}:1", kilobytes=8) for number in range(IMAGES)))
+    found: list[Cleaning] = []
+    for flavour in (one for one in FLAVOURS if one.suite == suite):
+        pool = engine.volume("ext4", size_mib=8192)
+        keep_mounted(engine, [pool])
+        case = ""
+        for turn in range(2 * runs + 3):
+            dind = create(engine, suite, ENTRY, pool=pool, env=flavour.env)
+            answer = launch(dind, f"{flavour}, {case}")
+            if turn > 2:
+                found.append(Cleaning(str(flavour), case, answer.phases_ms["maintain"], answer.ready_s))
+                say(f"{flavour} {turn - 2}/{2 * runs} {case}: {found[-1].cleaning_ms:.1f} ms")
+            case = MANY if turn % 2 else NONE
+            if case == MANY:
+                dind.put("/images", {"all.tar": archive})
+                dind.docker("load", "--quiet", "--input", "/images/all.tar", timeout_s=120)
+            end(dind)
+    return found
+
+
+def summarise_views(found: list[Cleaning]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for flavour, case in dict.fromkeys((one.flavour, one.case) for one in found):
+        mine = [one for one in found if (one.flavour, one.case) == (flavour, case)]
+        rows.append(
+            {
+                "flavour": flavour,
+                "start": case,
+                "cleaning ms": round(statistics.median(one.cleaning_ms for one in mine), 1),
+                "ready s": round(statistics.median(one.ready_s for one in mine), 3),
+            }
+        )
+    return rows
