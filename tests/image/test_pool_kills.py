@@ -152,8 +152,8 @@ LATE = (
 """Steps of the witness beside a daemon that is up: deletions."""
 
 
-ELSEWHERE = ("seed.", "mend.")
-"""Steps at which test_seeds_pool.py and test_damage.py kill."""
+ELSEWHERE = ("seed.", "mend.", "view.")
+"""Steps at which test_seeds_pool.py, test_damage.py and test_view_kills.py kill."""
 
 
 def test_every_step_has_a_scenario() -> None:

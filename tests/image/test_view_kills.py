@@ -1,0 +1,48 @@
+"""Starts that are killed while they hide the last job's images: the next one does the rest, and nothing is lost."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.builds import overlay_project
+from helpers.flavours import FLAVOURS, Flavour
+from helpers.pools import Disk
+from helpers.seeds import docker_archive, images, small_image
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine
+
+STEPS = [
+    *((FLAVOURS[0], point) for point in ("view.noted", "view.named", "view.moved")),
+    *((FLAVOURS[2], point) for point in ("view.noted", "view.held", "view.gone")),
+]
+
+
+@pytest.mark.parametrize(("flavour", "point"), STEPS, ids=lambda value: str(value))
+def test_a_killed_start_hides_nothing_for_good(engine: Engine, flavour: Flavour, point: str) -> None:
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
+    first = disk.start(engine, pool)
+    project = overlay_project(secrets.token_hex(8))
+    first.build(project)
+    build_id = first.run_image(project)
+    loaded = small_image(engine, "loaded:1")
+    archive = docker_archive(loaded)
+    first.put("/loaded", {"it.tar": archive})
+    first.docker("load", "--input=/loaded/it.tar")
+    first.kill()
+
+    victim = disk.start(engine, pool, ready=False, env={"CACHEDIND_KILL_AT": point})
+    assert victim.wait_exit() == 137, victim.describe()
+
+    for role in ("warm: ", "cloned: "):
+        dind = disk.start(engine, pool)
+        assert (dind.summary or "").startswith(role), dind.describe()
+        assert images(dind) == set()
+        assert dind.docker("image", "ls", "--all", "--quiet") == ""
+        assert dind.build(project).uncached == []
+        assert dind.run_image(project) == build_id
+        assert not dind.warnings, dind.warnings
