@@ -71,23 +71,37 @@ def take_turn_in(scope_fd: int) -> int | None:
     return None
 
 
-def wait_for_turn(scope_fd: int, timeout_s: float) -> bool:
-    """Wait until nobody copies for a scope; False where nobody did, or still does after so many seconds."""
-    try:
-        fd = os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=scope_fd)
-    except OSError:
+def is_turn_taken(scope_fd: int) -> bool:
+    """Whether somebody copies for a scope. With the key's lock, nothing that is due is missed."""
+    fd = _open_turn(scope_fd)
+    if fd is None:
         return False
     try:
-        if flock.lock_shared(fd):
-            return False
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if flock.lock_shared(fd):
-                return True
-            time.sleep(_POLL_S)
-        return False
+        return not flock.lock_shared(fd)
     finally:
         os.close(fd)
+
+
+def wait_for_turn(scope_fd: int, timeout_s: float) -> bool:
+    """Wait until nobody copies for a scope; False where somebody still does after so many seconds."""
+    fd = _open_turn(scope_fd)
+    if fd is None:
+        return True
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not flock.lock_shared(fd):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _open_turn(scope_fd: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.open(LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=scope_fd)
+    return None
 
 
 class Copy(NamedTuple):

@@ -50,7 +50,7 @@ WAIT_WITH_OTHER_S = 0.5
 def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     """Lease a slot. Raises PoolUnusableError, OSError (ENOSPC where the pool is full)."""
     chosen = _choose(pool, slot_request, log)
-    if chosen.leased is None and not slot_request.fresh and _has_waited(pool, slot_request, chosen.source):
+    if chosen.copied and _has_waited(pool, slot_request, chosen):
         if chosen.source is not None:
             chosen.source.close()
         chosen = _choose(pool, slot_request, log)
@@ -74,12 +74,17 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
 
 
 class _Chosen(NamedTuple):
-    """A slot of the key, or else a state of it to clone, this start's number, and why it is nothing warmer."""
+    """A slot of the key, or else a state of it to clone, this start's number, and why it is nothing warmer.
+
+    `copied` are the directories of scopes for which somebody copied a state at that moment that this start would rather
+    have. Whether that has a name by the time that it is asked for again depends on nothing but that.
+    """
 
     leased: TakenSlot | None
     source: Source | None
     sequence: int
     passed_over: str
+    copied: tuple[str, ...]
 
 
 def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> _Chosen:
@@ -100,22 +105,33 @@ def _choose(pool: Pool, slot_request: SlotRequest, log: Log) -> _Chosen:
         got = leased or source
         name = f"slots/{leased.slot.id}" if leased else source.name if source else ""
         why = passed_over.explain(key_fd, slot_request, found, got.found if got else None, name)
-        return _Chosen(leased, source, sequence, why)
+        copied = () if leased or slot_request.fresh else _find_copied(key_fd, slot_request, source)
+        return _Chosen(leased, source, sequence, why, copied)
 
 
-def _has_waited(pool: Pool, slot_request: SlotRequest, source: Source | None) -> bool:
-    """Whether somebody was copying the key's newest state, and has ended within the time that this may take."""
+def _find_copied(key_fd: int, slot_request: SlotRequest, source: Source | None) -> tuple[str, ...]:
+    """The scopes that are being copied: its own, and with nothing at all in its hands any. Needs the key's lock."""
+    own = os.path.dirname(scopes.golden_name(slot_request.scope))
+    return tuple(
+        name
+        for name, scope_fd in scopes.each(key_fd)
+        if scope_fd is not None and (name == own or source is None) and golden.is_turn_taken(scope_fd)
+    )
+
+
+def _has_waited(pool: Pool, slot_request: SlotRequest, chosen: _Chosen) -> bool:
+    """Whether one of those who were copying has ended within the time that this may take: its own scope's first."""
     key_fd = key_directory.open_key(pool, slot_request.key, create=False)
     if key_fd is None:
         return False
     try:
         own = os.path.dirname(scopes.golden_name(slot_request.scope))
-        end = time.monotonic() + (WAIT_S if source is None else WAIT_WITH_OTHER_S)
+        end = time.monotonic() + (WAIT_S if chosen.source is None else WAIT_WITH_OTHER_S)
         return any(
             golden.wait_for_turn(scope_fd, max(0.0, end - time.monotonic()))
-            for is_own in ((True, False) if source is None else (True,))
+            for is_own in (True, False)
             for name, scope_fd in scopes.each(key_fd)
-            if scope_fd is not None and (name == own) is is_own
+            if scope_fd is not None and name in chosen.copied and (name == own) is is_own
         )
     finally:
         os.close(key_fd)

@@ -462,6 +462,28 @@ def test_who_has_nothing_else_waits_for_a_copy(
     first.start.result(30).close()
 
 
+def test_a_copy_that_gets_its_name_before_anybody_waits_is_not_missed(
+    open_on: Opener, copying: Callable[[Pool], Copying], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at a key, and the wait for what was copied then."""
+    pool = open_on("ext4")
+    pool_starts.job(pool, pool_starts.slot_request(), "one")
+    first = copying(pool)
+    choose = slot_lease._choose
+
+    def slowly(*words: Any) -> Any:
+        chosen = choose(*words)
+        first.go_on.set()
+        first.start.result(30)
+        return chosen
+
+    monkeypatch.setattr(slot_lease, "_choose", slowly)
+    found = pool_starts.take(pool, pool_starts.slot_request())
+    assert (found.warmth, pool_starts.names(found)) == (Warmth.CLONED, ["one"])
+    found.close()
+    first.start.result(30).close()
+
+
 def test_a_spare_hides_the_cost_of_copying(open_on: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "SLOW_S", 0.0)
     pool = open_on("xfs")
