@@ -95,11 +95,12 @@ class Remap(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What was seen of a daemon's end. `clean` tells that it had answered, ended with status 0, and that its filesystem
-    was synced after that."""
+    """What was seen of a daemon's end, `at` seconds since the epoch. `clean` tells that it had answered, ended with
+    status 0, and that its filesystem was synced after that."""
 
     status: int
     clean: bool
+    at: float = 0.0
 
 
 class DataRootState(NamedTuple):

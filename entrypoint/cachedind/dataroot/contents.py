@@ -126,8 +126,10 @@ def _parse_ended(value: object) -> Ended | None:
     """How the daemon ended. Only what the supervisor writes is evidence of a clean end."""
     if not isinstance(value, dict):
         return None
-    status = value.get("status")
-    return Ended(status if isinstance(status, int) else -1, value.get("clean") is True and status == 0)
+    status, at = value.get("status"), value.get("at")
+    clean = value.get("clean") is True and status == 0
+    is_time = isinstance(at, int | float) and not isinstance(at, bool)
+    return Ended(status if isinstance(status, int) else -1, clean, float(at) if is_time else 0.0)  # type: ignore[arg-type]
 
 
 def _count(raw: dict[str, object], key: str) -> int:

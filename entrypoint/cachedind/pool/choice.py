@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 HELD = "held by other instances"
 PASSED_OVER = "passed over by this start"
+COMES_BACK_S = 600.0
+"""How long what a container has left is not removed for being superseded: longer than any restart policy waits (Docker
+one minute, a kubelet five)."""
 
 
 class Requirements(NamedTuple):
@@ -209,6 +212,13 @@ def superseded(slot: SlotState, goldens: list[Candidate]) -> bool:
         return any(golden.state.scope == slot.scope for golden in goldens)
     newest = _newest(slot, goldens)
     return slot.sequence < newest or (newest >= 0 and slot.never_ready and slot.pure)
+
+
+def may_come_back(slot: SlotState, now: float) -> bool:
+    """Whether a slot's container may be starting again: its daemon was asked to end, and did, a moment ago."""
+    ended = slot.data.ended if slot.data is not None else None
+    is_recent = ended is not None and now - COMES_BACK_S <= ended.at <= now
+    return is_recent and bool(slot.container) and not slot.read_only
 
 
 def _newest(slot: SlotState, goldens: list[Candidate]) -> int:

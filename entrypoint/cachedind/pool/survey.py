@@ -110,7 +110,7 @@ def _entry(key_fd: int, key_name: str, candidate: Candidate, goldens: list[Candi
         newest=is_slot and not held and choice.needs_promotion(found, goldens, procfs.read_boot_id()),
         why=THROW_AWAY if found.read_only else NOTHING_NEW if found.nothing_new else SUPERSEDED,
         held=held,
-        superseded=is_slot and not held and choice.superseded(found, goldens),
+        superseded=is_slot and not held and choice.superseded(found, goldens) and not choice.may_come_back(found, now),
         trusted=found.is_trusted(procfs.read_boot_id()),
         last_used=used,
         own_bytes=0,

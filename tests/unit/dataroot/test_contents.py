@@ -228,7 +228,7 @@ def test_a_start_is_noted_as_one_that_has_not_come_up_yet() -> None:
     ("raw", "expected"),
     [
         (None, None),
-        ({"status": 0, "clean": True, "at": 1.0}, Ended(0, True)),
+        ({"status": 0, "clean": True, "at": 1.0}, Ended(0, True, 1.0)),
         ({"status": 137, "clean": False}, Ended(137, False)),
         ({"status": 1, "clean": True}, Ended(1, False)),
         ({"clean": True}, Ended(-1, False)),

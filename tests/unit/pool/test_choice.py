@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from cachedind.base.model import DataRootState, Ended, EngineVersion, ImageStore
 from cachedind.engine.doubt import CRASHED, UNPROVEN
 from cachedind.pool.choice import (
+    COMES_BACK_S,
     Requirements,
     is_compatible,
+    may_come_back,
     needs_promotion,
     plan_choice,
     superseded,
@@ -100,6 +103,23 @@ def test_a_clean_end_is_trusted_after_a_reboot() -> None:
     clean = with_data(state(9, boot_id="before"), ended=Ended(0, clean=True))
     assert ranked(slot("clean", clean), golden(state(2))) == ["slots/clean", "golden"]
     assert needs_promotion(clean, [golden(state(2))], BOOT)
+
+
+@pytest.mark.parametrize(
+    ("ended", "more", "comes_back"),
+    [
+        (Ended(0, True, 100.0), {}, True),
+        (Ended(143, False, 100.0), {}, True),
+        (Ended(0, True, 100.0), {"container": ""}, False),
+        (Ended(0, True, 100.0), {"read_only": True}, False),
+        (Ended(0, True, 100.0 - COMES_BACK_S), {}, False),
+        (Ended(0, True, 200.0), {}, False),  # by a clock that was wrong
+        (None, {}, False),  # killed
+    ],
+)
+def test_who_was_asked_to_end_may_come_back(ended: Ended | None, more: dict[str, Any], comes_back: bool) -> None:
+    found = with_data(state(9)._replace(**{"container": "c0ffee", **more}), ended=ended)
+    assert may_come_back(found, 101.0) is comes_back
 
 
 def test_a_golden_that_was_on_disk_is_trusted_after_a_crash() -> None:
