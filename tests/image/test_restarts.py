@@ -81,6 +81,35 @@ def test_each_start_leases_a_slot(engine: Engine, disk: Disk) -> None:
         assert not [text for text in dind.warnings if "aside" in text or "no pool" in text], dind.warnings
 
 
+def start_by_hand(dind: Dind) -> None:
+    before = len(starts(dind))
+    dind.sh("setsid dockerd-entrypoint.sh >/proc/1/fd/1 2>&1 </dev/null &")
+    wait_until(lambda: len(starts(dind)) > before, what="a start", timeout_s=60, diagnose=dind.describe)
+    dind.wait_ready()
+
+
+def test_a_daemon_that_is_started_by_hand_in_a_running_container_is_one_more_start(engine: Engine) -> None:
+    """`docker exec` under a PID 1 of the user's own, again after each kill."""
+    disk = LOOPS[0]
+    pool = disk.volume(engine)
+    forever = ["sh", "-c", "while :; do sleep 1; done"]
+    dind = disk.start(engine, pool, ready=False, entrypoint=forever, init=True, env={"CACHEDIND_POOL": POOL})
+    project = overlay_project(secrets.token_hex(8))
+    slots = []
+    for signal in ("KILL", "TERM", "KILL"):
+        start_by_hand(dind)
+        slots.append(held_slot(dind))
+        dind.build(project)
+        dind.run_image(project)
+        [daemon] = dind.daemons()
+        dind.exec("kill", f"-{signal}", str(daemon.pid))
+        wait_until(lambda: dind.daemons() == [], what="the daemon to end", timeout_s=30, diagnose=dind.describe)
+    assert len(set(slots)) == 1, "nobody else was there"
+    after = disk.start(engine, pool)
+    assert after.build(project).uncached == []
+    assert not [text for text in dind.warnings + after.warnings if "aside" in text or "no pool" in text]
+
+
 def test_what_survives_keeps_its_slot(engine: Engine) -> None:
     """A container of the killed daemon's has its slot's lock: the next daemon gets another slot."""
     disk = LOOPS[1]
