@@ -104,8 +104,6 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
         cleaned = _clean_by_daemon(job, leftovers, images, deadline)
         if images is not None:
             images.finish(partial(_run_containerd, job, deadline))
-            if images.seen and job.images is not None:
-                image_uses.note(root_fd, images.seen, job.images.used_at)
             cleaned = cleaned._replace(hidden=images.seen)
             cleaned = cleaned._replace(by_engine=cleaned.by_engine or images.ran_containerd)
     told += cleaned.problems
@@ -186,8 +184,9 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozens
 
     client.api.timeout = whole_seconds_left(deadline)
     with opened_root(job.root) as root_fd:
-        uses, names = image_uses.read(root_fd), fresh_images.read_unused(root_fd)
-    unused = {image_id: found for image_id, found in names.items() if image_id not in seen}
+        uses, hidden = image_uses.read(root_fd), fresh_images.read_unused(root_fd)
+    unused = {image_id: known.names for image_id, known in hidden.items() if image_id not in seen}
+    uses = image_uses.latest(uses, {image_id: known.used_at for image_id, known in hidden.items()})
     if job.images is not None:
         uses = image_uses.latest(uses, job.images.uses)
     try:

@@ -16,6 +16,7 @@ from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
 from cachedind.engine import containerd_holder, fresh_images
 from cachedind.engine.containerd_store import ContainerdStore
+from cachedind.engine.fresh_images import Unused
 from cachedind.engine.leftovers import SET_ASIDE
 from cachedind.engine.store_files import digits
 from cachedind.host import processes
@@ -76,12 +77,13 @@ class ContainerdView:
         """What our blob holds."""
         return self._store.held()
 
-    def apply(self, plan: Plan, containerd: Client) -> None:
-        """Do it, with the data-root's containerd. A kill amid that leaves the rest to the next start. Raises
-        CleaningError, OSError."""
+    def apply(self, plan: Plan, used_at: Mapping[str, float], containerd: Client) -> None:
+        """Do it, with the data-root's containerd; `used_at` tells when a job had each of the hidden last. A kill amid
+        that leaves the rest to the next start. Raises CleaningError, OSError."""
         unused = self.unused()
         if plan.hidden:
-            fresh_images.add_unused(self._root_fd, plan.hidden, keep=unused - plan.dropped)
+            going = {image_id: Unused(used_at[image_id], names) for image_id, names in plan.hidden.items()}
+            fresh_images.add_unused(self._root_fd, going, keep=unused - plan.dropped)
         words = containerd_holder.label_words(plan.hidden.keys() - unused, plan.dropped)
         if words:
             _hold(containerd, words, is_there=bool(unused))

@@ -5,8 +5,7 @@ sight and out of reach of its prunes, and a pull or a build that comes to the sa
 the store: graph_view.py, containerd_view.py. Needs the lease, and no daemon on the data.
 
     <data-root>/.cachedind/unused.json    by ID (graph drivers: of the configuration; containerd: of the manifest or
-                                          index) the names that an image had when it went
-    <data-root>/.cachedind/image-uses.json  and when a job had it last (image_uses.py)
+                                          index) the names that an image had when it went, and when a job had it last
 """
 
 from __future__ import annotations
@@ -23,11 +22,22 @@ if TYPE_CHECKING:
     from cachedind.engine.images import Record
 
 NAME = "unused.json"
+MAX_IMAGES = 500
+"""Records of more take a start too long to look at, and to copy."""
+KEPT_IMAGES = 400
+"""How many stay when there were more: it takes an engine to remove them, and not each start shall run one."""
 _DIRECTORY = ".cachedind"
 _MAX_BYTES = 1 << 20
-_MAX_IMAGES = 2000
 _MAX_NAMES = 3
 """Of each image, for messages."""
+
+
+class Unused(NamedTuple):
+    """What is known of an image that no job sees: when one had it last, in seconds since the epoch, and some of the
+    names that it had."""
+
+    used_at: float
+    names: tuple[str, ...]
 
 
 class View(NamedTuple):
@@ -43,32 +53,41 @@ def view_of(records: Iterable[Record], ids: Iterable[str] = ()) -> View:
     return View({name: record.config_digest for record in records for name in record.names}, frozenset(ids))
 
 
-def read_unused(root_fd: int) -> dict[str, tuple[str, ...]]:
-    """The names of the images that no job sees, by ID. A job may have written the file: then it is about that job's own
+def read_unused(root_fd: int) -> dict[str, Unused]:
+    """What is known of images that no job sees, by ID. A job may have written the file: then it is about that job's own
     images. Raises nothing."""
     try:
         images = state.parse_state(beneath.read(root_fd, f"{_DIRECTORY}/{NAME}", _MAX_BYTES)).get("images")
     except (ValueError, OSError):
         return {}
-    if not isinstance(images, dict):
-        return {}
-    return {
-        image_id: tuple(str(name) for name in names[:_MAX_NAMES])
-        for image_id, names in images.items()
-        if DIGEST.fullmatch(image_id) and isinstance(names, list)
+    found = {}
+    for image_id, value in images.items() if isinstance(images, dict) else ():
+        match value:
+            case {"used_at": int() | float() as used_at, "names": list(names)} if DIGEST.fullmatch(image_id):
+                found[image_id] = Unused(float(used_at), tuple(str(name) for name in names[:_MAX_NAMES]))
+    return found
+
+
+def add_unused(root_fd: int, images: Mapping[str, Unused], *, keep: frozenset[str]) -> None:
+    """Note down images that go out of sight; of those before them `keep` stay. Raises OSError."""
+    before = {image_id: known for image_id, known in read_unused(root_fd).items() if image_id in keep}
+    values: dict[str, object] = {
+        image_id: {"used_at": round(known.used_at, 3), "names": list(known.names[:_MAX_NAMES])}
+        for image_id, known in {**before, **images}.items()
     }
-
-
-def add_unused(root_fd: int, images: Mapping[str, Iterable[str]], *, keep: frozenset[str]) -> None:
-    """Note down images that went out of sight; of those before them `keep` stay. Raises OSError."""
-    before = {image_id: names for image_id, names in read_unused(root_fd).items() if image_id in keep}
-    newest = list({**before, **images}.items())[-_MAX_IMAGES:]
-    values: dict[str, object] = {image_id: list(names)[:_MAX_NAMES] for image_id, names in newest}
     with beneath.made_directory(root_fd, _DIRECTORY) as directory_fd:
         state.write_state(directory_fd, NAME, {"images": values}, None, durable=False)
 
 
-def find_expired(unused: Iterable[str], uses: Mapping[str, float], before: float) -> frozenset[str]:
-    """Which unused images nobody had since `before`, in seconds since the epoch. Pure. Of which no use is known at all
-    is not old."""
-    return frozenset(image_id for image_id in unused if 0 < uses.get(image_id, 0.0) < before)
+def find_expired(uses: Mapping[str, float], age_s: float | None, now: float) -> frozenset[str]:
+    """Which images are to go: those that nobody had for `age_s` seconds (None: none), once one of them is older by a
+    tenth than that, and of more than MAX_IMAGES all but the KEPT_IMAGES that were used last. Pure.
+
+    `uses` are the last uses of all that no job sees, in seconds since the epoch; 0: not known.
+    """
+    found: set[str] = set()
+    if age_s is not None and any(0 < at < now - 1.1 * age_s for at in uses.values()):
+        found.update(image_id for image_id, at in uses.items() if 0 < at < now - age_s)
+    if len(uses) > MAX_IMAGES:
+        found.update(sorted(uses, key=lambda image_id: (uses[image_id], image_id))[:-KEPT_IMAGES])
+    return frozenset(found)

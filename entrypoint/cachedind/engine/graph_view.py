@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
 from cachedind.engine import fresh_images, paths
+from cachedind.engine.fresh_images import Unused
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import chain_ids
 from cachedind.engine.store_files import DIGEST, digits, mapping, read, read_verified
@@ -78,10 +79,12 @@ class GraphView:
         """What there is to do."""
         return plan_view(self._read_names(), self.shown(), self.unused() if view.names else frozenset(), view)
 
-    def apply(self, plan: Plan) -> None:
-        """Do it. A kill amid that leaves the rest to the next start. Raises OSError."""
+    def apply(self, plan: Plan, used_at: Mapping[str, float]) -> None:
+        """Do it; `used_at` tells when a job had each of the hidden last. A kill amid that leaves the rest to the next
+        start. Raises OSError."""
         if plan.hidden:
-            fresh_images.add_unused(self._root_fd, plan.hidden, keep=self.unused())
+            going = {image_id: Unused(used_at[image_id], names) for image_id, names in plan.hidden.items()}
+            fresh_images.add_unused(self._root_fd, going, keep=self.unused())
             self._trace.reach("view.noted")
         if plan.repositories != self._read_names():
             self._write_names(plan.repositories)

@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
     from cachedind.base.model import StoragePlan
     from cachedind.base.trace import Trace
-    from cachedind.engine.containerd_view import Client
+    from cachedind.engine.containerd_view import Client, Plan
     from cachedind.engine.fresh_images import View
 
 
 class Wish(NamedTuple):
     """What the next job is to see of images. `uses` tells when any job of the key had each image last, `used_at` when
-    the last job of this data ran, `expired_at` which uses are too long ago; in seconds since the epoch."""
+    the last job of this data ran, `now` what time it is, in seconds since the epoch; after `age_s` seconds without use
+    an image is removed (None: never)."""
 
     view: View
     uses: Mapping[str, float]
     used_at: float
-    expired_at: float
+    now: float
+    age_s: float | None
 
 
 class Hiding(Protocol):
@@ -69,8 +71,8 @@ class _WithGraphDriver:
         self._view = GraphView(root_fd, driver, trace)
         self._wish = wish
         self.seen = frozenset(self._view.plan(wish.view).hidden)
-        unused = self._view.unused()
-        self._expired = _find_expired(root_fd, unused, wish) if unused else frozenset()
+        self._times = _Times(root_fd, wish, self.seen)
+        self._expired = self._times.find_expired(self._view.unused())
         self.needs_daemon = bool(self._expired)
 
     def prepare(self, *, everything: bool) -> None:
@@ -80,7 +82,8 @@ class _WithGraphDriver:
         remove(sorted(self._expired))
 
     def finish(self, run: Callable[[], AbstractContextManager[Client]]) -> None:
-        self._view.apply(self._view.plan(self._wish.view))
+        plan = self._view.plan(self._wish.view)
+        self._view.apply(plan, self._times.of(plan.hidden))
         # Not those that came back with a job meanwhile, nor what an engine could not remove.
         self._view.forget(self._expired)
 
@@ -90,16 +93,17 @@ class _InContainerd:
 
     def __init__(self, root_fd: int, driver: str, wish: Wish, trace: Trace) -> None:
         self._root_fd, self._driver, self._wish, self._trace = root_fd, driver, wish, trace
+        self.ran_containerd = self._prunes = self._changed = False
+        self._plan: Plan
         self._look()
-        self.ran_containerd = False
         self.seen = frozenset(self._plan.hidden)
+        self._times = _Times(root_fd, wish, self.seen)
+        expired = self._times.find_expired(self._view.unused() - self.seen)
+        self._plan = self._view.plan(wish.view, expired)
 
     def _look(self) -> None:
         self._view = ContainerdView(self._root_fd, self._driver, self._trace)
-        unused = self._view.unused()
-        expired = _find_expired(self._root_fd, unused, self._wish) if unused else frozenset()
-        self._plan = self._view.plan(self._wish.view, expired)
-        self._prunes = self._changed = False
+        self._plan = self._view.plan(self._wish.view, frozenset())
 
     def prepare(self, *, everything: bool) -> None:
         self._prunes = everything
@@ -109,7 +113,7 @@ class _InContainerd:
         if self._prunes:
             self._view.bring_back(containerd)
         elif self._plan:
-            self._view.apply(self._plan, containerd)
+            self._view.apply(self._plan, self._times.of(self._plan.hidden), containerd)
 
     def finish(self, run: Callable[[], AbstractContextManager[Client]]) -> None:
         if self._changed:
@@ -118,13 +122,25 @@ class _InContainerd:
             return
         self.ran_containerd = True
         with run() as containerd:
-            self._view.apply(self._plan, containerd)
+            self._view.apply(self._plan, self._times.of(self._plan.hidden), containerd)
         self._look()
         if self._plan.names:
             left = ", ".join(self._plan.names[:3])
             raise CleaningError(f"images of the last job could not be hidden: {left}", SET_ASIDE)
 
 
-def _find_expired(root_fd: int, unused: frozenset[str], wish: Wish) -> frozenset[str]:
-    uses = image_uses.latest(wish.uses, image_uses.read(root_fd))
-    return fresh_images.find_expired(unused, uses, wish.expired_at)
+class _Times:
+    """When jobs had images last: those in `seen` the last job, others as it is noted down."""
+
+    def __init__(self, root_fd: int, wish: Wish, seen: frozenset[str]) -> None:
+        self._wish = wish
+        noted = {image_id: known.used_at for image_id, known in fresh_images.read_unused(root_fd).items()}
+        last = dict.fromkeys(seen, wish.used_at)
+        self._uses = image_uses.latest(noted, image_uses.read(root_fd), wish.uses, last)
+
+    def of(self, images: Iterable[str]) -> dict[str, float]:
+        return {image_id: self._uses.get(image_id, self._wish.used_at) for image_id in images}
+
+    def find_expired(self, unused: frozenset[str]) -> frozenset[str]:
+        uses = {image_id: self._uses.get(image_id, 0.0) for image_id in unused}
+        return fresh_images.find_expired(uses, self._wish.age_s, self._wish.now)

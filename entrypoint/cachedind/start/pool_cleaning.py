@@ -82,12 +82,12 @@ def _wish(context: StartContext, root: str, taken: TakenSlot, seeds: Found | Non
     with contextlib.suppress(OSError):
         now = clock.read_now(taken.pool.fd, now)
     used_at = now if taken.found.data is None else min(now, taken.found.data.started_at)
-    age_s = context.settings.unused_max_age_s
     return hiding.Wish(
         fresh_images.view_of((record for entry in found for record in entry.images), ids),
         {} if uses_fd is None else image_uses.read_in(uses_fd),
         used_at,
-        0.0 if age_s is None else now - age_s,
+        now,
+        context.settings.unused_max_age_s,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedind.engine import fresh_images, graph_view
-from cachedind.engine.fresh_images import View
+from cachedind.engine.fresh_images import Unused, View
 from cachedind.engine.graph_view import GraphView, plan_view
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -78,6 +78,10 @@ class Disk:
         for name in names:
             self.write({**self.read(), name.partition(":")[0]: {name: image}})
 
+    def show(self, view: View) -> None:
+        plan = self.view.plan(view)
+        self.view.apply(plan, dict.fromkeys(plan.hidden, 5.0))
+
     @property
     def names_file(self) -> Path:
         return self.path / "image/overlay2/repositories.json"
@@ -115,13 +119,13 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def test_records_go_and_come_back(disk: Disk) -> None:
     disk.add(A, "redis:7")
     disk.add(B, "app:1")
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     assert disk.read() == {}
     assert disk.records() == {"content": set(), "metadata": set(), "unused": {A, B}}
     assert disk.view.unused() == {A, B}
-    assert fresh_images.read_unused(disk.fd) == {A: ("redis:7",), B: ("app:1",)}
+    assert fresh_images.read_unused(disk.fd) == {A: Unused(5.0, ("redis:7",)), B: Unused(5.0, ("app:1",))}
 
-    disk.view.apply(disk.view.plan(View({REDIS: A})))
+    disk.show(View({REDIS: A}))
     assert disk.read() == {"redis": {"redis:7": A}}
     assert disk.records()["content"] == {A}
     assert (disk.path / "image/overlay2/imagedb/content/sha256" / A[7:]).read_text() == A
@@ -130,18 +134,18 @@ def test_records_go_and_come_back(disk: Disk) -> None:
 
 def test_what_a_job_got_again_goes_again(disk: Disk) -> None:
     disk.add(A, "app:1")
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     disk.add(A, "app:2")
     assert disk.view.unused() == frozenset()
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     assert disk.view.unused() == {A}
-    assert fresh_images.read_unused(disk.fd) == {A: ("app:2",)}
+    assert fresh_images.read_unused(disk.fd) == {A: Unused(5.0, ("app:2",))}
 
 
 def test_nothing_is_written_where_nothing_changes(disk: Disk) -> None:
     disk.add(A, "redis:7")
     before = disk.names_file.stat()
-    disk.view.apply(disk.view.plan(View({REDIS: A})))
+    disk.show(View({REDIS: A}))
     after = disk.names_file.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert not (disk.path / ".cachedind").exists()
@@ -150,11 +154,11 @@ def test_nothing_is_written_where_nothing_changes(disk: Disk) -> None:
 def test_an_engine_gets_records_back_and_some_are_forgotten(disk: Disk) -> None:
     disk.add(A, "app:1")
     disk.add(B, "app:2")
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     disk.view.bring_back(frozenset({A}))
     assert disk.records() == {"content": {A}, "metadata": set(), "unused": {B}}
     (disk.path / "image/overlay2/imagedb/content/sha256" / A[7:]).unlink()  # the engine has removed it
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     disk.view.forget(frozenset({A, B}))
     assert disk.records() == {"content": set(), "metadata": set(), "unused": set()}
 
@@ -163,7 +167,7 @@ def test_an_engine_gets_records_back_and_some_are_forgotten(disk: Disk) -> None:
 def test_names_that_cannot_be_read_are_none(disk: Disk, text: str) -> None:
     disk.add(A)
     disk.names_file.write_text(text)
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     assert disk.view.unused() == {A}
 
 
@@ -175,6 +179,6 @@ def test_links_lead_nowhere(disk: Disk, tmp_path_factory: pytest.TempPathFactory
     (above / "sha256").symlink_to(outside)
     (disk.path / ".cachedind").mkdir()
     (disk.path / ".cachedind/unused").symlink_to(outside)
-    disk.view.apply(disk.view.plan(NOTHING))
+    disk.show(NOTHING)
     assert (outside / A[7:]).read_text() == "theirs"
     assert disk.view.unused() == frozenset()
