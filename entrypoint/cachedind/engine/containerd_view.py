@@ -11,7 +11,7 @@ import json
 import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.base.errors import CleaningError
+from cachedind.base.errors import CleaningError, ProgramMissingError
 from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
 from cachedind.engine import containerd_holder, fresh_images
@@ -114,10 +114,14 @@ class Client(NamedTuple):
     def call(self, *words: str, stdin: bytes = b"") -> None:
         """Raises CleaningError."""
         argv = ["ctr", "--address", self.address, "--namespace", "moby", *words]
-        done = processes.run(argv, env=self.environ, timeout_s=_CALL_S, stdin=stdin)
+        what = f"images of the last job cannot be hidden: ctr {words[0]} {words[1]}"
+        try:
+            done = processes.run(argv, env=self.environ, timeout_s=_CALL_S, stdin=stdin)
+        except ProgramMissingError as error:
+            raise CleaningError(f"{what}: {error.cause}", error.hint) from error
         if not done.ok:
             said = done.stderr.strip().splitlines()[-1:] or [f"status {done.status}"]
-            raise CleaningError(f"images of the last job stay: ctr {words[0]} {words[1]}: {said[0]}", SET_ASIDE)
+            raise CleaningError(f"{what}: {said[0]}", SET_ASIDE)
 
 
 def _hold(containerd: Client, words: list[str], *, is_there: bool) -> None:

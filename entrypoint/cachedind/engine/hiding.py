@@ -50,8 +50,9 @@ class Hiding(Protocol):
         """Have the daemon that is about to run know what it is to remove, or all that is hidden, too. Raises
         OSError."""
 
-    def amid(self, remove: Callable[[Iterable[str]], object], containerd: Client) -> None:
-        """What that daemon and its containerd do; `remove` removes images by ID. Raises CleaningError."""
+    def amid(self, remove: Callable[[Iterable[str]], frozenset[str]], containerd: Client) -> None:
+        """What that daemon and its containerd do; `remove` removes images by ID, and returns those that are gone.
+        Raises CleaningError."""
 
     def finish(self, run: Callable[[], AbstractContextManager[Client]]) -> None:
         """Have nothing in sight that is to be hidden. `run` runs the data-root's containerd. Raises CleaningError,
@@ -73,19 +74,19 @@ class _WithGraphDriver:
         self.seen = frozenset(self._view.plan(wish.view).hidden)
         self._times = _Times(root_fd, wish, self.seen)
         self._expired = self._times.find_expired(self._view.unused())
+        self._gone: frozenset[str] = frozenset()
         self.needs_daemon = bool(self._expired)
 
     def prepare(self, *, everything: bool) -> None:
         self._view.bring_back(self._view.unused() if everything else self._expired)
 
-    def amid(self, remove: Callable[[Iterable[str]], object], containerd: Client) -> None:
-        remove(sorted(self._expired))
+    def amid(self, remove: Callable[[Iterable[str]], frozenset[str]], containerd: Client) -> None:
+        self._gone = remove(sorted(self._expired))
 
     def finish(self, run: Callable[[], AbstractContextManager[Client]]) -> None:
         plan = self._view.plan(self._wish.view)
         self._view.apply(plan, self._times.of(plan.hidden))
-        # Not those that came back with a job meanwhile, nor what an engine could not remove.
-        self._view.forget(self._expired)
+        self._view.forget(self._gone)
 
 
 class _InContainerd:
@@ -108,7 +109,7 @@ class _InContainerd:
     def prepare(self, *, everything: bool) -> None:
         self._prunes = everything
 
-    def amid(self, remove: Callable[[Iterable[str]], object], containerd: Client) -> None:
+    def amid(self, remove: Callable[[Iterable[str]], frozenset[str]], containerd: Client) -> None:
         self._changed = True
         if self._prunes:
             self._view.bring_back(containerd)

@@ -60,6 +60,8 @@ class Removal:
                 self.problems.append(f"{what} {name[:64]}: {getattr(error, 'explanation', None) or error}")
         return tuple(gone)
 
-    def try_images(self, ids: Iterable[str]) -> tuple[str, ...]:
-        """IDs of images that were removed. Of an image whose layers are gone the engine does not know."""
-        return self.try_all("image", ids, partial(self.client.api.remove_image, force=True))
+    def try_images(self, ids: Iterable[str]) -> frozenset[str]:
+        """IDs of images that are gone. Of one whose layers are gone the engine does not know."""
+        wanted = tuple(ids)
+        removed = self.try_all("image", wanted, partial(self.client.api.remove_image, force=True))
+        return frozenset(removed) | (self.unknown & set(wanted))
