@@ -24,6 +24,13 @@ def no_alarm(dind: Dind) -> None:
     assert not alarms, f"moved aside: {alarms}"
 
 
+def nothing_of_others(dind: Dind) -> None:
+    """A job that has just begun sees what an empty daemon shows."""
+    for what in (("ps", "--all"), ("images", "--all"), ("volume", "ls"), ("network", "ls", "--filter=type=custom")):
+        found = dind.docker(*what, "--quiet")
+        assert not found, f"{dind.name} finds what another job made: {what[0]} {found}"
+
+
 def no_alarm_in_pool(dind: Dind) -> None:
     """`cachedind ls` shows nothing that was set aside."""
     aside = json.loads(dind.exec("cachedind", "ls", "--json", "--no-sizes").stdout).get("aside")

@@ -180,7 +180,10 @@ class PoolGame:
         how = end_daemon(dind, self.dice) if looped and self.dice.random() < 0.8 else restart(dind, self.dice)
         player.ready()
         same = slot_of(dind) == before
-        kept = dind.docker("ps", "--all", "--format={{.Names}}") == "kept"
+        kept = dind.docker("ps", "--all", "--format={{.Names}}").split() == ["kept"]
+        assert kept is same, f"{dind.name} has {'the same' if same else 'another'} slot, and finds {kept=}"
+        if not same:
+            holds.nothing_of_others(dind)
         self.counts[f"{how}: {'the same' if same else 'another'} slot{', containers kept' if kept else ''}"] += 1
         self._rebuild(player, same=same)
         dind.docker_status("rm", "--force", "kept")
@@ -211,7 +214,7 @@ class PoolGame:
         for player in living:
             player.ready()
             slot_of(player.dind)
-            assert player.dind.docker("ps", "--all", "--quiet") == "", f"{player.dind.name} finds containers"
+            holds.nothing_of_others(player.dind)
             self._rebuild(player, same=False)
             self.counts[f"began {beginning(player.dind)}"] += 1
             self.counts[f"starts by {player.start.form}"] += 1

@@ -211,6 +211,7 @@ class Dind:
     def wait_ready(self, timeout_s: float = 60, *, every_s: float = 0.05) -> float:
         """Wait until the inner daemon answers; returns the seconds since the call."""
         started = time.monotonic()
+        self._has_base = False
 
         wait_until(
             lambda: self.docker_status("version", timeout_s=5) == 0,
