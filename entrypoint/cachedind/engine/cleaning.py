@@ -104,8 +104,10 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
         cleaned = _clean_by_daemon(job, leftovers, images, deadline)
         if images is not None:
             images.finish(partial(_run_containerd, job, deadline))
-            cleaned = cleaned._replace(hidden=images.seen)
-            cleaned = cleaned._replace(by_engine=cleaned.by_engine or images.ran_containerd)
+            by_engine = cleaned.by_engine or images.ran_containerd
+            cleaned = cleaned._replace(hidden=images.seen, by_engine=by_engine)
+            if images.expired:
+                job.log.info(f"removed {_count(images.expired)} that no job had for long (CACHEDIND_UNUSED_MAX_AGE)")
     told += cleaned.problems
     if leftovers:
         still_there = find_leftovers(job.root, job.keep, tested=job.tested).containers
@@ -163,11 +165,14 @@ def _client_of(job: Job) -> Client:
 
 
 def _tell(cleaned: Cleaned, leftovers: Leftovers, took_s: float, log: Log) -> None:
-    count = len(cleaned.hidden)
-    images = f"{count} image{'s' if count > 1 else ''} (the layers stay)" if count else ""
+    images = f"{_count(cleaned.hidden)} (the layers stay)" if cleaned.hidden else ""
     what = ", ".join(filter(None, (str(leftovers) if leftovers else "", images)))
     if what:
         log.info(f"removed what the last job left: {what} (in {took_s:.2f} s)")
+
+
+def _count(images: frozenset[str]) -> str:
+    return f"{len(images)} image{'s' if len(images) > 1 else ''}"
 
 
 def _check_all_gone(job: Job, told: list[str]) -> None:

@@ -42,6 +42,8 @@ class Hiding(Protocol):
 
     seen: frozenset[str]
     """The IDs of what the last job saw and the next one does not."""
+    expired: frozenset[str]
+    """The IDs of those that nobody had for long, which are removed."""
     needs_daemon: bool
     ran_containerd: bool
     """Whether finish had to run it."""
@@ -73,15 +75,15 @@ class _WithGraphDriver:
         self._wish = wish
         self.seen = frozenset(self._view.plan(wish.view).hidden)
         self._times = _Times(root_fd, wish, self.seen)
-        self._expired = self._times.find_expired(self._view.unused())
+        self.expired = self._times.find_expired(self._view.unused())
         self._gone: frozenset[str] = frozenset()
-        self.needs_daemon = bool(self._expired)
+        self.needs_daemon = bool(self.expired)
 
     def prepare(self, *, everything: bool) -> None:
-        self._view.bring_back(self._view.unused() if everything else self._expired)
+        self._view.bring_back(self._view.unused() if everything else self.expired)
 
     def amid(self, remove: Callable[[Iterable[str]], frozenset[str]], containerd: Client) -> None:
-        self._gone = remove(sorted(self._expired))
+        self._gone = remove(sorted(self.expired))
 
     def finish(self, run: Callable[[], AbstractContextManager[Client]]) -> None:
         plan = self._view.plan(self._wish.view)
@@ -99,8 +101,8 @@ class _InContainerd:
         self._look()
         self.seen = frozenset(self._plan.hidden)
         self._times = _Times(root_fd, wish, self.seen)
-        expired = self._times.find_expired(self._view.unused() - self.seen)
-        self._plan = self._view.plan(wish.view, expired)
+        self.expired = self._times.find_expired(self._view.unused() - self.seen)
+        self._plan = self._view.plan(wish.view, self.expired)
 
     def _look(self) -> None:
         self._view = ContainerdView(self._root_fd, self._driver, self._trace)
