@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from helpers.builds import Project
+from helpers.dind import DATA_ROOT
 
 if TYPE_CHECKING:
     from helpers.engine import Engine, Volume
@@ -31,6 +32,14 @@ def small_project() -> Project:
         f"RUN mkdir $(seq 0 49); {files}\nRUN head -c 64M /dev/urandom >/data\n"
     )
     return Project("small:latest", {"Dockerfile": dockerfile, "nonce": secrets.token_hex(8)}, (), 4)
+
+
+def directories(engine: Engine, count: int) -> list[dict[str, dict[str, str]]]:
+    """Data-roots without a pool, as `Dind.create` mounts them: on one new filesystem, of the kind that a pool has."""
+    volume = engine.volume(PLACES[0].fstype, size_mib=VOLUME_MIB)
+    keep_mounted(engine, [volume])
+    path = (engine.client.volumes.get(volume.name).attrs or {})["Mountpoint"]
+    return [{f"{path}/{number}": {"bind": DATA_ROOT, "mode": "rw"}} for number in range(count)]
 
 
 def keep_mounted(engine: Engine, volumes: list[Volume]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from clock import ENTRYPOINT, ENVIRONMENT, Answer, read_answer
 from helpers.dind import REAL_DOCKERD
 from helpers.pools import together
-from places import PLACES, Place, keep_mounted, small_project
+from places import PLACES, Place, directories, keep_mounted, small_project
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -71,16 +71,16 @@ def say(text: str) -> None:
 
 def measure_starts(engine: Engine, suite: str, runs: int) -> list[Start]:
     """`runs` rounds in which the cases take turns, after one that warms up."""
-    data_roots = {command: engine.volume() for command in (REAL_DOCKERD, ENTRY)}
+    data_roots = dict(zip((REAL_DOCKERD, ENTRY), directories(engine, 2), strict=True))
     pools = {place: engine.volume(place.fstype, size_mib=8192) for place in PLACES}
     keep_mounted(engine, list(pools.values()))
-    for command, volume in data_roots.items():
-        fill(create(engine, suite, command, volume=volume))
+    for command, mount in data_roots.items():
+        fill(create(engine, suite, command, volumes=mount))
     for pool in pools.values():
         fill(create(engine, suite, ENTRY, pool=pool, env={"CACHEDIND_KEY": _KEY}))
     found: list[Start] = []
     for turn in range(runs + 1):
-        starts = [_without_pool(engine, suite, command, volume) for command, volume in data_roots.items()]
+        starts = [_without_pool(engine, suite, command, mount) for command, mount in data_roots.items()]
         for place, pool in pools.items():
             starts += _on_pool(engine, suite, place, pool, turn)
         for start in starts:
@@ -102,8 +102,8 @@ def end(dind: Dind) -> None:
     dind.remove()
 
 
-def _without_pool(engine: Engine, suite: str, command: str, volume: Volume) -> Start:
-    dind = create(engine, suite, command, volume=volume)
+def _without_pool(engine: Engine, suite: str, command: str, mount: dict[str, dict[str, str]]) -> Start:
+    dind = create(engine, suite, command, volumes=mount)
     case = BARE if command == REAL_DOCKERD else DIRECT
     answer = launch(dind, case)
     end(dind)
@@ -144,11 +144,11 @@ def measure_crowds(engine: Engine, suite: str, runs: int) -> list[Gathering]:
     daemons, or in direct mode.
     """
     pools = {place: engine.volume(place.fstype, size_mib=8192) for place in PLACES}
-    alone = {command: [engine.volume() for _ in range(CROWD)] for command in (REAL_DOCKERD, ENTRY)}
+    alone = {command: directories(engine, CROWD) for command in (REAL_DOCKERD, ENTRY)}
     keep_mounted(engine, list(pools.values()))
-    for command, volumes in alone.items():
-        for volume in volumes:
-            fill(create(engine, suite, command, volume=volume))
+    for command, mounts in alone.items():
+        for mount in mounts:
+            fill(create(engine, suite, command, volumes=mount))
     for pool in pools.values():
         env = {"CACHEDIND_KEY": _KEY}
         fill(create(engine, suite, ENTRY, pool=pool, env=env))
@@ -158,7 +158,7 @@ def measure_crowds(engine: Engine, suite: str, runs: int) -> list[Gathering]:
         # A key of its own for each round: slots that the last one has freed would be leased.
         env = {"CACHEDIND_KEY": f"branch-{turn}", "CACHEDIND_FALLBACK_KEYS": _KEY}
         crowds = [
-            _gather(name, [create(engine, suite, command, volume=volume, env=_SLOW) for volume in alone[command]])
+            _gather(name, [create(engine, suite, command, volumes=mount, env=_SLOW) for mount in alone[command]])
             for name, command in ((BARE, REAL_DOCKERD), (DIRECT, ENTRY))
         ]
         crowds += [
