@@ -46,12 +46,13 @@ def run_once(
     return done
 
 
-def docker_archive(root: bytes, tag: str, command: Sequence[str]) -> bytes:
-    """An image of one layer, from a root filesystem's tar, as `docker save` would write it."""
+def docker_archive(root: bytes, tag: str, command: Sequence[str], *, architecture: str = "amd64") -> bytes:
+    """An image of one layer, from a root filesystem's tar, as `docker save` would write it; always the same bytes."""
     digest = hashlib.sha256(root).hexdigest()
     config = {
-        "architecture": "amd64",
+        "architecture": architecture,
         "os": "linux",
+        "created": "2026-01-01T00:00:00Z",
         "config": {"Cmd": list(command), "Env": ["PATH=/usr/bin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "files"}],

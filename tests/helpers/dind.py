@@ -369,8 +369,8 @@ class Dind:
         if self._has_base:
             return
         if self.docker_status("image", "inspect", "base:latest") != 0:
-            self.put("/cachedind-test", {"base.tar": self.engine.base_tar})
-            self.docker("import", "/cachedind-test/base.tar", "base:latest")
+            self.put("/cachedind-test", {"base.tar": self.engine.base_archive})
+            self.docker("load", "--quiet", "--input", "/cachedind-test/base.tar")
         self._has_base = True
 
     def build(self, project: Project, *, check: bool = True, timeout_s: float = 240) -> Build:

@@ -255,6 +255,18 @@ class Engine:
         assert status == 0, f"the base image could not be made: {errors!r}"
         return data
 
+    @functools.cached_property
+    def base_archive(self) -> bytes:
+        """The image `base:latest` of that: loaded, it has the same ID in every daemon, whatever its image store.
+
+        What `docker import` makes of the same tar is another image each time.
+        """
+        if self._parent is not None:
+            return self._parent.base_archive
+        from helpers.clients import docker_archive
+
+        return docker_archive(self.base_tar, "base:latest", [], architecture=self.client.version()["Arch"])
+
     # ---- undoing ----------------------------------------------------------------------------------------------
 
     def undo_later(self, what: str, undo: Callable[[], object]) -> None:
