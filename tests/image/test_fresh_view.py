@@ -34,19 +34,21 @@ ROLES = ("leased", "cloned")
 class Jobs:
     """Jobs of one key on a new pool, with a registry in reach if they need one."""
 
-    def __init__(self, engine: Engine, flavour: Flavour, registry: Registry | None = None) -> None:
+    def __init__(
+        self, engine: Engine, flavour: Flavour, registry: Registry | None = None, args: tuple[str, ...] = ()
+    ) -> None:
+        self.pool = engine.volume()
         self._engine = engine
         self._flavour = flavour
-        self._pool = engine.volume()
         self._registry = registry
-        self._reach: dict[str, Any] = {}
+        self._options: dict[str, Any] = {"pool": self.pool, "args": args}
         if registry is not None:
-            self._reach = {"network": registry.network, "args": registry.arguments}
+            self._options |= {"network": registry.network, "args": (*args, *registry.arguments)}
 
     def begin(self, *, ready: bool = True, volumes: Any = None, **settings: str) -> Dind:
         """`settings` are cachedind's, without their prefix."""
         env = {**self._flavour.env, **{f"CACHEDIND_{name}": value for name, value in settings.items()}}
-        dind = self._engine.dind(self._flavour.suite, pool=self._pool, env=env, volumes=volumes, **self._reach)
+        dind = self._engine.dind(self._flavour.suite, env=env, volumes=volumes, **self._options)
         if ready:
             dind.wait_ready(timeout_s=120)
         return dind
@@ -248,6 +250,37 @@ def test_a_pull_of_what_the_last_job_had_asks_for_no_layer(
             assert dind.docker("run", "--rm", "--network=none", pull.again) == pull.text
         # What nobody has pulled has one layer that is known all the same.
         assert jobs.asked(dind, relative) - {relative.config} == relative.layers - known != set()
+
+
+@pytest.mark.everyday("trixie-graphdriver")
+@pytest.mark.parametrize("flavour", FLAVOURS[:2], ids=str)
+def test_with_a_remap_too(engine: Engine, flavour: Flavour, registry: Registry) -> None:
+    pulled = publish(registry, engine, "pulled")
+    project = built_on(pulled.name)
+    jobs = Jobs(engine, flavour, registry, ("--userns-remap=default",))
+    first = jobs.begin()
+    first.build(project)
+    for dind in jobs.follow(first):
+        assert images(dind) == set()
+        assert jobs.asked(dind, pulled) == set()
+        assert dind.build(project).uncached == []
+
+
+@pytest.mark.everyday("forky-containerd")
+def test_an_image_that_has_lost_a_layer_is_whole_when_it_was_pulled_again(
+    engine: Engine, flavour: Flavour, registry: Registry
+) -> None:
+    image = small_image(engine, "image")
+    there = registry.publish(f"{secrets.token_hex(4)}/image", "1", image)
+    jobs = Jobs(engine, flavour, registry)
+    first = jobs.begin()
+    first.docker("pull", there.name)
+    first.kill()
+    lost = "find /volume/keys/*/slots/*/data -name text -printf '%h\\n'"
+    assert engine.in_volume(jobs.pool, f'for top in $({lost}); do rm -rf "${{top%/*}}"; echo gone; done') == "gone\n"
+    dind = jobs.begin()
+    dind.docker("pull", there.name)
+    assert dind.docker("run", "--rm", "--network=none", there.name) == image.text.strip()
 
 
 def built_on(name: str) -> Project:
