@@ -92,7 +92,7 @@ def play_all(session: Engine, arguments: argparse.Namespace, options: Options) -
     total: Counter[str] = Counter()
     maker = Maker(session)
     forms = tuple(form for form in Form if not arguments.form or form.name.lower() in arguments.form)
-    registry = None if arguments.direct else Registry(session, arguments.registry)
+    registry = None if arguments.direct else Registry(session)
     for disk in _chosen(DISKS if registry is not None else DIRECT, arguments.disk):
 
         def make(scope: Engine, dice: random.Random, disk: Disk = disk) -> Game:
@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--form", action="append", choices=names, help="daemons are started by these names alone")
     parser.add_argument("--direct", action="store_true", help="on data-roots, not on pools")
     parser.add_argument("--power-loss", type=int, default=0, metavar="N", help="play N losses of power instead")
-    parser.add_argument("--registry", type=Path, required=True, help="Debian's docker-registry, the program")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
     say(f"seed {seed}")

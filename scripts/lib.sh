@@ -38,3 +38,21 @@ need_debian_package() {
 }
 
 apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$1"; }
+
+# unpacked_program PACKAGE FILE: prints where FILE of a Debian package is, which is unpacked once, and not installed: what
+# would be run as a service by installing it is only a program then.
+unpacked_program() {
+	local package=$1 file=$2 unpacked=$CACHE_HOME/unpacked/$1 staged
+	if [ ! -e "$unpacked/$file" ]; then
+		step "unpacking $package"
+		mkdir -p "$CACHE_HOME/unpacked"
+		staged=$(mktemp -d "$unpacked.XXXXXX")
+		(cd "$staged" && apt-get -o APT::Sandbox::User=root download -q "$package" >/dev/null && dpkg-deb -x ./*.deb .) || {
+			rm -rf "$staged"
+			die 69 "Debian's $package could not be downloaded" "see apt-get's message above"
+		}
+		# Somebody else may have been quicker.
+		mv -T "$staged" "$unpacked" 2>/dev/null || rm -rf "$staged"
+	fi
+	printf '%s\n' "$unpacked/$file"
+}
