@@ -13,6 +13,8 @@ from helpers.pools import Disk
 from helpers.seeds import docker_archive, images, small_image
 
 if TYPE_CHECKING:
+    from helpers.builds import Project
+    from helpers.dind import Dind
     from helpers.engine import Engine
 
 STEPS = [
@@ -38,11 +40,17 @@ def test_a_killed_start_hides_nothing_for_good(engine: Engine, flavour: Flavour,
     victim = disk.start(engine, pool, ready=False, env={"CACHEDIND_KILL_AT": point})
     assert victim.wait_exit() == 137, victim.describe()
 
+    dind = disk.start(engine, pool)
+    begins_fresh_and_warm(dind, "warm: ", project, build_id)
+    dind.kill()
     for role in ("warm: ", "cloned: "):
-        dind = disk.start(engine, pool)
-        assert (dind.summary or "").startswith(role), dind.describe()
-        assert images(dind) == set()
-        assert dind.docker("image", "ls", "--all", "--quiet") == ""
-        assert dind.build(project).uncached == []
-        assert dind.run_image(project) == build_id
-        assert not dind.warnings, dind.warnings
+        begins_fresh_and_warm(disk.start(engine, pool), role, project, build_id)
+
+
+def begins_fresh_and_warm(dind: Dind, role: str, project: Project, build_id: str) -> None:
+    assert (dind.summary or "").startswith(role), dind.describe()
+    assert images(dind) == set()
+    assert dind.docker("image", "ls", "--all", "--quiet") == ""
+    assert dind.build(project).uncached == []
+    assert dind.run_image(project) == build_id
+    assert not dind.warnings, dind.warnings

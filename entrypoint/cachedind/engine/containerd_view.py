@@ -84,6 +84,7 @@ class ContainerdView:
         if plan.hidden:
             going = {image_id: Unused(used_at[image_id], names) for image_id, names in plan.hidden.items()}
             fresh_images.add_unused(self._root_fd, going, keep=unused - plan.dropped)
+            self._trace.reach("view.noted")
         words = containerd_holder.label_words(plan.hidden.keys() - unused, plan.dropped)
         if words:
             _hold(containerd, words, is_there=bool(unused))
