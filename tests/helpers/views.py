@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _CLIENT = f"unset DOCKER_TLS_VERIFY DOCKER_CERT_PATH; export DOCKER_HOST={SOCKET}\n"
 
 SECTIONS = {
-    "images": "docker images --all --digests --no-trunc --format '{{.Repository}}:{{.Tag}}@{{.Digest}} {{.ID}}'",
+    "images": "docker images --all --digests --no-trunc --format '{{.Repository}}:{{.Tag}}@{{.Digest}} {{.ID}}' | sort",
     "containers": "docker ps --all --format '{{.Names}} {{.Image}} {{.State}}'",
     "volumes": "docker volume ls --format '{{.Driver}} {{.Name}}'",
     "networks": "docker network ls --format '{{.Name}} {{.Driver}} {{.Scope}}' | sort",
@@ -66,7 +66,7 @@ THINGS = (
     Thing("a network", "networks", "docker network create left"),
     Thing("a plugin", "plugins", "docker plugin create left /left/plugin"),
     Thing("a context", "contexts", "docker context create left --docker host=tcp://127.0.0.1:9"),
-    Thing("a builder", "builders", "docker buildx create --name left --driver docker-container"),
+    Thing("a builder", "builders", "docker buildx create --name builder-left --driver docker-container"),
     Thing(
         "a swarm with a service",
         "info",

@@ -342,12 +342,19 @@ def test_starts_that_are_killed_at_any_moment_change_nothing(
         victim = jobs.begin(ready=False)
         time.sleep(dice.uniform(0, 1.2 * whole_s))
         victim.kill()
-    for dind in (jobs.begin(), jobs.begin()):
+    # The last victim may have left a state that is not to be trusted yet, and lent to nobody.
+    survivor = jobs.begin()
+
+    def check(dind: Dind) -> None:
         seen = view(dind)
         assert (seen["images"], seen["containers"]) == ([], [])
         assert jobs.asked(dind, pulled) == set()
         assert dind.build(project).uncached == []
         assert not [line for line in dind.warnings if "aside" in line]
+
+    check(survivor)
+    for dind in jobs.follow(survivor):
+        check(dind)
 
 
 # ---- what stays ------------------------------------------------------------------------------------------------------
@@ -432,22 +439,15 @@ def test_without_a_pool_everything_stays(engine: Engine, flavour: Flavour) -> No
     assert view(second) == before
 
 
-@pytest.mark.everyday("trixie-graphdriver-beside", "forky-containerd-meanwhile")
-@pytest.mark.parametrize("others", ["none", "beside", "meanwhile"])
+@pytest.mark.everyday("trixie-graphdriver-beside", "forky-containerd-none")
+@pytest.mark.parametrize("others", ["none", "beside"])
 def test_a_container_that_is_started_again_is_the_same_job(engine: Engine, flavour: Flavour, others: str) -> None:
-    """Whether others come and go beside it, or while it is down."""
+    """Whether others come and go beside it."""
     jobs = Jobs(engine, flavour)
     dind = jobs.begin()
     before = leave_some(dind)
     if others == "beside":
         jobs.begin().kill()
-    if others == "meanwhile":
-        dind.stop()
-        other = jobs.begin()
-        assert images(other) == set()
-        other.kill()
-        dind.start()
-    else:
-        dind.container.restart()
+    dind.container.restart()
     dind.wait_ready()
     assert view(dind) == before

@@ -179,6 +179,19 @@ class ContainerdStore(StoreFiles):
                         blobs.append(blob)
         return found
 
+    def has_lost_layers(self, target: str) -> bool:
+        """Whether there are records of layers of an image whose directories are not there."""
+        image = self._image(target, (), ())
+        with contextlib.suppress(OSError, ValueError):
+            chains = [chain_id for chain_id, _ in self._layers_of(image)] if image else []
+            with self._opened() as layers_fd:
+                for chain_id in self._committed.intersection(chains):
+                    try:
+                        self._check_data(self._number(chain_id), layers_fd)
+                    except (FileNotFoundError, NotADirectoryError):
+                        return True
+        return False
+
     def sizes_of(self, target: str) -> dict[str, int]:
         """Bytes of an image's layers as the snapshotter counts them, by chain ID; none where it cannot be read."""
         sizes: dict[str, int] = {}

@@ -33,11 +33,13 @@ _TRIES = 5
 
 class Plan(NamedTuple):
     """The records of images that go (names as containerd has them), what they stand for with the names that it had, and
-    what is not to be held any longer."""
+    what is not to be held any longer. `lost` are those of the hidden that are not whole: nobody holds these, so that
+    containerd forgets what it thinks to have, and the next pull gets it."""
 
     names: tuple[str, ...]
     hidden: Mapping[str, tuple[str, ...]]
     dropped: frozenset[str]
+    lost: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.names or self.dropped)
@@ -71,7 +73,10 @@ class ContainerdView:
 
     def plan(self, view: View, expired: frozenset[str]) -> Plan:
         """What there is to do. Looks without a daemon."""
-        return plan_view(self._store.targets(), view, self._store.config_of, self.unused(), expired)
+        plan = plan_view(self._store.targets(), view, self._store.config_of, self.unused(), expired)
+        lost = frozenset(filter(self._store.has_lost_layers, plan.hidden))
+        whole = {target: names for target, names in plan.hidden.items() if target not in lost}
+        return plan._replace(hidden=whole, lost=lost, dropped=plan.dropped | (lost & self.unused()))
 
     def unused(self) -> frozenset[str]:
         """What our blob holds."""
@@ -90,7 +95,7 @@ class ContainerdView:
             _hold(containerd, words, is_there=bool(unused))
             self._trace.reach("view.held")
         if plan.names:
-            containerd.call("images", "rm", *plan.names)
+            containerd.call("images", "rm", *(["--sync"] if plan.lost else []), *plan.names)
             self._trace.reach("view.gone")
 
     def bring_back(self, containerd: Client) -> None:

@@ -4,10 +4,15 @@
     image/<driver>/imagedb/content/sha256/…   configurations: those of other images move to .cachedind/unused/
     image/<driver>/imagedb/metadata/sha256/…  goes with them (times of tags; parents, of the classic builder alone)
     image/<driver>/layerdb, distribution      stay: a pull finds each layer there ("Already exists")
+    image/<driver>/layerdb/mounts/cachedind-… a pin: as if a container was on that image
+    containerd/daemon/                        content and its records go: with graph drivers only manifests, by which a
+                                              pull by digest asks no registry (moby, distribution/manifest.go)
 
-An engine counts who uses a layer when it starts, and removes one when the last user lets go. A layer that nobody uses
-stays for ever, so it is the engine that removes what is to go: the records are put back, and its API asked (moby,
-layer/layer_store.go, image/store.go; tried with 26.1 and 28.5).
+An engine counts who uses a layer when it starts, and removes one when the last user lets go. Images go, and a prune of
+the build cache lets go as well: so a pin for each image is one more user, of which nobody knows but the engine's layer
+store (moby, layer/layer_store.go, loadMount: it reads who is below, and looks at no directory of it). It is the engine,
+too, that removes what is to go: the records are put back, the pins taken away, and its API is asked (image/store.go).
+Tried with 26.1 and 28.5.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from cachedind.engine import fresh_images, paths
 from cachedind.engine.fresh_images import Unused
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import chain_ids
-from cachedind.engine.store_files import DIGEST, digits, mapping, read, read_verified
+from cachedind.engine.store_files import DIGEST, digits, mapping, read
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
@@ -86,9 +91,12 @@ class GraphView:
             going = {image_id: Unused(used_at[image_id], names) for image_id, names in plan.hidden.items()}
             fresh_images.add_unused(self._root_fd, going, keep=self.unused())
             self._trace.reach("view.noted")
+            self._pin(frozenset(plan.hidden))
+            self._forget_manifests()
         if plan.repositories != self._read_names():
             self._write_names(plan.repositories)
             self._trace.reach("view.named")
+        self._unpin(plan.shown)
         self._move(plan.shown, UNUSED, self._configurations)
         self._move(frozenset(plan.hidden), self._configurations, UNUSED)
         self._trace.reach("view.moved")
@@ -96,6 +104,7 @@ class GraphView:
 
     def bring_back(self, ids: frozenset[str]) -> None:
         """Give an engine the records of unused images again, to have it remove some of them. Raises OSError."""
+        self._unpin(ids)
         self._move(ids & self.unused(), UNUSED, self._configurations)
 
     def unused(self) -> frozenset[str]:
@@ -111,16 +120,15 @@ class GraphView:
         `path`; none where it cannot be read."""
         sizes: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
-            config = parse_object(read_verified(self._root_fd, path, image_id))
-            diff_ids = mapping(config.get("rootfs")).get("diff_ids")
-            records = paths.layer_records(self._driver)
-            for chain_id in chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else ():
-                sizes[chain_id] = int(read(self._root_fd, f"{records}/{digits(chain_id)}/size"))
+            for chain_id in self._chains_of(path, image_id):
+                record = f"{paths.layer_records(self._driver)}/{digits(chain_id)}"
+                sizes[chain_id] = int(read(self._root_fd, f"{record}/size"))
         return sizes
 
     def forget(self, ids: frozenset[str]) -> None:
         """Drop the records of unused images: an engine has removed them, or their layers were not there. Raises
         OSError."""
+        self._unpin(ids)
         with beneath.made_directory(self._root_fd, UNUSED) as unused_fd:
             for config in ids & self._configs_in(UNUSED):
                 os.unlink(digits(config), dir_fd=unused_fd)
@@ -161,6 +169,54 @@ class GraphView:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
+    def _pin(self, configs: frozenset[str]) -> None:
+        """One more user for the layers of these images, which the engine still has records of."""
+        from shutil import rmtree
+
+        half = f"{paths.PIN}half"
+        with beneath.made_directory(self._root_fd, paths.mounts(self._driver)) as mounts_fd:
+            there = set(os.listdir(mounts_fd))
+            if half in there:
+                rmtree(half, dir_fd=mounts_fd)
+            for config in configs:
+                top = self._top_of(config)
+                name = f"{paths.PIN}{digits(config)}"
+                if top and name not in there:
+                    # Whole or not at all: a half one is the next start's.
+                    os.mkdir(half, 0o700, dir_fd=mounts_fd)
+                    _write(mounts_fd, f"{half}/mount-id", digits(config))
+                    _write(mounts_fd, f"{half}/parent", top)
+                    os.rename(half, name, src_dir_fd=mounts_fd, dst_dir_fd=mounts_fd)
+
+    def _unpin(self, configs: frozenset[str]) -> None:
+        from shutil import rmtree
+
+        names = {f"{paths.PIN}{digits(config)}" for config in configs}
+        there = names.intersection(beneath.names(self._root_fd, paths.mounts(self._driver))) if names else set()
+        for name in there:
+            with beneath.directory(self._root_fd, paths.mounts(self._driver)) as mounts_fd:
+                rmtree(name, dir_fd=mounts_fd)
+
+    def _top_of(self, config: str) -> str:
+        """The chain ID of the uppermost layer of an image; an empty word where it has none, or cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return (self._chains_of(self._configurations, config) or [""])[-1]
+        return ""
+
+    def _chains_of(self, path: str, config: str) -> list[str]:
+        """Raises OSError, ValueError."""
+        raw = parse_object(read(self._root_fd, f"{path}/{digits(config)}"))
+        diff_ids = mapping(raw.get("rootfs")).get("diff_ids")
+        return chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else []
+
+    def _forget_manifests(self) -> None:
+        from shutil import rmtree
+
+        for path in (paths.CONTENT, os.path.dirname(paths.META)):
+            above, _, name = path.rpartition("/")
+            with contextlib.suppress(FileNotFoundError), beneath.directory(self._root_fd, above) as fd:
+                rmtree(name, dir_fd=fd)
+
     def _remove_metadata(self, configs: frozenset[str]) -> None:
         from shutil import rmtree
 
@@ -170,3 +226,9 @@ class GraphView:
         with beneath.made_directory(self._root_fd, self._metadata) as metadata_fd:
             for name in there & set(map(digits, configs)):
                 rmtree(name, dir_fd=metadata_fd)
+
+
+def _write(directory_fd: int, path: str, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600, dir_fd=directory_fd), "w") as file:
+        file.write(text)

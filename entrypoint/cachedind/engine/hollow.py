@@ -200,6 +200,8 @@ def _used_by_containers(root_fd: int, driver: str, records_path: str) -> frozens
     mounts = f"{paths.images(driver)}/layerdb/mounts"
     used: set[str] = set()
     for container in beneath.names(root_fd, mounts):
+        if container.startswith(paths.PIN):
+            continue
         name = _read_digest(root_fd, f"{mounts}/{container}/parent")
         while name and name not in used:
             used.add(name)

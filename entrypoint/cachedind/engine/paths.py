@@ -41,6 +41,16 @@ def layer_records(driver: str) -> str:
     return f"{images(driver)}/layerdb/sha256"
 
 
+def mounts(driver: str) -> str:
+    """A directory for each container, with the chain ID of the layer below it; and for each image that no job sees, as
+    if it was a container's (graph_view.py)."""
+    return f"{images(driver)}/layerdb/mounts"
+
+
+PIN = "cachedind-"
+"""How the names of the latter begin."""
+
+
 def layers(driver: str) -> str:
     """A directory for each layer, with its cache ID as its name. ZFS has datasets instead."""
     return _LAYERS.get(driver, driver)

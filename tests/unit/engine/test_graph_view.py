@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -77,6 +78,13 @@ class Disk:
             path.write_text(image)
         for name in names:
             self.write({**self.read(), name.partition(":")[0]: {name: image}})
+
+    def pins(self) -> dict[str, str]:
+        """By image what is below its pin."""
+        mounts = self.path / "image/overlay2/layerdb/mounts"
+        found = sorted(mounts.iterdir()) if mounts.exists() else []
+        assert all((pin / "mount-id").read_text() == pin.name.removeprefix("cachedind-") for pin in found)
+        return {f"sha256:{pin.name.removeprefix('cachedind-')}": (pin / "parent").read_text() for pin in found}
 
     def show(self, view: View) -> None:
         plan = self.view.plan(view)
@@ -169,6 +177,39 @@ def test_names_that_cannot_be_read_are_none(disk: Disk, text: str) -> None:
     disk.names_file.write_text(text)
     disk.show(NOTHING)
     assert disk.view.unused() == {A}
+
+
+def test_layers_of_what_is_hidden_have_one_more_user(disk: Disk) -> None:
+    layers = {"rootfs": {"diff_ids": [B, C]}}
+    disk.add(A, "app:1")
+    disk.add(B, "scratch:1")
+    (disk.path / "image/overlay2/imagedb/content/sha256" / A[7:]).write_text(json.dumps(layers))
+    half = disk.path / "image/overlay2/layerdb/mounts/cachedind-half"  # of a start that was killed
+    half.mkdir(parents=True)
+    (half / "mount-id").write_text("a")
+    disk.show(NOTHING)
+    top = f"sha256:{hashlib.sha256(f'{B} {C}'.encode()).hexdigest()}"
+    assert disk.pins() == {A: top}, "the other one has no layer"
+    disk.show(View({REDIS: A}))
+    assert disk.pins() == {}
+    disk.show(NOTHING)
+    assert disk.pins() == {A: top}
+    disk.view.bring_back(frozenset({A}))
+    assert disk.pins() == {}, "an engine would keep the layers"
+
+
+def test_manifests_go_by_which_a_pull_asks_no_registry(disk: Disk) -> None:
+    blob = disk.path / "containerd/daemon/io.containerd.content.v1.content/blobs/sha256" / A[7:]
+    records = disk.path / "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
+    for path in (blob, records):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    disk.show(NOTHING)
+    assert blob.exists(), "no image was there"
+    disk.add(A, "app:1")
+    disk.show(NOTHING)
+    assert not blob.exists()
+    assert not records.exists()
 
 
 def test_links_lead_nowhere(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> None:
