@@ -25,6 +25,8 @@ SECTIONS = {
     "builders": "docker buildx ls",
     # The build cache stays on purpose.
     "disk": "docker system df --format '{{.Type}}: {{.TotalCount}} {{.Active}} {{.Size}}' | grep -v '^Build Cache'",
+    # buildx before 0.20 has no such command.
+    "builds": "docker buildx history ls --format '{{.Name}} {{.Status}}' 2>/dev/null || true",
     "info": "docker info --format '{{.Images}} {{.Containers}} {{.Swarm.LocalNodeState}} {{json .Plugins}}'",
 }
 View = dict[str, list[str]]

@@ -16,8 +16,7 @@ def known(storage: StoragePlan) -> dict[str, Loss]:
     """Every database that an engine with this store opens, by its path in the data-root."""
     found = {
         "buildkit/cache.db": Loss.CACHE,
-        "buildkit/history.db": Loss.RECORDS,
-        "buildkit/history_c8d.db": Loss.RECORDS,
+        **dict.fromkeys((f"buildkit/{name}" for name in paths.HISTORY), Loss.RECORDS),
         "volumes/metadata.db": Loss.RECORDS,
         "network/files/local-kv.db": Loss.RECORDS,
         "content/metadata.db": Loss.NOTHING,

@@ -18,7 +18,7 @@ from cachedind.host import beneath
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-CONTAINERS, NETWORKS, VOLUMES = "containers", "networks", "volumes"
+CONTAINERS, NETWORKS, VOLUMES, IMAGES = "containers", "networks", "volumes", "images"
 UNREADABLE_NETWORKS = "unreadable"
 """Stands among the networks when libnetwork's database cannot be read. dockerd could not either, and would not start;
 it is moved out of the way, which takes all networks with it."""

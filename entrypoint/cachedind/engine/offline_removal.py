@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING
 
 from cachedind.base.errors import CleaningError
-from cachedind.engine import image_uses, networks
+from cachedind.engine import image_uses, networks, paths
 from cachedind.engine.leftovers import (
     CONTAINERS,
+    IMAGES,
     NETWORKS,
     UNREADABLE_NETWORKS,
     Leftovers,
@@ -32,6 +33,8 @@ def settle(root: str, leftovers: Leftovers, keep: frozenset[str]) -> list[str]:
         empty_directory(root, "swarm")
     if leftovers.plugins:
         empty_directory(root, "plugins")
+    if IMAGES not in keep:
+        _forget_builds(root)
     return _settle_networks(root, leftovers, keep)
 
 
@@ -51,6 +54,14 @@ def _note_uses(data_root: str, containers: Iterable[str]) -> None:
         used = [str(config.get("Image")) for config in read_configs(root_fd, containers)]
         if used:
             image_uses.note(root_fd, used, time.time())
+
+
+def _forget_builds(data_root: str) -> None:
+    """Remove the history of builds, which has their logs. BuildKit makes it anew, and needs it for nothing."""
+    with opened_root(data_root) as root_fd, opened_directory(root_fd, "buildkit") as fd:
+        for name in paths.HISTORY if fd is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                _remove(name, fd)
 
 
 def empty_directory(data_root: str, path: str) -> None:

@@ -13,6 +13,10 @@ NETWORKS = "network"
 NETWORK_DATABASE = f"{NETWORKS}/files/local-kv.db"
 """libnetwork's records of networks, and its drivers' (moby, libnetwork/internal/kvstore/boltdb)."""
 
+HISTORY = ("history.db", "history_c8d.db")
+"""In buildkit/, of graph drivers and of the containerd store: records of builds (buildkit, solver/llbsolver/history.go;
+moby, builder/builder-next/controller.go)."""
+
 # ---- graph drivers ---------------------------------------------------------------------------------------------------
 
 OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})

@@ -31,7 +31,7 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind.engine import cleaning, damage
-    from cachedind.engine.leftovers import Leftovers, find_leftovers
+    from cachedind.engine.leftovers import IMAGES, Leftovers, find_leftovers
 
     settings = context.settings
     writer = [taken.found.data.engine] if taken.found.data is not None else []
@@ -50,7 +50,7 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
             context.log,
             taken.pool.trace,
             tested=tested,
-            images=None if "images" in settings.keep else _wish(context, root, taken, seeds, uses_fd),
+            images=None if IMAGES in settings.keep else _wish(context, root, taken, seeds, uses_fd),
             wanted=None if settings.read_only else _wanted_pruning(context, root, taken),
         )
         cleaned = cleaning.clean(job, leftovers)

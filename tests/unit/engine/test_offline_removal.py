@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cachedind.base.errors import CleaningError
-from cachedind.engine.offline_removal import empty_directory, remove_unknown_containers
+from cachedind.engine.leftovers import Leftovers
+from cachedind.engine.offline_removal import empty_directory, remove_unknown_containers, settle
 
 A = "a" * 64
 
@@ -42,6 +43,14 @@ def test_a_swarm_is_ended_without_following_links(root: Path, outside: Path) -> 
     empty_directory(str(root), "swarm")
     assert list((root / "swarm").iterdir()) == []
     assert (outside / "precious/file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("keep", "left"), [("volumes", {"cache.db"}), ("images", {"cache.db", "history_c8d.db"})])
+def test_the_history_of_builds_goes_with_images(root: Path, keep: str, left: set[str]) -> None:
+    for name in ("cache.db", "history_c8d.db"):
+        write(root / "buildkit" / name)
+    settle(str(root), Leftovers(), frozenset({keep}))
+    assert set(os.listdir(root / "buildkit")) == left
 
 
 def test_a_link_for_the_swarm_is_not_emptied(root: Path, outside: Path) -> None:
