@@ -17,19 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError
-from cachedind.engine import fresh_images, hiding, image_uses, offline_removal, pruning
-from cachedind.engine.containerd_view import Client
-from cachedind.engine.leftovers import (
-    CONTAINERS,
-    SET_ASIDE,
-    Leftovers,
-    find_leftovers,
-    opened_root,
-)
-from cachedind.engine.private_containerd import DEADLINE_S, DIRECTORY, private_containerd, whole_seconds_left
-from cachedind.engine.private_daemon import private_daemon
+from cachedind.engine import fresh_images, hiding, image_uses, offline_removal
+from cachedind.engine.leftovers import CONTAINERS, SET_ASIDE, Leftovers, find_leftovers, opened_root
 from cachedind.engine.remapping import engine_root
-from cachedind.engine.removal import Removal, remove_by_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +29,10 @@ if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.base.model import StoragePlan
     from cachedind.base.trace import Trace
+    from cachedind.engine.containerd_view import Client
+
+
+DEADLINE_S = 60.0
 
 
 class Pruning(NamedTuple):
@@ -129,6 +123,10 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
     for_images = images is not None and images.needs_daemon
     if not (by_daemon.needs_daemon or for_images or job.wanted is not None):
         return Cleaned(leftovers)
+    # Ten milliseconds, which most starts spare.
+    from cachedind.engine.private_daemon import private_daemon
+    from cachedind.engine.removal import Removal, remove_by_api
+
     if images is not None:
         images.prepare(everything=job.wanted is not None)
     with private_daemon(
@@ -154,6 +152,8 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
 
 @contextlib.contextmanager
 def _run_containerd(job: Job, deadline: float) -> Iterator[Client]:
+    from cachedind.engine.private_containerd import private_containerd
+
     with private_containerd(
         job.data_root, job.storage.remap, lock_fd=job.lock_fd, environ=job.environ, deadline=deadline
     ):
@@ -161,6 +161,9 @@ def _run_containerd(job: Job, deadline: float) -> Iterator[Client]:
 
 
 def _client_of(job: Job) -> Client:
+    from cachedind.engine.containerd_view import Client
+    from cachedind.engine.private_containerd import DIRECTORY
+
     return Client(f"{DIRECTORY}/containerd.sock", {"PATH": job.environ.get("PATH", os.defpath)})
 
 
@@ -186,6 +189,9 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozens
     """Returns the limit that the job's own daemon is to keep the build cache to, None for the usual one."""
     from docker.errors import DockerException
     from requests import RequestException
+
+    from cachedind.engine import pruning
+    from cachedind.engine.private_containerd import whole_seconds_left
 
     client.api.timeout = whole_seconds_left(deadline)
     with opened_root(job.root) as root_fd:

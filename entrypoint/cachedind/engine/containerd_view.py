@@ -6,9 +6,6 @@ removed, and a blob of ours holds what they stood for (containerd_holder.py).
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError, ProgramMissingError
@@ -160,6 +157,10 @@ def entry(target: str, raw: bytes) -> dict[str, object]:
 
 def layout(entries: list[dict[str, object]]) -> bytes:
     """An OCI layout in a tar with nothing but an index, whose blobs are there."""
+    import io
+    import json
+    import tarfile  # 5 ms
+
     index = {"schemaVersion": 2, "manifests": entries}
     files = {"oci-layout": {"imageLayoutVersion": "1.0.0"}, "index.json": index}
     stream = io.BytesIO()

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cachedind.base.errors import CleaningError
 from cachedind.base.model import ImageStore
 from cachedind.engine import fresh_images, image_uses
-from cachedind.engine.containerd_view import ContainerdView
-from cachedind.engine.graph_view import GraphView
 from cachedind.engine.leftovers import SET_ASIDE
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from cachedind.base.model import StoragePlan
     from cachedind.base.trace import Trace
-    from cachedind.engine.containerd_view import Client, Plan
+    from cachedind.engine.containerd_view import Client, ContainerdView, Plan
     from cachedind.engine.fresh_images import View
 
 
@@ -71,6 +69,8 @@ class _WithGraphDriver:
     ran_containerd = False
 
     def __init__(self, root_fd: int, driver: str, wish: Wish, trace: Trace) -> None:
+        from cachedind.engine.graph_view import GraphView
+
         self._view = GraphView(root_fd, driver, trace)
         self._wish = wish
         self.seen = frozenset(self._view.plan(wish.view).hidden)
@@ -98,6 +98,7 @@ class _InContainerd:
         self._root_fd, self._driver, self._wish, self._trace = root_fd, driver, wish, trace
         self.ran_containerd = self._prunes = self._changed = False
         self._plan: Plan
+        self._view: ContainerdView
         self._look()
         self.seen = frozenset(self._plan.hidden)
         self._times = _Times(root_fd, wish, self.seen)
@@ -105,6 +106,8 @@ class _InContainerd:
         self._plan = self._view.plan(wish.view, self.expired)
 
     def _look(self) -> None:
+        from cachedind.engine.containerd_view import ContainerdView
+
         self._view = ContainerdView(self._root_fd, self._driver, self._trace)
         self._plan = self._view.plan(self._wish.view, frozenset())
 
