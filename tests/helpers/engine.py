@@ -47,6 +47,11 @@ class Volume(NamedTuple):
     fstype: str
 
 
+def on(volume: Volume, path: str, mode: str = "rw") -> dict[str, dict[str, str]]:
+    """For the option `volumes` of a container: this volume at that path."""
+    return {volume.name: {"bind": path, "mode": mode}}
+
+
 class Done(NamedTuple):
     """How a command in a container ended."""
 

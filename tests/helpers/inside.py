@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# A Unix socket at argv[1] that nobody listens at.
+MAKE_SOCKET = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])"
+
 # Every process with its open files, as JSON. A process that ends meanwhile is left out.
 PROCESSES = r"""
 import json, os, sys

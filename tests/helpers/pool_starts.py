@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cachedind.base.log import Level, Log
@@ -22,6 +23,10 @@ from cachedind.settings import config
 
 ENGINE = EngineVersion(28, 5, 2)
 ARCH = os.uname().machine
+KINDS = ("btrfs", "xfs", "ext4")
+"""Filesystems with reflinks and without."""
+Opener = Callable[..., Pool]
+"""What tests/system/pool has as its fixture `open_on`."""
 
 
 def settings(path: Path, **environ: str) -> config.Config:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers import capabilities
+from helpers.dind import Dind
 from helpers.engine import Engine
 from helpers.estates import Estates
 from helpers.flavours import FLAVOURS, SUITES, Flavour
@@ -78,6 +79,16 @@ def estates(module_engine: Engine) -> Iterator[Estates]:
     found = Estates(module_engine)
     yield found
     found.close()
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def bench(request: pytest.FixtureRequest, session_engine: Engine) -> Iterator[Dind]:
+    """The image without privileges and without a daemon: for its files and its client side."""
+    engine = session_engine.scope()
+    try:
+        yield engine.dind(str(request.param), entrypoint=["sleep", "infinity"], privileged=False, init=True)
+    finally:
+        engine.close()
 
 
 @pytest.fixture(params=SUITES)

@@ -14,6 +14,7 @@ from helpers.builds import overlay_project
 from helpers.certificates import MAKE_USER_MANAGED
 from helpers.clients import wait_ready_at
 from helpers.dind import DATA_ROOT, parse_time
+from helpers.engine import on
 from helpers.pace import pace_s
 from helpers.prober import EVERY_S, Companion, Findings
 from helpers.seeds import SeedVolume, docker_archive, setting, small_image
@@ -21,7 +22,7 @@ from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
-    from helpers.engine import Engine, Volume
+    from helpers.engine import Engine
 
 SHARED = "/shared"
 SHARED_SOCKET = f"{SHARED}/docker.sock"
@@ -33,10 +34,6 @@ FIRST_BIND_ROUNDS = 6
 def started_at(dind: Dind) -> float:
     """When the outer engine had started the container, by its own clock, which the prober shares."""
     return parse_time(dind.state["StartedAt"])
-
-
-def on(volume: Volume, path: str, mode: str = "rw") -> dict[str, dict[str, str]]:
-    return {volume.name: {"bind": path, "mode": mode}}
 
 
 def check_never_refused(findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""userns-remap in a pool: a job finds what docker:dind would show it, warm; one without remap beside it, too."""
+"""userns-remap, also in a pool: a job finds what docker:dind would show it, warm; one without remap beside it, too."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def leave_behind(dind: Dind, project: Project) -> None:
 def left(dind: Dind) -> list[str]:
     asked = (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q", "--filter=type=custom"))
     return [word for words in asked for word in dind.docker(*words).split()]
+
+
+def test_userns_remap(engine: Engine, suite: str) -> None:
+    dind = engine.dind(suite, volume=engine.volume(), args=REMAP)
+    dind.wait_ready()
+    dind.load_base()
+    seen = dind.docker("run", "--rm", "--network=none", "base:latest", "cat", "/proc/self/uid_map").split()
+    assert seen == ["0", "165536", "65536"]
 
 
 @pytest.mark.everyday("forky")

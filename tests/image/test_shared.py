@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from helpers.certificates import names, read_set
 from helpers.clients import run_once, wait_ready_at
+from helpers.engine import on
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 SOCKET = "/shared/docker.sock"
 NO_WAIT = {"CACHEDIND_LOCK_TIMEOUT": "100ms"}
 LISTING = "cd /volume; find . -printf '%p %i %m\\n' | sort; find . -type f | sort | xargs -r sha256sum"
-
-
-def on(volume: Volume, path: str) -> dict[str, dict[str, str]]:
-    return {volume.name: {"bind": path, "mode": "rw"}}
 
 
 def test_a_refused_start_leaves_no_trace(engine: Engine, suite: str) -> None:

@@ -21,6 +21,7 @@ from helpers.certificates import (
     read_set,
 )
 from helpers.clients import run_once
+from helpers.engine import on
 from helpers.flavours import SUITES
 from helpers.prober import Companion
 
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 SAN = "DNS:one.example.test,IP:192.0.2.7 DNS:two.example.test\nIP:2001:db8::7, ,\n"
 SAN_NAMES = {"DNS:one.example.test", "IP:192.0.2.7", "DNS:two.example.test", "IP:2001:db8::7"}
-
-
-def on(volume: Volume, path: str, mode: str = "rw") -> dict[str, dict[str, str]]:
-    return {volume.name: {"bind": path, "mode": mode}}
 
 
 class Served(NamedTuple):

@@ -1,0 +1,94 @@
+"""Promise 6: what the image docker:dind has, this one has: metadata, programs, directories, users."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cachedind.base.model import parse_engine_version
+from cachedind.engine import damage
+from helpers.daemons import LEGACY_FARM
+from helpers.dind import DATA_ROOT, Dind
+
+if TYPE_CHECKING:
+    from helpers.engine import Engine
+
+NEEDED = (
+    # what docker:dind has
+    *("docker", "dockerd", "containerd", "ctr", "containerd-shim-runc-v2", "runc", "docker-init", "docker-proxy"),
+    *("dind", "docker-compose", "modprobe", "docker-entrypoint.sh", "dockerd-entrypoint.sh"),
+    *("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"),
+    *("git", "ssh", "openssl", "pigz", "unpigz", "xz", "newuidmap", "newgidmap"),
+    *("mkfs.btrfs", "btrfs", "mkfs.xfs", "xfs_repair", "mkfs.ext4", "e2fsck"),
+    # and what its rootless variant has
+    *("fuse-overlayfs", "ip"),
+)
+
+
+def test_metadata(engine: Engine, suite: str) -> None:
+    config = engine.client.images.get(engine.images[suite]).attrs["Config"]
+    assert config["Entrypoint"] == ["dockerd-entrypoint.sh"]
+    assert not config["Cmd"]
+    assert set(config["ExposedPorts"]) == {"2375/tcp", "2376/tcp"}
+    assert set(config["Volumes"]) == {DATA_ROOT}
+    assert config.get("Healthcheck") is None
+    assert not config.get("StopSignal")
+    assert config["User"] in ("", "0", "root")
+    assert config["WorkingDir"] in ("", "/")
+    environment = dict(pair.split("=", 1) for pair in config["Env"])
+    assert environment["DOCKER_TLS_CERTDIR"] == "/certs"
+    # A client's settings would be taken for the daemon's.
+    assert not {"DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_DRIVER"} & set(environment)
+
+
+def test_versions_are_what_the_environment_says(bench: Dind) -> None:
+    said = dict(line.split("=", 1) for line in bench.sh("env").splitlines() if line.startswith("DOCKER_"))
+    for name, command in (
+        ("DOCKER_VERSION", "dockerd --version"),
+        ("DOCKER_VERSION", "docker --version"),
+        ("DOCKER_BUILDX_VERSION", "docker buildx version"),
+        ("DOCKER_COMPOSE_VERSION", "docker compose version"),
+        ("DOCKER_COMPOSE_VERSION", "docker-compose version"),
+    ):
+        found = re.search(r"\d+\.\d+\.\d+", bench.sh(command))
+        assert found, command
+        assert found[0] == said[name], command
+
+
+def test_data_of_the_engine_under_test_is_judged_by_its_bytes(engine: Engine, suite: str) -> None:
+    """Databases are read only for releases in that table: one that is left out of it shares less, and mends less."""
+    assert parse_engine_version(engine.engine_version(suite)).release in damage.TESTED
+
+
+def test_programs_on_path(bench: Dind) -> None:
+    script = 'for name; do command -v "$name" >/dev/null || echo "$name"; done'
+    assert bench.exec("sh", "-c", script, "sh", *NEEDED).stdout.split() == []
+
+
+def test_programs_where_docker_dind_has_them(bench: Dind) -> None:
+    names = [f"/usr/local/bin/{name}" for name in NEEDED[:13]]
+    names += [f"/usr/local/libexec/docker/cli-plugins/docker-{plugin}" for plugin in ("buildx", "compose")]
+    names += [f"{LEGACY_FARM}/{name}" for name in NEEDED if "tables" in name]
+    script = 'for name; do test -x "$name" || echo "$name"; done'
+    assert bench.exec("sh", "-c", script, "sh", *names).stdout.split() == []
+
+
+def test_iptables_and_its_legacy_farm(bench: Dind) -> None:
+    for name in ("iptables", "ip6tables", "iptables-save", "ip6tables-restore"):
+        assert "nf_tables" in bench.sh(f"{name} --version")
+        assert "legacy" in bench.sh(f"PATH={LEGACY_FARM}:$PATH {name} --version")
+
+
+def test_no_apparmor_parser(bench: Dind) -> None:
+    """With it an inner engine could load a profile over the host's of the same name."""
+    assert bench.sh("find / -xdev -name 'apparmor_parser*'") == ""
+
+
+def test_certificate_directories(bench: Dind) -> None:
+    assert bench.sh("stat -c '%a %U %F' /certs /certs/client").splitlines() == ["1777 root directory"] * 2
+
+
+def test_groups_and_users(bench: Dind) -> None:
+    assert bench.sh("getent group docker").startswith("docker:x:2375:")
+    assert bench.sh("id -un dockremap; id -gn dockremap").split() == ["dockremap"] * 2
+    assert bench.sh("cat /etc/subuid /etc/subgid").splitlines().count("dockremap:165536:65536") == 2
