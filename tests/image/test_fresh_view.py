@@ -56,7 +56,7 @@ class Jobs:
     def follow(self, last: Dind, **settings: str) -> tuple[Dind, Dind]:
         """The last job is killed; one begins with its slot, and one beside that."""
         last.kill()
-        leased, cloned = self.begin(**settings), self.begin(**settings)
+        leased, cloned = self.begin(ready=True, **settings), self.begin(ready=True, **settings)
         assert (leased.summary or "").startswith("warm: "), leased.describe()
         # A clone that was made in advance, where copying took long, is leased.
         assert (cloned.summary or "").startswith(("cloned: ", "warm: ")), cloned.describe()
