@@ -24,7 +24,6 @@ from cachedind.engine.leftovers import (
     NETWORKS,
     SET_ASIDE,
     UNREADABLE_NETWORKS,
-    VOLUMES,
     Leftovers,
     find_leftovers,
     opened_directory,
@@ -78,10 +77,11 @@ def clean(
     trace: Trace,
     wanted: Pruning | None = None,
     tested: bool = True,
+    unusable: frozenset[str] = frozenset(),
 ) -> Cleaned:
     """Remove `leftovers` from a data-root whose lease we hold with `lock_fd`, and have it pruned, within DEADLINE_S
     seconds. Where nothing of networks can be kept, no record of any is: the last job may have had another bridge.
-    `tested` is as in find_leftovers.
+    `tested` and `unusable` are as in find_leftovers.
 
     Raises CleaningError when some of it is still there afterwards. If this process is killed, the next start finds
     what is left and does the rest. Needs --privileged, and a single thread.
@@ -92,7 +92,7 @@ def clean(
     told = _settle_without_daemon(root, leftovers, keep)
     if not leftovers and wanted is None:
         return Cleaned(leftovers)
-    by_daemon = leftovers if CONTAINERS in keep else leftovers._replace(networks=())
+    by_daemon = leftovers if keep & {CONTAINERS, NETWORKS} else leftovers._replace(networks=())
     cleaned = Cleaned(leftovers)
     if by_daemon._replace(swarm=False) or wanted is not None:
         with private_daemon(
@@ -104,27 +104,26 @@ def clean(
             keeps_networks=bool(by_daemon.networks),
         ) as client:
             trace.reach("maintain.started")
-            cleaned = _remove_by_api(client, by_daemon, keep, deadline)
+            cleaned = _remove_by_api(client, by_daemon, deadline)
             cleaned = cleaned._replace(removed=cleaned.removed._replace(networks=leftovers.networks))
             trace.reach("maintain.cleaned")
             if wanted is not None:
                 limit = _prune(client, root, storage.store, wanted, deadline, log)
                 cleaned = cleaned._replace(cache_limit_bytes=limit)
                 trace.reach("maintain.pruned")
-        still_there = find_leftovers(root, keep, tested=tested).containers
+        still_there = find_leftovers(root, keep, tested=tested, unusable=unusable).containers
         told += cleaned.problems
         told += remove_unknown_containers(root, [name for name in still_there if name in cleaned.unknown])
     for problem in told:
         log.warn(f"cleaning: {problem}")
-    _check_all_gone(root, keep, told, tested=tested)
+    _check_all_gone(find_leftovers(root, keep, tested=tested, unusable=unusable), told)
     trace.reach("maintain.stopped")
     if leftovers:
         log.info(f"removed what the last job left: {leftovers} (in {time.monotonic() - started:.2f} s)")
     return cleaned._replace(problems=tuple(told))
 
 
-def _check_all_gone(root: str, keep: frozenset[str], told: list[str], *, tested: bool) -> None:
-    left = find_leftovers(root, keep, tested=tested)
+def _check_all_gone(left: Leftovers, told: list[str]) -> None:
     if left:
         why = "; ".join(told[:3]) or "the daemon kept it"
         raise CleaningError(f"of what the last job left, {left} could not be removed: {why}", SET_ASIDE)
@@ -133,17 +132,15 @@ def _check_all_gone(root: str, keep: frozenset[str], told: list[str], *, tested:
 # ---- by a daemon's API ----------------------------------------------------------------------------------------------
 
 
-def _remove_by_api(client: docker.DockerClient, leftovers: Leftovers, keep: frozenset[str], deadline: float) -> Cleaned:
-    """Remove what was found; what is gone already is fine. One failure does not stop the rest.
-
-    Without "volumes" in `keep` the anonymous volumes of containers go with them. Requests end at `deadline` (of
-    time.monotonic()).
+def _remove_by_api(client: docker.DockerClient, leftovers: Leftovers, deadline: float) -> Cleaned:
+    """Remove what was found; what is gone already is fine. One failure does not stop the rest. A container's anonymous
+    volumes are among the volumes, where they are not kept. Requests end at `deadline` (of time.monotonic()).
     """
-    api, with_volumes = client.api, VOLUMES not in keep
+    api = client.api
     removal = _Removal(client, deadline)
     made = [name for name in leftovers.networks if name != UNREADABLE_NETWORKS]
     removed = Leftovers(
-        removal.try_all("container", leftovers.containers, partial(api.remove_container, v=with_volumes, force=True)),
+        removal.try_all("container", leftovers.containers, partial(api.remove_container, force=True)),
         removal.try_all("network", made, api.remove_network),
         removal.try_all("volume", leftovers.volumes, partial(api.remove_volume, force=True)),
         leftovers.swarm,

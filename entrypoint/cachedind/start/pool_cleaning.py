@@ -30,7 +30,9 @@ def clean(
 
     writer = [taken.found.data.engine] if taken.found.data is not None else []
     tested = damage.are_tested([*writer, facts.read_engine_version(settings.path)])
-    leftovers = find_leftovers(remapping.make(lease.data_root, storage.remap), settings.keep, tested=tested)
+    root = remapping.make(lease.data_root, storage.remap)
+    unusable = _find_unusable_networks(root, settings.keep, log) if tested else frozenset()
+    leftovers = find_leftovers(root, settings.keep, tested=tested, unusable=unusable)
     wanted = None if settings.read_only else _wanted_pruning(settings, storage, lease, taken)
     return cleaning.clean(
         lease.data_root,
@@ -43,7 +45,22 @@ def clean(
         trace=taken.pool.trace,
         wanted=wanted,
         tested=tested,
+        unusable=unusable,
     )
+
+
+def _find_unusable_networks(root: str, keep: frozenset[str], log: Log) -> frozenset[str]:
+    """Ids and names of networks that this container's own addresses forbid to keep, each told in a line."""
+    from cachedind.engine.leftovers import CONTAINERS, NETWORKS
+
+    if not keep & {CONTAINERS, NETWORKS}:
+        return frozenset()
+    from cachedind.engine import network_overlaps
+
+    overlaps = network_overlaps.read_overlaps(root)
+    for overlap in overlaps:
+        log.warn(str(overlap))
+    return frozenset(word for overlap in overlaps for word in (overlap.identity, overlap.name))
 
 
 def _wanted_pruning(settings: Config, storage: StoragePlan, lease: Lease, taken: TakenSlot) -> Pruning | None:
