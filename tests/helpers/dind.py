@@ -107,9 +107,11 @@ class Dind:
         """Create a container of `image` and start it, unless `start` is off.
 
         `volume` goes to `data_root`; without one the image's VOLUME makes an anonymous volume. `pool` goes to
-        /cachedind, which switches pool mode on. `volumes` are further ones in the docker SDK's notation
+        /cachedind, which switches pool mode on, with a key that is said to be the default one (CACHEDIND_KEY="" takes
+        that back). `volumes` are further ones in the docker SDK's notation
         ({name: {"bind": path, "mode": "rw"}}), as is anything in `more` (hostname, tty, ulimits, cap_add, ...).
         """
+        env = {**({} if pool is None else {"CACHEDIND_KEY": "default"}), **(env or {})}
         binds = {name: dict(options) for name, options in (volumes or {}).items()}
         if volume is not None:
             binds[volume.name] = {"bind": data_root, "mode": "ro" if read_only_volume else "rw"}
@@ -124,7 +126,7 @@ class Dind:
             image,
             command=list(args),
             entrypoint=None if entrypoint is None else list(entrypoint),
-            environment=dict(env or {}),
+            environment=env,
             volumes=binds,
             tmpfs=dict(tmpfs or {}),
             privileged=privileged,

@@ -312,7 +312,7 @@ def test_a_new_pool_on_a_full_disk_is_not_used(engine: Engine, disk: Disk) -> No
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "ramfs", "overlay"])
 def test_a_pool_that_will_not_last_says_so_and_works(engine: Engine, fstype: str) -> None:
-    wanted = {"CACHEDIND_POOL": "/some/dir", "CACHEDIND_ALLOW_EPHEMERAL_POOL": "1"}
+    wanted = {"CACHEDIND_POOL": "/some/dir", "CACHEDIND_ALLOW_EPHEMERAL_POOL": "1", "CACHEDIND_KEY": "default"}
     env = wanted if fstype == "overlay" else {}
     pool: Volume | None = None if fstype == "overlay" else engine.volume(fstype)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError
 from cachedind.engine import fresh_images, hiding, image_uses, offline_removal
-from cachedind.engine.leftovers import CONTAINERS, SET_ASIDE, Leftovers, find_leftovers, opened_root
+from cachedind.engine.leftovers import CONTAINERS, NETWORKS, SET_ASIDE, Leftovers, find_leftovers, opened_root
 from cachedind.engine.remapping import engine_root
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Cleaned(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is to be cleaned, and with what: a data-root whose lease we hold with `lock_fd`. `keep` are the kinds that
-    stay; `tested` is as in find_leftovers; what of images the next job is to see (None: all), and what is to be pruned,
-    if anything."""
+    """What is to be cleaned, and with what: a data-root whose lease we hold with `lock_fd`. `keep`, `tested` and
+    `unusable` are as in find_leftovers; what of images the next job is to see (None: all), and what is to be pruned, if
+    anything."""
 
     data_root: str
     storage: StoragePlan
@@ -74,6 +74,7 @@ class Job(NamedTuple):
     log: Log
     trace: Trace
     tested: bool = True
+    unusable: frozenset[str] = frozenset()
     images: hiding.Wish | None = None
     wanted: Pruning | None = None
 
@@ -81,6 +82,10 @@ class Job(NamedTuple):
     def root(self) -> str:
         """Where the engine's data is."""
         return engine_root(self.data_root, self.storage.remap)
+
+    def find_leftovers(self) -> Leftovers:
+        """What there is to remove now. Raises CleaningError."""
+        return find_leftovers(self.root, self.keep, tested=self.tested, unusable=self.unusable)
 
 
 def clean(job: Job, leftovers: Leftovers) -> Cleaned:
@@ -104,7 +109,7 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
                 job.log.info(f"removed {_count(images.expired)} that no job had for long (CACHEDIND_UNUSED_MAX_AGE)")
     told += cleaned.problems
     if leftovers:
-        still_there = find_leftovers(job.root, job.keep, tested=job.tested).containers
+        still_there = job.find_leftovers().containers
         told += offline_removal.remove_unknown_containers(
             job.root, [name for name in still_there if name in cleaned.unknown]
         )
@@ -119,7 +124,7 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
 
 def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | None, deadline: float) -> Cleaned:
     """Whatever takes an engine, by a private one, if anything does."""
-    by_daemon = leftovers if CONTAINERS in job.keep else leftovers._replace(networks=())
+    by_daemon = leftovers if job.keep & {CONTAINERS, NETWORKS} else leftovers._replace(networks=())
     for_images = images is not None and images.needs_daemon
     if not (by_daemon.needs_daemon or for_images or job.wanted is not None):
         return Cleaned(leftovers)
@@ -139,7 +144,7 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
     ) as client:
         job.trace.reach("maintain.started")
         removal = Removal(client, deadline)
-        removed = remove_by_api(removal, by_daemon, job.keep)._replace(networks=leftovers.networks)
+        removed = remove_by_api(removal, by_daemon)._replace(networks=leftovers.networks)
         if images is not None:
             images.amid(removal.try_images, _client_of(job))
         job.trace.reach("maintain.cleaned")
@@ -179,7 +184,7 @@ def _count(images: frozenset[str]) -> str:
 
 
 def _check_all_gone(job: Job, told: list[str]) -> None:
-    left = find_leftovers(job.root, job.keep, tested=job.tested)
+    left = job.find_leftovers()
     if left:
         why = "; ".join(told[:3]) or "the daemon kept it"
         raise CleaningError(f"of what the last job left, {left} could not be removed: {why}", SET_ASIDE)

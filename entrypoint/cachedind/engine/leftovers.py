@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import CleaningError
-from cachedind.engine import bolt, networks, paths
+from cachedind.engine import bolt, kept_volumes, networks, paths
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ UNREADABLE_NETWORKS = "unreadable"
 """Stands among the networks when libnetwork's database cannot be read. dockerd could not either, and would not start;
 it is moved out of the way, which takes all networks with it."""
 
-_PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
-_SWARM_NETWORK = "docker_gwbridge"
+PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
+SWARM_NETWORK = "docker_gwbridge"
 """Made by a swarm, and left by it. Its overlay networks are in its own state, not in libnetwork's."""
 _PLUGIN = re.compile(r"[0-9a-f]{64}")
 """A plugin's directory (moby, plugin/store.go). Beside those there is `storage`, which any engine makes."""
@@ -61,26 +61,34 @@ class Leftovers(NamedTuple):
         return ", ".join(words + ["a swarm"] * self.swarm) or "nothing"
 
 
-def find_leftovers(data_root: str, keep: frozenset[str], *, tested: bool = True) -> Leftovers:
-    """What there is to remove from an engine's root whose lease we hold: all but the kinds in `keep`.
+def find_leftovers(
+    data_root: str, keep: frozenset[str], *, tested: bool = True, unusable: frozenset[str] = frozenset()
+) -> Leftovers:
+    """What there is to remove from an engine's root whose lease we hold: all but what `keep` says (values.parse_keep).
 
     What kept containers use is kept with them: their volumes, their networks, a swarm, whose services they may be, and
-    plugins.
+    plugins. Networks in `unusable` (ids and names) are not kept, nor are containers on them, which could not start.
     Unless the tests run the engines of the data (`tested`), records of networks that nobody knows are none.
     Follows no links below `data_root` and reads no more than a bounded part of any file. Raises CleaningError when a
     something else stands in the place of one of the engine's directories, or it cannot be read.
     """
     with opened_root(data_root) as root_fd:
         containers = _names_below(root_fd, CONTAINERS)
-        used = _used_by(root_fd, containers) if CONTAINERS in keep else frozenset()
-        made = () if NETWORKS in keep else _find_networks(root_fd, used, tested=tested)
+        references = {one: _used_by(root_fd, one) for one in containers} if CONTAINERS in keep else {}
+        kept = {one: names for one, names in references.items() if not names & unusable}
+        used = frozenset({SWARM_NETWORK} if CONTAINERS in keep else ()).union(*kept.values())
+        made = _find_networks(root_fd, used, tested=tested) if NETWORKS not in keep or unusable else ()
         volumes = () if VOLUMES in keep else _directories_below(root_fd, VOLUMES)
-        volumes = tuple(name for name in volumes if name not in used)
-        if CONTAINERS in keep:
-            return Leftovers(networks=made, volumes=volumes)
-        swarm = "docker-state.json" in _names_below(root_fd, "swarm")
-        plugins = tuple(name for name in _directories_below(root_fd, "plugins") if _PLUGIN.fullmatch(name))
-    return Leftovers(containers, made, volumes, swarm, plugins)
+        used_or_named = used | kept_volumes.find_kept(root_fd, VOLUMES, volumes, keep)
+        swarm = CONTAINERS not in keep and "docker-state.json" in _names_below(root_fd, "swarm")
+        plugins = () if CONTAINERS in keep else _directories_below(root_fd, "plugins")
+    return Leftovers(
+        tuple(one for one in containers if one not in kept),
+        tuple(one for one in made if NETWORKS not in keep or one in unusable),
+        tuple(name for name in volumes if name not in used_or_named),
+        swarm,
+        tuple(name for name in plugins if _PLUGIN.fullmatch(name)),
+    )
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -140,7 +148,7 @@ def _find_networks(root_fd: int, used: frozenset[str], *, tested: bool) -> tuple
         return tuple(
             identity
             for identity, network in networks.read_networks(bolt.open(file_fd, networks.MAX_BYTES), tested=tested)
-            if network not in _PREDEFINED_NETWORKS and not {identity, network} & used
+            if network not in PREDEFINED_NETWORKS and not {identity, network} & used
         )
     except (ValueError, OSError):
         return (UNREADABLE_NETWORKS,)
@@ -148,12 +156,11 @@ def _find_networks(root_fd: int, used: frozenset[str], *, tested: bool) -> tuple
         os.close(file_fd)
 
 
-def _used_by(root_fd: int, containers: Iterable[str]) -> frozenset[str]:
-    """Names of the volumes and names and ids of the networks that these containers, or a swarm, refer to. A container
-    that cannot be read refers to nothing.
+def _used_by(root_fd: int, container: str) -> frozenset[str]:
+    """Names of the volumes and names and ids of the networks that a container refers to. One that cannot be read refers
+    to nothing.
     """
-    configs = read_configs(root_fd, containers)
-    return frozenset({_SWARM_NETWORK}.union(*map(_references, configs)))
+    return frozenset[str]().union(*map(_references, read_configs(root_fd, [container])))
 
 
 def read_configs(root_fd: int, containers: Iterable[str]) -> Iterator[dict[str, object]]:
@@ -165,9 +172,9 @@ def read_configs(root_fd: int, containers: Iterable[str]) -> Iterator[dict[str, 
             )
 
 
-def images_of_containers(root_fd: int) -> frozenset[str]:
-    """IDs of the images of all containers that are there."""
-    configs = read_configs(root_fd, _names_below(root_fd, CONTAINERS))
+def images_of_containers(root_fd: int, without: Iterable[str]) -> frozenset[str]:
+    """IDs of the images of all containers that are there, `without` some."""
+    configs = read_configs(root_fd, set(_names_below(root_fd, CONTAINERS)).difference(without))
     return frozenset(str(config.get("Image")) for config in configs)
 
 

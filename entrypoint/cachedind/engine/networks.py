@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.engine import bolt, paths
@@ -25,6 +25,15 @@ _BRIDGES = b"docker/network/v1.0/bridge/"
 _INDEX_BYTES = 8
 """Each of libnetwork's values begins with the number of its last change (moby, libnetwork/internal/kvstore/boltdb)."""
 _DIRECTORY, _, _NAME = paths.NETWORK_DATABASE.rpartition("/")
+
+
+class Bridge(NamedTuple):
+    """A network that somebody made with the bridge driver: its id, its interface, and the interface's addresses with
+    the lengths of their prefixes ("172.18.0.1/16")."""
+
+    identity: str
+    interface: str
+    addresses: tuple[str, ...]
 
 
 def read_networks(database: bolt.Database, *, tested: bool) -> Iterator[tuple[str, str]]:
@@ -52,6 +61,16 @@ def own_bridges(data_root: str) -> frozenset[str]:
         names = (str(record.get("BridgeName")) for record in found if record.get("DefaultBridge") is True)
         return frozenset(name for name in names if name.isascii() and 0 < len(name) < 16) - {"docker0"}
     return frozenset()
+
+
+def read_made_bridges(database: bolt.Database) -> Iterator[Bridge]:
+    """All but the default network (layout of engines 26.1 and 28.5: networkConfiguration in moby,
+    libnetwork/drivers/bridge/bridge_store.go). Raises ValueError."""
+    for identity, value in _records(database, _BRIDGES):
+        record = state.parse_object(value)
+        if record.get("DefaultBridge") is not True:
+            addresses = (record.get(f"AddressIPv{version}") for version in (4, 6))
+            yield Bridge(identity, str(record.get("BridgeName")), tuple(str(each) for each in addresses if each))
 
 
 def _records(database: bolt.Database, prefix: bytes) -> Iterator[tuple[str, bytes]]:

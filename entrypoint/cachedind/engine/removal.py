@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cachedind.engine.leftovers import UNREADABLE_NETWORKS, VOLUMES, Leftovers
+from cachedind.engine.leftovers import UNREADABLE_NETWORKS, Leftovers
 from cachedind.engine.private_containerd import whole_seconds_left
 
 if TYPE_CHECKING:
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     import docker
 
 
-def remove_by_api(removal: Removal, leftovers: Leftovers, keep: frozenset[str]) -> Leftovers:
-    """Remove what was found; what is gone already is fine. One failure does not stop the rest.
-
-    Without "volumes" in `keep` the anonymous volumes of containers go with them.
+def remove_by_api(removal: Removal, leftovers: Leftovers) -> Leftovers:
+    """Remove what was found; what is gone already is fine. One failure does not stop the rest. A container's anonymous
+    volumes are among the volumes, where they are not kept.
     """
-    api, with_volumes = removal.client.api, VOLUMES not in keep
+    api = removal.client.api
     made = [name for name in leftovers.networks if name != UNREADABLE_NETWORKS]
     return Leftovers(
-        removal.try_all("container", leftovers.containers, partial(api.remove_container, v=with_volumes, force=True)),
+        removal.try_all("container", leftovers.containers, partial(api.remove_container, force=True)),
         removal.try_all("network", made, api.remove_network),
         removal.try_all("volume", leftovers.volumes, partial(api.remove_volume, force=True)),
         leftovers.swarm,

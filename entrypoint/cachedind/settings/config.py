@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachedind.base.errors import SettingsError
 from cachedind.base.model import COPYING_DRIVERS
 from cachedind.settings.environment import ENGINE_STORE_VARIABLES, PREFIX
-from cachedind.settings.variables import VARIABLES, is_known, suggest
+from cachedind.settings.variables import PROJECT_NAMES, VARIABLES, is_known, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,12 +51,14 @@ class Config(NamedTuple):
     max_age_s: float | None
     unused_max_age_s: float | None
     key: str
+    key_is_said: bool
+    """Whether anything says whose cache it is: CACHEDIND_KEY, or a CI."""
     scope: str
     fallback_keys: tuple[str, ...]
     """In order of preference, without `key`."""
     read_only: bool
     keep: frozenset[str]
-    """Some of KEPT_KINDS. Only a pool's slot ever loses them."""
+    """Some of KEPT_KINDS, and words that begin with VOLUMES_LIKE. Only a pool's slot ever loses them."""
     seed: tuple[str, ...] | None
     """Paths and globs. None: not set, so /seeds if that is a directory."""
     seed_host: str
@@ -120,6 +122,7 @@ def _make_config(values: Mapping[str, object], environ: Mapping[str, str], unrel
         max_age_s=values["MAX_AGE"],  # type: ignore[arg-type]
         unused_max_age_s=values["UNUSED_MAX_AGE"],  # type: ignore[arg-type]
         key=values["KEY"],  # type: ignore[arg-type]
+        key_is_said=any(_value(name, environ) for name in (f"{PREFIX}KEY", *PROJECT_NAMES)),
         scope=values["SCOPE"],  # type: ignore[arg-type]
         fallback_keys=tuple(key for key in values["FALLBACK_KEYS"] if key != values["KEY"]),  # type: ignore[attr-defined]
         read_only=bool(values["ACCESS"]),

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     _Number = TypeVar("_Number", int, float)
 
 KEPT_KINDS = ("containers", "networks", "volumes", "images")
-"""What a job makes in the engine besides images and build cache."""
+"""What a job makes in the engine besides build cache."""
+VOLUMES_LIKE = "volumes:"
+"""What comes before the pattern of names in a word that keeps some volumes."""
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_VOLUME_PATTERN = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+")
+"""Characters of volumes' names (moby, volume/names), and those of fnmatch(3)."""
 _OWN_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -143,13 +147,18 @@ def parse_is_read_only(text: str) -> bool:
 
 
 def parse_keep(text: str) -> frozenset[str]:
-    """Some of KEPT_KINDS; "all" is all of them, "none" none."""
+    """Some of KEPT_KINDS, and words such as "volumes:db_*" with a pattern of volumes' names; "all" is all kinds, "none"
+    none."""
     if text in ("all", "none"):
         return frozenset(KEPT_KINDS if text == "all" else ())
-    kinds = frozenset(name.strip() for name in text.split(","))
-    if not kinds <= frozenset(KEPT_KINDS):
-        raise ValueError(f"a list of {', '.join(KEPT_KINDS)} separated by commas, or all or none")
-    return kinds
+    words = frozenset(word.strip() for word in text.split(","))
+    patterns = (word.removeprefix(VOLUMES_LIKE) for word in words if word.startswith(VOLUMES_LIKE))
+    named = frozenset(VOLUMES_LIKE + pattern for pattern in patterns if _VOLUME_PATTERN.fullmatch(pattern))
+    if not words <= named.union(KEPT_KINDS):
+        raise ValueError(
+            f"a list of {', '.join(KEPT_KINDS)} and {VOLUMES_LIKE}PATTERN separated by commas, or all or none"
+        )
+    return words
 
 
 def parse_seeds(text: str) -> tuple[str, ...] | None:

@@ -14,8 +14,8 @@ from cachedind.settings.environment import PREFIX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The name of the project in GitLab, GitHub, Woodpecker, Drone and Buildkite.
-_PROJECT_NAMES = ("CI_PROJECT_PATH", "GITHUB_REPOSITORY", "CI_REPO", "DRONE_REPO", "BUILDKITE_PIPELINE_SLUG")
+PROJECT_NAMES = ("CI_PROJECT_PATH", "GITHUB_REPOSITORY", "CI_REPO", "DRONE_REPO", "BUILDKITE_PIPELINE_SLUG")
+"""The variables with the project's name in GitLab, GitHub, Woodpecker, Drone and Buildkite."""
 
 # What Kubernetes tells each pod about a Service, and docker --link about a container, whose name begins with
 # "cachedind": not meant for us, and where a service has such a name nobody can switch it off.
@@ -98,8 +98,8 @@ VARIABLES = (
         values.parse_key,
         "any text",
         "Whose cache it is: instances with the same key share one. Not set: the project's name from "
-        f"{', '.join(f'`{name}`' for name in _PROJECT_NAMES)}, the first that is set.",
-        instead=_PROJECT_NAMES,
+        f"{', '.join(f'`{name}`' for name in PROJECT_NAMES)}, the first that is set.",
+        instead=PROJECT_NAMES,
     ),
     Variable(
         "SCOPE",
@@ -130,8 +130,9 @@ VARIABLES = (
         "KEEP",
         "none",
         values.parse_keep,
-        "containers, networks, volumes, images, separated by commas; all, none",
-        "What of the last job the next one on a slot of the pool sees, besides the build cache. Without a pool "
+        "containers, networks, volumes, `volumes:PATTERN`, images, separated by commas; all, none",
+        "What of the last job stays when a slot of the pool is used again, besides build cache. `volumes:PATTERN`: "
+        "volumes with such names (`volumes:db_*`), of each pattern the three that were used last. Without a pool "
         "everything stays.",
     ),
     Variable(

@@ -38,10 +38,26 @@ def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, 
         path = directory.wanted_path(settings)
         if path is not None:
             slot_request = pool_mode.make_slot_request(settings, daemon)
-            return pool_mode.move_in(path, slot_request, data_root, settings, log)
+            lease, taken = pool_mode.move_in(path, slot_request, data_root, settings, log)
+            _tell_of_a_shared_key(settings, log)
+            return lease, taken
     except PoolUnusableError as bad:
         return go_without_pool(settings, daemon, bad, log), None
     return lease_data_root(settings, daemon, log), None
+
+
+def _tell_of_a_shared_key(settings: Config, log: Log) -> None:
+    """One line where nothing says whose cache it is: a daemon that is started before a job is known (ARC, Jenkins)
+    never hears of a CI's variables."""
+    from cachedind.settings.variables import PROJECT_NAMES
+
+    if not settings.key_is_said:
+        log.warn(
+            f"no key: neither CACHEDIND_KEY nor any of {', '.join(PROJECT_NAMES)} is set here, so the key is "
+            f"{settings.key}, as for all on this pool that say nothing: they begin with each other's state, and "
+            "replace it; set CACHEDIND_KEY to the project's name where this container is started, or to "
+            f"{settings.key} if one cache for all is meant"
+        )
 
 
 def go_without_pool(settings: Config, daemon: DaemonSettings, bad: PoolUnusableError, log: Log) -> Lease:

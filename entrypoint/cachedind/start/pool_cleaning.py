@@ -16,10 +16,12 @@ from cachedind.seeds import ledger
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cachedind.base.log import Log
     from cachedind.base.model import StoragePlan
     from cachedind.dataroot.lease import Lease
     from cachedind.engine.cleaning import Cleaned, Pruning
     from cachedind.engine.hiding import Wish
+    from cachedind.engine.leftovers import Leftovers
     from cachedind.seeds.seeding import Found
     from cachedind.start.context import StartContext
 
@@ -37,9 +39,11 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
     writer = [taken.found.data.engine] if taken.found.data is not None else []
     tested = damage.are_tested([*writer, facts.read_engine_version(settings.path)])
     root = remapping.make(lease.data_root, storage.remap)
-    leftovers = find_leftovers(root, settings.keep, tested=tested)
     if taken.is_same_job:
-        return cleaning.Cleaned(Leftovers(), kept=bool(leftovers))
+        kept = find_leftovers(root, frozenset(), tested=tested)
+        return cleaning.Cleaned(Leftovers(), kept=bool(kept))
+    unusable = _find_unusable_networks(root, settings.keep, context.log) if tested else frozenset()
+    leftovers = find_leftovers(root, settings.keep, tested=tested, unusable=unusable)
     with _key_uses(taken) as uses_fd:
         job = cleaning.Job(
             lease.data_root,
@@ -50,7 +54,8 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
             context.log,
             taken.pool.trace,
             tested=tested,
-            images=None if IMAGES in settings.keep else _wish(context, root, taken, seeds, uses_fd),
+            unusable=unusable,
+            images=None if IMAGES in settings.keep else _wish(context, root, taken, seeds, leftovers, uses_fd),
             wanted=None if settings.read_only else _wanted_pruning(context, root, taken),
         )
         cleaned = cleaning.clean(job, leftovers)
@@ -71,24 +76,41 @@ def _key_uses(taken: TakenSlot) -> Iterator[int | None]:
             os.close(fd)
 
 
-def _wish(context: StartContext, root: str, taken: TakenSlot, seeds: Found | None, uses_fd: int | None) -> Wish:
+def _wish(
+    context: StartContext, root: str, taken: TakenSlot, seeds: Found | None, found: Leftovers, uses_fd: int | None
+) -> Wish:
     from cachedind.engine import hiding, leftovers
 
+    keeps_containers = leftovers.CONTAINERS in context.settings.keep
     with leftovers.opened_root(root) as root_fd:
         entries, _ = ledger.read(root_fd) if seeds is not None else ({}, None)
-        found = [entries[seed.identity] for seed in (seeds.seeds if seeds else ()) if seed.identity in entries]
-        ids = leftovers.images_of_containers(root_fd) if leftovers.CONTAINERS in context.settings.keep else ()
+        there = [entries[seed.identity] for seed in (seeds.seeds if seeds else ()) if seed.identity in entries]
+        ids = leftovers.images_of_containers(root_fd, found.containers) if keeps_containers else ()
     now = time.time()
     with contextlib.suppress(OSError):
         now = clock.read_now(taken.pool.fd, now)
     used_at = now if taken.found.data is None else min(now, taken.found.data.started_at)
     return hiding.Wish(
-        fresh_images.view_of((record for entry in found for record in entry.images), ids),
+        fresh_images.view_of((record for entry in there for record in entry.images), ids),
         {} if uses_fd is None else image_uses.read_in(uses_fd),
         used_at,
         now,
         context.settings.unused_max_age_s,
     )
+
+
+def _find_unusable_networks(root: str, keep: frozenset[str], log: Log) -> frozenset[str]:
+    """Ids and names of networks that this container's own addresses forbid to keep, each told in a line."""
+    from cachedind.engine.leftovers import CONTAINERS, NETWORKS
+
+    if not keep & {CONTAINERS, NETWORKS}:
+        return frozenset()
+    from cachedind.engine import network_overlaps
+
+    overlaps = network_overlaps.read_overlaps(root)
+    for overlap in overlaps:
+        log.warn(str(overlap))
+    return frozenset(word for overlap in overlaps for word in (overlap.identity, overlap.name))
 
 
 def _wanted_pruning(context: StartContext, root: str, taken: TakenSlot) -> Pruning | None:

@@ -98,6 +98,47 @@ def test_what_is_kept_is_not_left_over(used: Path) -> None:
     assert not find_leftovers(str(used), frozenset({"containers", "networks", "volumes"}))
 
 
+def test_volumes_that_are_named_stay(used: Path) -> None:
+    found = find_leftovers(str(used), frozenset({"volumes:m?ne", "volumes:oth*"}))
+    assert (found.volumes, len(found.networks), len(found.containers)) == (("anonymous",), 4, 1)
+    assert find_leftovers(str(used), frozenset({"volumes:*"})).volumes == ()
+    for name in ("anonymous", "mine", "other"):
+        os.utime(used / "volumes" / name / "_data", (0, 1))
+    for number in range(3):
+        (used / f"volumes/new{number}/_data").mkdir(parents=True)
+    # The newest three of a pattern, besides those that kept containers use.
+    assert find_leftovers(str(used), frozenset({"volumes:*"})).volumes == ("anonymous", "mine", "other")
+    assert find_leftovers(str(used), frozenset({"volumes:*", "containers"})).volumes == ("other",)
+
+
+def test_what_is_kept_of_images_is_nothing_to_these(used: Path) -> None:
+    assert find_leftovers(str(used), frozenset({"images"})) == find_leftovers(str(used), NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("networks", Leftovers((A,), (A,), ("anonymous", "mine", "other"), True)),
+        ("networks,containers", Leftovers((A,), (A,), ("anonymous", "mine", "other"))),
+        ("networks,containers,volumes", Leftovers((A,), (A,))),
+        ("containers", Leftovers((A,), (A, B, "c" * 64), ("anonymous", "mine", "other"))),
+        ("volumes", Leftovers((A,), (A, B, "c" * 64, "d" * 64), (), True)),
+    ],
+)
+def test_a_network_that_cannot_be_used_goes_with_the_containers_on_it(
+    used: Path, keep: str, expected: Leftovers
+) -> None:
+    assert find_leftovers(str(used), frozenset(keep.split(",")), unusable=frozenset({A, "one"})) == expected
+
+
+def test_containers_that_are_elsewhere_stay_beside_a_network_that_cannot_be_used(used: Path) -> None:
+    keep = frozenset({"containers", "networks"})
+    found = find_leftovers(str(used), keep, unusable=frozenset({B, "other"}))
+    assert found == Leftovers(networks=(B,), volumes=("other",))
+    # By its name too: a container that has never run knows no id.
+    assert find_leftovers(str(used), keep, unusable=frozenset({"c" * 64, "byname"})).containers == (A,)
+
+
 def test_what_kept_containers_use_is_kept_with_them(used: Path) -> None:
     assert find_leftovers(str(used), frozenset({"containers"})) == Leftovers(networks=(B,), volumes=("other",))
 

@@ -13,7 +13,6 @@ from cachedind.base.log import Level
 from cachedind.base.model import ImageStore
 from cachedind.base.trace import POINTS
 from cachedind.settings.config import load
-from cachedind.settings.values import KEPT_KINDS
 from cachedind.settings.variables import VARIABLES, Variable
 
 
@@ -30,7 +29,8 @@ def test_defaults() -> None:
     assert settings.pool is None
     limits = (settings.pool_max_bytes, settings.pool_min_free_bytes, settings.cache_max_bytes, settings.max_age_s)
     assert limits == (None,) * 4
-    assert (settings.key, settings.fallback_keys, settings.read_only) == ("default", (), False)
+    assert (settings.key, settings.key_is_said) == ("default", False)
+    assert (settings.fallback_keys, settings.read_only) == ((), False)
     assert (settings.keep, settings.kill_at) == (frozenset(), "")
     assert settings.seed is None, "which is /seeds, if there is such a directory"
     assert (settings.seed_host, settings.seed_host_certs, settings.seed_images) == ("", "", ())
@@ -59,7 +59,7 @@ def test_every_variable_is_read() -> None:
             "CACHEDIND_SCOPE": "build image 2/3",
             "CACHEDIND_FALLBACK_KEYS": "main,default",
             "CACHEDIND_ACCESS": "ro",
-            "CACHEDIND_KEEP": "volumes,networks",
+            "CACHEDIND_KEEP": "volumes:db_*,networks",
             "CACHEDIND_SEED": "/seeds/*.tar, /images/base",
             "CACHEDIND_SEED_HOST": "tcp://host:2376",
             "CACHEDIND_SEED_HOST_CERT_PATH": "/certs/host",
@@ -100,10 +100,11 @@ def test_every_variable_is_read() -> None:
         "max_age_s": 14 * 86400,
         "unused_max_age_s": 3 * 86400,
         "key": "group/project",
+        "key_is_said": True,
         "scope": "build image",
         "fallback_keys": ("main", "default"),
         "read_only": True,
-        "keep": frozenset({"volumes", "networks"}),
+        "keep": frozenset({"volumes:db_*", "networks"}),
         "seed": ("/seeds/*.tar", "/images/base"),
         "seed_host": "tcp://host:2376",
         "seed_host_certs": "/certs/host",
@@ -186,6 +187,13 @@ def test_key_is_the_first_project_name_of_the_ci(index: int) -> None:
     assert load({**environ, "CACHEDIND_KEY": "default"}).key == "default"
 
 
+@pytest.mark.parametrize("name", [*CI_NAMES, "CACHEDIND_KEY"])
+def test_a_key_is_said_by_whoever_names_it_also_the_default_one(name: str) -> None:
+    assert load({name: "default"}).key_is_said
+    assert not load({name: " "}).key_is_said
+    assert not load({"CACHEDIND_SCOPE": "x", "CI_JOB_NAME": "x", "CACHEDIND_FALLBACK_KEYS": "x"}).key_is_said
+
+
 @pytest.mark.parametrize(
     ("environ", "scope"),
     [
@@ -251,20 +259,43 @@ def test_nowhere_to_listen(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        ("all", frozenset(KEPT_KINDS)),
+        ("all", frozenset({"containers", "networks", "volumes", "images"})),
         ("none", frozenset[str]()),
         ("volumes", frozenset({"volumes"})),
         (" containers , networks,containers", frozenset({"containers", "networks"})),
+        ("images", frozenset({"images"})),
+        (
+            "volumes:buildx_buildkit_ci0_state, images,volumes:db-[0-9]?.*",
+            frozenset({"images", "volumes:buildx_buildkit_ci0_state", "volumes:db-[0-9]?.*"}),
+        ),
+        ("volumes,volumes:*", frozenset({"volumes", "volumes:*"})),
     ],
 )
 def test_keep(text: str, kinds: frozenset[str]) -> None:
     assert load({"CACHEDIND_KEEP": text}).keep == kinds
 
 
-@pytest.mark.parametrize("text", ["images", "volumes,all", "volumes,", ",", "volume", "volumes networks"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("image", "volumes,all", "volumes,", ",", "volume", "volumes networks", "all,volumes:x"),
+        *(
+            "volumes:",
+            "volumes: x",
+            "volumes:a/b",
+            "volumes:a b",
+            "volumes:../x/*",
+            "volumes:ü",
+            "images:x",
+            "networks:*",
+        ),
+    ],
+)
 def test_what_cannot_be_kept(text: str) -> None:
-    with pytest.raises(SettingsError, match="is not a list of containers, networks, volumes separated by commas"):
+    with pytest.raises(SettingsError) as caught:
         load({"CACHEDIND_KEEP": text})
+    kinds = "a list of containers, networks, volumes, images and volumes:PATTERN separated by commas, or all or none"
+    assert caught.value.cause == f"CACHEDIND_KEEP={text!r} is not {kinds}"
 
 
 @pytest.mark.parametrize("name", ["POOL_MAX_SIZE", "MAX_AGE"])
