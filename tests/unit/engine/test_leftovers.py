@@ -118,11 +118,11 @@ def test_what_is_kept_of_images_is_nothing_to_these(used: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "expected"),
     [
-        ("networks", Leftovers((A,), (A,), ("anonymous", "mine", "other"), True)),
+        ("networks", Leftovers((A,), (A,), ("anonymous", "mine", "other"), True, (B,))),
         ("networks,containers", Leftovers((A,), (A,), ("anonymous", "mine", "other"))),
         ("networks,containers,volumes", Leftovers((A,), (A,))),
         ("containers", Leftovers((A,), (A, B, "c" * 64), ("anonymous", "mine", "other"))),
-        ("volumes", Leftovers((A,), (A, B, "c" * 64, "d" * 64), (), True)),
+        ("volumes", Leftovers((A,), (A, B, "c" * 64, "d" * 64), (), True, (B,))),
     ],
 )
 def test_a_network_that_cannot_be_used_goes_with_the_containers_on_it(
