@@ -45,7 +45,7 @@ sys.path.append(f"/opt/cachedind/lib/python3.{sys.version_info[1]}/site-packages
 from cachedind.base import log, model, trace
 from cachedind.base.errors import CleaningError
 from cachedind.dataroot import lease
-from cachedind.engine import cleaning, leftovers
+from cachedind.engine import cleaning, leftovers, private_daemon
 
 def look():
     return leftovers.find_leftovers("/var/lib/docker", keep)._asdict()
@@ -161,7 +161,7 @@ def test_everything_of_the_last_job_goes_but_images_and_build_cache(engine: Engi
     assert outcome["error"] is None
     assert outcome["problems"] == []
     found = {kind: len(what) for kind, what in outcome["found"].items() if kind != "swarm"}
-    assert found == {"containers": 5, "networks": 2, "volumes": 5}
+    assert found == {"containers": 5, "networks": 2, "volumes": 5, "plugins": 0}
     assert len(outcome["removed"]["containers"]) == 5
     assert not any(outcome["left"].values())
     # Once and not again: the private daemon restarted neither.
@@ -254,6 +254,7 @@ def test_a_swarm_is_ended_and_its_services_do_not_run_again(engine: Engine, suit
         "networks": [],
         "volumes": ["stray"],
         "swarm": False,
+        "plugins": [],
     }
     assert visitor.dind.sh(state) == before
     assert marks(visitor.dind, "service") == 1

@@ -256,8 +256,8 @@ def start_with(dind: Dind, patch: str) -> None:
 def start_slowly(dind: Dind, seconds: float, patience_s: float) -> None:
     """Start an instance whose private daemons take so long, and are given that much time."""
     patch = (
-        "from cachedind.engine import private_containerd, proof\n"
-        f"proof.PROOF_S = private_containerd.DEADLINE_S = {patience_s}\n"
+        "from cachedind.engine import cleaning, private_containerd, proof\n"
+        f"proof.PROOF_S = cleaning.DEADLINE_S = private_containerd.DEADLINE_S = {patience_s}\n"
         "_start = private_containerd.Program\n"
         "def _slowly(argv, **more):\n"
         "    if 'dockerd' in argv[0]:\n"
