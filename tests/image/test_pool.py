@@ -60,8 +60,6 @@ def test_eight_at_once_are_all_warm(engine: Engine, disk: Disk) -> None:
     print(f"{disk}: golden {(full - empty) / 1e6:.0f} MB, eight instances {extra / 1e6:.1f} MB more")
     assert extra <= 0.02 * (full - empty), "records and databases: some 1.5 MB for each, however large the cache"
 
-    for dind in crowd:
-        dind.docker("image", "rm", "--force", project.tag)
     builds = together(lambda dind: dind.build(project), crowd)
     assert [build.uncached for build in builds] == [[]] * CROWD
     assert {dind.run_image(project) for dind in crowd} == {build_id}
