@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import docker
 from docker.errors import APIError, NotFound
+from docker.types import IPAMConfig, IPAMPool
 
 from helpers.waiting import wait_until
 
@@ -175,10 +176,12 @@ class Engine:
         self.undo_later(f"volume {name}", volume.remove)
         return Volume(name, fstype)
 
-    def network(self) -> str:
-        """A new bridge network, by name; containers on it find each other by name and alias."""
+    def network(self, subnet: str = "") -> str:
+        """A new bridge network, by name; containers on it find each other by name and alias. The engine chooses its
+        subnet where none is given."""
         name = self.new_name("network")
-        network = self.client.networks.create(name, driver="bridge", labels=self.labels)
+        ipam = IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)]) if subnet else None
+        network = self.client.networks.create(name, driver="bridge", labels=self.labels, ipam=ipam)
         self.undo_later(f"network {name}", network.remove)
         return name
 

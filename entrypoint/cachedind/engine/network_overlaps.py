@@ -76,7 +76,7 @@ def read_overlaps(data_root: str) -> tuple[Overlap, ...]:
             file_fd, _ = beneath.open_file(root_fd, paths.NETWORK_DATABASE)
             try:
                 database = bolt.open(file_fd, networks.MAX_BYTES)
-                bridges = list(networks.read_made_bridges(database))
+                bridges = list(networks.read_bridges(database))
                 names = dict(networks.read_networks(database, tested=True)) if bridges else {}
             finally:
                 os.close(file_fd)

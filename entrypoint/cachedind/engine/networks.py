@@ -28,7 +28,7 @@ _DIRECTORY, _, _NAME = paths.NETWORK_DATABASE.rpartition("/")
 
 
 class Bridge(NamedTuple):
-    """A network that somebody made with the bridge driver: its id, its interface, and the interface's addresses with
+    """A network of the bridge driver: its id, its interface, and the interface's addresses with
     the lengths of their prefixes ("172.18.0.1/16")."""
 
     identity: str
@@ -63,14 +63,13 @@ def own_bridges(data_root: str) -> frozenset[str]:
     return frozenset()
 
 
-def read_made_bridges(database: bolt.Database) -> Iterator[Bridge]:
-    """All but the default network (layout of engines 26.1 and 28.5: networkConfiguration in moby,
+def read_bridges(database: bolt.Database) -> Iterator[Bridge]:
+    """The bridge driver's networks (layout of engines 26.1 and 28.5: networkConfiguration in moby,
     libnetwork/drivers/bridge/bridge_store.go). Raises ValueError."""
     for identity, value in _records(database, _BRIDGES):
         record = state.parse_object(value)
-        if record.get("DefaultBridge") is not True:
-            addresses = (record.get(f"AddressIPv{version}") for version in (4, 6))
-            yield Bridge(identity, str(record.get("BridgeName")), tuple(str(each) for each in addresses if each))
+        addresses = (record.get(f"AddressIPv{version}") for version in (4, 6))
+        yield Bridge(identity, str(record.get("BridgeName")), tuple(str(each) for each in addresses if each))
 
 
 def _records(database: bolt.Database, prefix: bytes) -> Iterator[tuple[str, bytes]]:

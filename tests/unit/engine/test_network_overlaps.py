@@ -86,14 +86,14 @@ def database(networks: dict[str, str], bridges: dict[str, dict[str, object]]) ->
     return whole_file([leaf_page(3, [(1, b"libnetwork", bucket(4))]), leaf_page(4, elements)])
 
 
-def of(interface: str, address: str, *, default: bool = False) -> dict[str, object]:
-    return {"BridgeName": interface, "DefaultBridge": default, "AddressIPv4": address}
+def of(interface: str, address: str, **more: str) -> dict[str, object]:
+    return {"BridgeName": interface, "DefaultBridge": False, "AddressIPv4": address, **more}
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An engine's root, in a container with the address ETH0."""
-    monkeypatch.setattr(addresses, "read_addresses", lambda: (LO, ETH0))
+    """An engine's root, in a container with the addresses ETH0 and ULA."""
+    monkeypatch.setattr(addresses, "read_addresses", lambda: (LO, ETH0, ULA))
     (tmp_path / "network/files").mkdir(parents=True)
     return tmp_path
 
@@ -101,17 +101,21 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_networks_that_somebody_made_are_looked_at(root: Path) -> None:
     (root / "network/files/local-kv.db").write_bytes(
         database(
-            {"a": "mine", "b": "other", "c": "bridge", "d": "docker_gwbridge", "e": "none"},
+            {"a": "mine", "b": "other", "c": "bridge", "d": "docker_gwbridge", "e": "none", "f": "six"},
             {
                 "a": of("br-a", "172.18.0.1/16"),
                 "b": of("br-b", "172.30.0.1/16"),
                 # The engine's own: it looks after that itself. And a swarm's, which is not ours to remove.
-                "c": of("docker0", "172.18.0.1/16", default=True),
+                "c": of("docker0", "172.18.0.1/16"),
                 "d": of("docker_gwbridge", "172.18.0.1/16"),
+                "f": of("br-f", "172.31.0.1/16", AddressIPv6="fd00::1/64"),
             },
         )
     )
-    assert network_overlaps.read_overlaps(str(root)) == (Overlap("a", "mine", "172.18.0.0/16", ETH0),)
+    assert network_overlaps.read_overlaps(str(root)) == (
+        Overlap("a", "mine", "172.18.0.0/16", ETH0),
+        Overlap("f", "six", "fd00::/64", ULA),
+    )
 
 
 def test_what_cannot_be_read_overlaps_nothing(root: Path) -> None:
