@@ -464,10 +464,12 @@ def test_a_slot_that_ends_a_daemon_goes_and_its_golden_only_when_it_fails_too(en
     visitor = Visitor(engine, pool)
     is_graph = disk.flavour.store == "graphdriver"
     hurt = "buildkit/cache.db" if is_graph else "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db"
+    slots = visitor.sh("ls keys/default/slots").split()
     visitor.sh(f"for f in keys/default/slots/*/data/{hurt}; do {NOISE}; done")
     dind = disk.start(engine, pool)
     assert dind.build(what).uncached == [], dind.log()
-    assert len([line for line in dind.warnings if "is set aside" in line]) == 1, dind.log()
+    # A clone that was made in advance, where copying took long, is hurt as well.
+    assert 1 <= len([line for line in dind.warnings if "is set aside" in line]) <= len(slots), dind.log()
     assert "golden" in visitor.sh("ls keys/default/scopes/%")
 
 

@@ -47,9 +47,7 @@ def things(dind: Dind) -> dict[str, list[str]]:
 NOTHING: dict[str, list[str]] = {"containers": [], "networks": [], "volumes": []}
 
 
-def test_a_jobs_leftovers_are_gone_in_the_next_but_the_build_cache_stays(
-    engine: Engine, flavour: Flavour
-) -> None:
+def test_a_jobs_leftovers_are_gone_in_the_next_but_the_build_cache_stays(engine: Engine, flavour: Flavour) -> None:
     disk = Disk("btrfs", flavour)
     pool = disk.volume(engine)
     project = overlay_project(secrets.token_hex(8))

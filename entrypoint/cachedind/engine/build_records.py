@@ -45,6 +45,18 @@ def read(root_fd: int, store: ImageStore, snapshotter: str = "") -> Records:
     return _nested(root_fd, f"buildkit/{below}metadata_v2.db", b"_main")
 
 
+def read_names(root_fd: int, store: ImageStore, snapshotter: str = "") -> frozenset[str] | None:
+    """The names of all records, which is quicker; None where they cannot be read. Raises nothing."""
+    below = f"containerd-{snapshotter}/" if store is ImageStore.CONTAINERD else ""
+    with contextlib.suppress(OSError, ValueError):
+        fd, _ = beneath.open_file(root_fd, f"buildkit/{below}metadata_v2.db")
+        try:
+            return frozenset(name.decode("ascii", "replace") for name in bolt.open(fd).buckets([b"_main"]))
+        finally:
+            os.close(fd)
+    return None
+
+
 def read_directories(root_fd: int) -> Records:
     """Graph drivers: by key of a snapshot, what is noted down of its directory. Raises OSError, ValueError."""
     return _nested(root_fd, "buildkit/snapshots.db")

@@ -2,7 +2,8 @@
 
 A state with no layer more and none less than before is that state again, and one that has lost most of what it began
 with (a job's last step was `docker system prune -af`) is worth less: neither replaces anything. Only when two jobs of a
-scope, one after the other, leave so little is that what the project wants.
+scope, one after the other, leave so little is that what the project wants. A prune takes records of the build cache,
+and leaves the layers that images have which no job sees: so the records are counted as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cachedind.base import state
-from cachedind.engine import damage, immutable, remapping
+from cachedind.engine import build_records, damage, immutable, remapping
 from cachedind.host import beneath
 from cachedind.pool import clone, key_directory, scopes, slot_state
 from cachedind.pool.layers import Owner
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 NAME = "begun.json"
 """In a slot's directory: the names of the directories of layers that were there when its job began."""
+_MAX_RECORDS = 5000
+"""Of the build cache. A state file holds a megabyte."""
 EMPTIED = "emptied"
 """In a scope's directory: the number of the last start when a job of the scope was found to have left less."""
 
@@ -47,6 +50,11 @@ def judge(before: frozenset[str], there: frozenset[str], whole: frozenset[str], 
     return Change.NONE if before <= there and whole <= before else Change.SOME
 
 
+def has_lost_most(before: frozenset[str], there: frozenset[str]) -> bool:
+    """Whether of records of the build cache less than half is left, new ones counted. Pure."""
+    return 2 * len(there) < len(before)
+
+
 def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool, goes_on: bool = False) -> None:
     """Note down what is there before a job's daemon comes up. `goes_on`: nobody knows whether the last daemon came up,
     and what it may have made is new, too. Needs the lease, and no daemon on the data. Raises OSError."""
@@ -62,9 +70,15 @@ def note_beginning(owner: Owner, storage: StoragePlan, *, keeps: bool, goes_on: 
         root_fd = remapping.open_in(owner.data_fd, remap)
         try:
             names = _names(root_fd, parent)
+            records = build_records.read_names(root_fd, storage.store, storage.driver) or frozenset()
         finally:
             os.close(root_fd)
-        values: dict[str, object] = {"parent": parent, "names": sorted(names), "keeps": keeps}
+        values: dict[str, object] = {
+            "parent": parent,
+            "names": sorted(names),
+            "records": sorted(records)[:_MAX_RECORDS],
+            "keeps": keeps,
+        }
         state.write_state(owner.directory_fd, NAME, values, None, durable=False)
 
 
@@ -86,12 +100,21 @@ def find(owner: Owner, found: DataRootState | None) -> Change:
     try:
         if not _is_engines_own(root_fd, parent):
             return Change.SOME
+        if not keeps and _has_lost_records(root_fd, storage, raw.get("records")):
+            return Change.EMPTIED
         there = _names(root_fd, parent)
         if there == before:
             return judge(before, there, there, keeps=keeps)
         return judge(before, there, _whole(root_fd, storage, found, parent, leaf, there), keeps=keeps)
     finally:
         os.close(root_fd)
+
+
+def _has_lost_records(root_fd: int, storage: StoragePlan, before: object) -> bool:
+    there = build_records.read_names(root_fd, storage.store, storage.driver)
+    if there is None or not isinstance(before, list):
+        return False
+    return has_lost_most(frozenset(map(str, before)), there)
 
 
 def _read(owner: Owner) -> dict[str, object]:
