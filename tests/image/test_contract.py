@@ -98,7 +98,9 @@ def test_metadata(engine: Engine, suite: str) -> None:
     assert not config["Cmd"]
     assert set(config["ExposedPorts"]) == {"2375/tcp", "2376/tcp"}
     assert set(config["Volumes"]) == {DATA_ROOT}
-    assert config["Healthcheck"]["Test"] == ["CMD", "cachedind", "healthcheck", "--timeout=30"]
+    check = config["Healthcheck"]
+    assert check["Test"] == ["CMD", "cachedind", "healthcheck", "--timeout=30"]
+    assert check["StartPeriod"] == 24 * 3600 * 10**9, "a long start is not unhealthy"
     assert not config.get("StopSignal")
     assert config["User"] in ("", "0", "root")
     assert config["WorkingDir"] in ("", "/")
