@@ -32,7 +32,7 @@ while time.monotonic() < end:
     time.sleep(pause)
 print("GAVE UP", flush=True)
 """
-# dash's date costs a millisecond, the same one for every subject.
+# date costs a millisecond, the same one for every subject.
 ENTRYPOINT = ["sh", "-c", 'START=$(date +%s.%N) python3 -IS -c "$PROBER" & exec "$@"', "sh"]
 ENVIRONMENT = {"PROBER": PROBER, "CACHEDIND_LOG_FORMAT": "json"}
 

@@ -20,6 +20,13 @@ def main() -> int:
         # Before all else: whatever is imported until then, its own imports wait for.
         certificates = tls_child.expect(words[1:], os.environ)
 
+    if words[:1] == ["healthcheck"]:
+        from cachedind.commands import health
+
+        timeout_s = health.parse_timeout(words[1:])
+        if timeout_s is not None:
+            return health.run(os.environ, timeout_s)
+
     from cachedind.base.errors import CachedindError, UnexpectedSystemError
     from cachedind.settings.environment import environment
 

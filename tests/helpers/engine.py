@@ -329,7 +329,8 @@ root=$(mktemp -d)
 mkdir -p "$root/usr/bin" "$root/usr/lib" "$root/usr/lib64" "$root/tmp" "$root/etc"
 ln -s usr/bin "$root/bin"; ln -s usr/lib "$root/lib"; ln -s usr/lib64 "$root/lib64"
 echo 'root:x:0:0:root:/:/bin/sh' >"$root/etc/passwd"
-for tool in sh cat chmod chown cp cut date dd env head ln ls mkdir mknod mv od rm rmdir seq sha256sum sleep sort \
+ln -s dash "$root/usr/bin/sh"
+for tool in dash cat chmod chown cp cut date dd env head ln ls mkdir mknod mv od rm rmdir seq sha256sum sleep sort \
     stat sync tail touch tr true uname wc; do
   path=$(readlink -f "/usr/bin/$tool")
   cp "$path" "$root/usr/bin/$tool"

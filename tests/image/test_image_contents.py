@@ -22,6 +22,10 @@ NEEDED = (
     *("mkfs.btrfs", "btrfs", "mkfs.xfs", "xfs_repair", "mkfs.ext4", "e2fsck"),
     # and what its rootless variant has
     *("fuse-overlayfs", "ip"),
+    # and what scripts use of its base, which is Alpine's busybox
+    *("ash", "arp", "arping", "bc", "free", "hostname", "ifconfig", "killall", "less", "nc", "netstat"),
+    *("nslookup", "pgrep", "pidof", "ping", "ps", "route", "time", "top", "traceroute", "unzip"),
+    *("vi", "watch", "wget", "which", "xxd"),
 )
 
 
@@ -31,7 +35,9 @@ def test_metadata(engine: Engine, suite: str) -> None:
     assert not config["Cmd"]
     assert set(config["ExposedPorts"]) == {"2375/tcp", "2376/tcp"}
     assert set(config["Volumes"]) == {DATA_ROOT}
-    assert config.get("Healthcheck") is None
+    check = config["Healthcheck"]
+    assert check["Test"] == ["CMD", "cachedind", "healthcheck", "--timeout=30"]
+    assert check["StartPeriod"] == 24 * 3600 * 10**9, "a long start is not unhealthy"
     assert not config.get("StopSignal")
     assert config["User"] in ("", "0", "root")
     assert config["WorkingDir"] in ("", "/")

@@ -10,7 +10,8 @@ import os
 import re
 from typing import NamedTuple
 
-DEFAULT_SOCKET = "/var/run/docker.sock"
+from cachedind.api.way_in import DEFAULT_SOCKET
+
 TLS_PORT = 2376
 PLAIN_PORT = 2375
 WILDCARDS = frozenset({"0.0.0.0", "::"})

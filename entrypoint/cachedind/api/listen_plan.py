@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.api.hosts import DEFAULT_SOCKET, PLAIN_PORT, TLS_PORT, WILDCARDS, Host, covers, parse_host
+from cachedind.api.hosts import PLAIN_PORT, TLS_PORT, WILDCARDS, Host, covers, parse_host
+from cachedind.api.way_in import DEFAULT_SOCKET
 from cachedind.base.errors import DaemonConfigError
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FIRST_FD = 3
-_WAY_IN = "/run/cachedind/socket"
 
 
 class Api:
@@ -77,24 +76,6 @@ class Api:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None and os.getpid() == self._owner:
             self.withdraw()
-
-
-def note_way_in(plan: ListenPlan) -> None:
-    """Write down where a process of this container reaches the daemon whatever its hosts are. Raises OSError."""
-    if plan.sockets:
-        os.makedirs(os.path.dirname(_WAY_IN), mode=0o755, exist_ok=True)
-        fd = os.open(_WAY_IN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(plan.sockets[0])
-
-
-def read_way_in() -> str | None:
-    """What `note_way_in` has written; None in a container whose start has not come that far."""
-    try:
-        with open(_WAY_IN, encoding="utf-8") as file:
-            return file.read() or None
-    except OSError:
-        return None
 
 
 def open_port(listener: socket.socket) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.api import way_in
 from cachedind.base import state
 from cachedind.base.errors import CachedindError
 from cachedind.host import linux
@@ -151,18 +151,10 @@ def _wait_for_answer(addresses: list[str]) -> bool:
     while time.monotonic() < deadline:
         for address in addresses:
             with contextlib.suppress(OSError):
-                if _answers(address):
+                if way_in.answers(address.removeprefix("unix://")):
                     return True
         time.sleep(_RETRY_S)
     return False
-
-
-def _answers(address: str) -> bool:
-    """Whether the daemon answers at a unix socket."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(address.removeprefix("unix://"))
-        client.sendall(b"GET /_ping HTTP/1.0\r\nHost: cachedind\r\n\r\n")
-        return client.recv(5) == b"HTTP/"
 
 
 # ---- the pool is hidden from the daemon ----------------------------------------------------------------------------

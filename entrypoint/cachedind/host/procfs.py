@@ -117,5 +117,14 @@ def parse_cgroup_v2_path(text: str) -> str | None:
     return None
 
 
+def read_argv(pid: int) -> list[str]:
+    """A process's command line; nothing of one that is gone, or of a kernel's own."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read().split("\0")[:-1]
+    except OSError:
+        return []
+
+
 def hostname() -> str:
     return os.uname().nodename

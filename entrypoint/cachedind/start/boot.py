@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from cachedind.api import listeners
+from cachedind.api import listeners, way_in
 from cachedind.base.errors import PoolUnusableError, SettingsError
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
@@ -66,6 +66,7 @@ def start(
     """Everything from the lease on. Until it is held, nothing was touched that another instance may use."""
     lease, taken = leasing.move_in(settings, daemon, log)
     listening.publish(settings, daemon, api, certificates, log)
+    way_in.note(api.plan.sockets)
     stopwatch.lap("lease")
     from cachedind.start import container
 
@@ -147,7 +148,6 @@ def write_configuration(context: StartContext, prepared: Prepared, plan: ListenP
                 f"who reads {reload.MERGED_CONFIG} cannot be watched: {error.strerror}; after an edit of "
                 f"{daemon.file_path} send SIGHUP to the container, not to dockerd"
             )
-    listeners.note_way_in(plan)
     log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
     return final.arguments, copied
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from cachedind.api import way_in
 from cachedind.base import state
 from cachedind.base.log import Level, Log
 from cachedind.base.model import Holder
@@ -182,5 +183,5 @@ def test_a_closed_connection_is_no_answer(tmp_path: Path) -> None:
         thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         with contextlib.suppress(OSError):  # the kernel may tell that as an error
-            assert not witness._answers(f"unix://{path}")
+            assert not way_in.answers(path)
         thread.join(5)

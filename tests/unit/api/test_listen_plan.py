@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cachedind.api.hosts import DEFAULT_SOCKET, Host
+from cachedind.api.hosts import Host
 from cachedind.api.listen_plan import OWN_SOCKET, ListenPlan, plan_explicit, plan_listen
+from cachedind.api.way_in import DEFAULT_SOCKET
 from cachedind.base.errors import DaemonConfigError
 
 

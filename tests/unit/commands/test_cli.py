@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import http.server
 import json
 import socketserver
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from cachedind.base.errors import PoolMissingError, SettingsError
 from cachedind.commands.cli import cli
+from cachedind.host import procfs
 
 
 def invoke(*words: str, **environ: str) -> Result:
@@ -98,11 +98,14 @@ def test_healthcheck_of_a_daemon_that_answers(daemon_socket: Path) -> None:
     assert invoke("healthcheck", DOCKER_HOST=f"unix://{daemon_socket}").exit_code == 0
 
 
-# The docker SDK does not close the socket that could not be connected; it goes with this test, not with another.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_healthcheck_of_none(tmp_path: Path) -> None:
-    found = invoke("healthcheck", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+def test_healthcheck_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "read_argv", lambda pid: ["docker-init", "--", "python"])
+    found = invoke("healthcheck", "--timeout", "0", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
     assert found.exit_code == 1
-    assert f"the daemon behind {tmp_path}/none.sock does not answer" in found.output
-    del found
-    gc.collect()
+    assert f"the daemon behind {tmp_path}/none.sock does not answer: No such file" in found.output
+
+
+@pytest.mark.parametrize("words", [["--tiemout=5"], ["--timeout=soon"], ["now"]], ids=" ".join)
+def test_healthcheck_never_ends_with_the_code_that_engines_reserve(words: list[str]) -> None:
+    assert invoke("healthcheck", *words).exit_code == 1
+    assert invoke("status", *words).exit_code == 2
