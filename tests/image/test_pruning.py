@@ -65,7 +65,8 @@ def test_what_was_used_longest_ago_goes(engine: Engine, flavour: Flavour) -> Non
 
     third = disk.start(engine, pool, volumes=source.mount, env=limits)
     assert images(third) == {"seed:1"}
-    assert unused_images(third) == 3, "the base, and the two that the second job had"
+    # The base, and two that both jobs had: with the containerd store each build makes another manifest of the same.
+    assert unused_images(third) == (3 if flavour.store == "graphdriver" else 5)
     [warning] = [line for line in third.warnings if "over its budget" in line]
     assert "unused:latest" in warning
     assert third.build(used).uncached == []
