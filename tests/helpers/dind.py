@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from docker.errors import APIError, NotFound
 
 from helpers.builds import Build, Project
-from helpers.engine import CommandFailedError, Done, Engine, Volume, exec_in
+from helpers.engine import NO_CHECK, CommandFailedError, Done, Engine, Volume, exec_in
 from helpers.inside import PROCESSES
 from helpers.waiting import wait_until
 
@@ -101,6 +101,7 @@ class Dind:
         network: str | None = None,
         aliases: Sequence[str] = (),
         privileged: bool = True,
+        healthcheck: Mapping[str, Any] | None = NO_CHECK,
         start: bool = True,
         **more: Any,
     ) -> Dind:
@@ -132,6 +133,7 @@ class Dind:
             privileged=privileged,
             name=engine.new_name("dind"),
             labels=engine.labels,
+            healthcheck=None if healthcheck is None else dict(healthcheck),
             **more,
         )
         dind = cls(engine, container)

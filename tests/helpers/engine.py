@@ -41,6 +41,10 @@ MKFS = {
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 
 
+NO_CHECK: dict[str, Any] = {"test": ["NONE"]}
+"""For containers whose health nobody asks for: a check in each of hundreds is a load."""
+
+
 class Volume(NamedTuple):
     """A named volume of the outer engine and the filesystem it lies on ("directory": the engine's own disk)."""
 
@@ -192,6 +196,7 @@ class Engine:
             entrypoint=["sleep", "infinity"],
             name=self.new_name("visit"),
             labels=self.labels,
+            healthcheck=NO_CHECK,
             volumes={volume.name: {"bind": "/volume"}},
             init=True,
         )
@@ -219,6 +224,7 @@ class Engine:
             entrypoint=["sleep", "infinity"],
             name=self.new_name("workbench"),
             labels=self.labels,
+            healthcheck=NO_CHECK,
             privileged=True,
             pid_mode="host",
             # So that /proc/<pid>/cgroup names containers in full.

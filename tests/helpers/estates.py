@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from docker.errors import NotFound
 
 from helpers.builds import Project
-from helpers.engine import exec_in
+from helpers.engine import NO_CHECK, exec_in
 from helpers.pools import slot_of
 from helpers.waiting import wait_until
 
@@ -69,6 +69,7 @@ class Visitor:
             entrypoint=["sleep", "infinity"],
             name=engine.new_name("visitor"),
             labels=engine.labels,
+            healthcheck=NO_CHECK,
             volumes={volume.name: {"bind": "/volume"}},
             init=True,
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from helpers.engine import exec_in
+from helpers.engine import NO_CHECK, exec_in
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ class Companion:
             entrypoint=["sleep", "infinity"],
             name=engine.new_name("companion"),
             labels=engine.labels,
+            healthcheck=NO_CHECK,
             volumes={name: dict(options) for name, options in (volumes or {}).items()},
             sysctls=dict(sysctls or {}),
             init=True,

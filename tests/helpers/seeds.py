@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers.dind import Dind
-from helpers.engine import exec_in
+from helpers.engine import NO_CHECK, exec_in
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class SeedVolume:
             entrypoint=["sleep", "infinity"],
             name=engine.new_name("seeds"),
             labels=engine.labels,
+            healthcheck=NO_CHECK,
             volumes={self.volume.name: {"bind": SEEDS}},
             init=True,
         )

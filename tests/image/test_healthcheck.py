@@ -47,7 +47,7 @@ def wait_health(dind: Dind, status: str) -> None:
 def test_a_start_is_starting_for_as_long_as_it_takes(engine: Engine, suite: str) -> None:
     """Here it waits for a volume, as others do for seeds, and more checks fail than make a container unhealthy."""
     volume = engine.volume()
-    first = engine.dind(suite, volume=volume)
+    first = engine.dind(suite, volume=volume, healthcheck=None)
     wait_health(first, "healthy")
     assert first.docker_status("version") == 0
     second = engine.dind(suite, volume=volume, env={"CACHEDIND_LOCK_TIMEOUT": "2m"}, healthcheck=asking(0))
@@ -76,7 +76,7 @@ def test_a_daemon_that_hangs_is_unhealthy_until_it_answers(engine: Engine, suite
 
 def test_a_client_is_no_daemon_that_fails(engine: Engine) -> None:
     """Whoever waits for all containers of a project to be healthy must not wait for that; a shell may start one yet."""
-    client = engine.dind("forky", args=["sleep", "infinity"], privileged=False)
+    client = engine.dind("forky", args=["sleep", "infinity"], privileged=False, healthcheck=None)
     shell = engine.dind("forky", args=["sh", "-c", "sleep 1000; :"], privileged=False, healthcheck=asking(0))
     wait_health(client, "healthy")
     wait_until(lambda: failures(shell), what="a check to fail", diagnose=shell.describe)

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.builds import overlay_project
 from helpers.dind import DATA_ROOT
+from helpers.estates import small_project
 from helpers.flavours import Flavour
 from helpers.pools import slot_of
 
@@ -54,6 +55,8 @@ def test_what_a_job_plants_costs_its_slot_in_the_same_start(engine: Engine, flav
     dind.wait_ready()
     for path, how, settings in PLANTED[flavour]:
         slot = slot_of(dind)
+        # Without something new in it a spare would be as good.
+        dind.build(small_project(secrets.token_hex(8)))
         dind.sh(f"it={DATA_ROOT}/{path}; mkdir -p $it; mv $it {DATA_ROOT}/was; {how}")
         dind.kill()
         dind = engine.dind(flavour.suite, pool=pool, env={**flavour.env, **settings})
