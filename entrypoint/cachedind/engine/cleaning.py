@@ -211,7 +211,7 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozens
             wanted.wanted_bytes,
             wanted.cache_limit_bytes,
             store=job.storage.store,
-            known=pruning.Known(uses, unused, wanted.seeded),
+            known=pruning.Known(uses, unused, wanted.seeded, hides=job.images is not None),
             deadline=deadline,
         )
     except (DockerException, RequestException) as error:

@@ -50,12 +50,13 @@ class StoredImage(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What no daemon knows: last uses by image ID (`uses`), the names of images that no job sees by ID (`unused`), and
-    the names that seeds brought."""
+    """What no daemon knows: last uses by image ID (`uses`), the names of images that no job sees by ID (`unused`), the
+    names that seeds brought, and whether the job's daemon will see none of the images but these (`hides`)."""
 
     uses: Mapping[str, float]
     unused: Mapping[str, tuple[str, ...]]
     seeded: frozenset[str]
+    hides: bool = True
 
 
 class Inventory(NamedTuple):
@@ -65,6 +66,8 @@ class Inventory(NamedTuple):
     images: tuple[StoredImage, ...]
     layers_bytes: int
     cache_bytes: int
+    shared_cache_bytes: int = 0
+    """What it has in common with images. A daemon that sees none of these counts it, too."""
 
     @property
     def total_bytes(self) -> int:
@@ -175,7 +178,9 @@ def prune(
     now = look(client, known)
     keep = plan_cache(before, now, wanted_bytes, limit_bytes)
     if store is ImageStore.CONTAINERD:
-        return Pruned(tuple(names), 0, tuple(problems), None if keep is None else max(keep, _LEAST_CACHE_BYTES))
+        more = now.shared_cache_bytes if known.hides else 0
+        limit = None if keep is None else max(keep + more, _LEAST_CACHE_BYTES)
+        return Pruned(tuple(names), 0, tuple(problems), limit)
     freed = 0
     if keep is not None and time.monotonic() < deadline:
         client.api.timeout = whole_seconds_left(deadline)
@@ -204,8 +209,10 @@ def look(client: docker.DockerClient, known: Known) -> Inventory:
                 identity in busy or not known.seeded.isdisjoint(names),
             )
         )
-    cache = sum(int(record["Size"]) for record in usage.get("BuildCache") or () if not record.get("Shared"))
-    return Inventory(tuple(images), int(usage.get("LayersSize") or 0), cache)
+    records = usage.get("BuildCache") or ()
+    cache = sum(int(record["Size"]) for record in records if not record.get("Shared"))
+    shared = sum(int(record["Size"]) for record in records if record.get("Shared"))
+    return Inventory(tuple(images), int(usage.get("LayersSize") or 0), cache, shared)
 
 
 def _tagged_at(client: docker.DockerClient, identity: str) -> float:
