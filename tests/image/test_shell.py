@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.flavours import SUITES
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
-    from helpers.engine import Engine
-
-
-@pytest.fixture(scope="module", params=SUITES)
-def bench(request: pytest.FixtureRequest, session_engine: Engine) -> Iterator[Dind]:
-    """The image without privileges and without a daemon."""
-    engine = session_engine.scope()
-    try:
-        yield engine.dind(str(request.param), entrypoint=["sleep", "infinity"], privileged=False, init=True)
-    finally:
-        engine.close()
 
 
 # Each line ends with what ash does. What it is for a shell that takes `&>` for a job in the background, has neither

@@ -117,12 +117,15 @@ class ContainerdStore(StoreFiles):
                 yield image
 
     def targets(self) -> dict[str, str]:
-        """What each record of an image stands for, by name as containerd has it. Raises nothing: without its database
-        an engine has none either."""
+        """What each record of an image stands for, by name as containerd has it. Raises ValueError, OSError where there
+        are records that cannot be read; without a database, or records in it, there are none."""
+        there: list[bytes] = []
         with contextlib.suppress(OSError, ValueError):
-            names = [raw.decode() for raw in self._meta.buckets(b"v1", b"moby", b"images")]
-            return {name: self._target(name) for name in names}
-        return {}
+            there = self._meta.buckets(b"v1", b"moby")
+        if b"images" not in there:
+            return {}
+        names = [raw.decode() for raw in self._meta.buckets(b"v1", b"moby", b"images")]
+        return {name: self._target(name) for name in names}
 
     def held(self) -> frozenset[str]:
         """The manifests and indexes of images that no job sees (containerd_holder.py). Raises nothing."""

@@ -69,8 +69,13 @@ class ContainerdView:
         self._store = ContainerdStore(root_fd, driver)
 
     def plan(self, view: View, expired: frozenset[str]) -> Plan:
-        """What there is to do. Looks without a daemon."""
-        plan = plan_view(self._store.targets(), view, self._store.config_of, self.unused(), expired)
+        """What there is to do. Looks without a daemon. Raises CleaningError where the records cannot be read: then
+        nobody knows what the next job would see."""
+        try:
+            targets = self._store.targets()
+        except (OSError, ValueError) as error:
+            raise CleaningError(f"the records of the last job's images cannot be read: {error}", SET_ASIDE) from error
+        plan = plan_view(targets, view, self._store.config_of, self.unused(), expired)
         lost = frozenset(filter(self._store.has_lost_layers, plan.hidden))
         whole = {target: names for target, names in plan.hidden.items() if target not in lost}
         return plan._replace(hidden=whole, lost=lost, dropped=plan.dropped | (lost & self.unused()))

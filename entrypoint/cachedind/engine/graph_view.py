@@ -210,8 +210,11 @@ class GraphView:
         return chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else []
 
     def _forget_manifests(self) -> None:
+        """Unless the containerd store has been here, too: then these are its images and its build cache."""
         from shutil import rmtree
 
+        if any(beneath.names(self._root_fd, paths.snapshots(name)) for name in ("overlayfs", "native")):
+            return
         for path in (paths.CONTENT, os.path.dirname(paths.META)):
             above, _, name = path.rpartition("/")
             with contextlib.suppress(FileNotFoundError), beneath.directory(self._root_fd, above) as fd:

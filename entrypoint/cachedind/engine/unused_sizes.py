@@ -3,6 +3,7 @@ in use."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
@@ -26,7 +27,9 @@ def measure(root_fd: int, storage: StoragePlan) -> Unused:
     """Raises nothing: what cannot be read is not counted."""
     if storage.store is ImageStore.CONTAINERD:
         store = ContainerdStore(root_fd, storage.driver)
-        shown = set(store.targets().values())
+        shown: set[str] = set()
+        with contextlib.suppress(OSError, ValueError):
+            shown = set(store.targets().values())
         hidden = store.held() - shown
         return _sum([store.sizes_of(target) for target in hidden], [store.sizes_of(target) for target in shown])
     view = GraphView(root_fd, storage.driver)

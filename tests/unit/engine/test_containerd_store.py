@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cachedind.base.errors import CleaningError
+from cachedind.engine.containerd_view import ContainerdView
+from cachedind.engine.fresh_images import View
 from cachedind.engine.images import Record
 from helpers.boltfiles import PAGE_SIZE, bolt_file
 from helpers.stores import REDIS, Containerd, answers, remove, sha, uvarint, write
@@ -199,6 +202,17 @@ def test_a_database_is_read_up_to_a_limit(containerd: Containerd, monkeypatch: p
     assert not any(names)
     assert not store.keeps(image.record)
     assert containerd.open().keeps(image.record)
+
+
+def test_records_that_cannot_be_read_are_not_taken_for_none(
+    containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next job would see the images of the last one."""
+    containerd.add((REDIS,), "base")
+    assert ContainerdView(containerd.fd, containerd.driver).plan(View({}), frozenset()).names == (REDIS,)
+    monkeypatch.setattr("cachedind.engine.bolt_file._MAX_BYTES", 8 * PAGE_SIZE)
+    with pytest.raises(CleaningError, match="the records of the last job's images cannot be read"):
+        ContainerdView(containerd.fd, containerd.driver).plan(View({}), frozenset())
 
 
 def test_names_that_are_none_are_left_out(containerd: Containerd) -> None:

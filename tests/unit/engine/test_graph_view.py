@@ -207,6 +207,12 @@ def test_manifests_go_by_which_a_pull_asks_no_registry(disk: Disk) -> None:
     disk.show(NOTHING)
     assert blob.exists(), "no image was there"
     disk.add(A, "app:1")
+    snapshot = disk.path / "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots/1"
+    snapshot.mkdir(parents=True)
+    disk.show(NOTHING)
+    assert blob.exists(), "the other store's"
+    snapshot.rmdir()
+    disk.add(B, "app:2")
     disk.show(NOTHING)
     assert not blob.exists()
     assert not records.exists()
