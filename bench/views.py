@@ -28,7 +28,6 @@ class Cleaning(NamedTuple):
 
 def measure_views(engine: Engine, suite: str, runs: int) -> list[Cleaning]:
     """`runs` rounds of each image store, after one that warms up: the next job gets the same slot each time."""
-    archive = docker_archive(*(small_image(engine, f"image{number}:1", kilobytes=8) for number in range(IMAGES)))
     found: list[Cleaning] = []
     for flavour in (one for one in FLAVOURS if one.suite == suite):
         pool = engine.volume("ext4", size_mib=8192)
@@ -42,7 +41,9 @@ def measure_views(engine: Engine, suite: str, runs: int) -> list[Cleaning]:
                 say(f"{flavour} {turn - 2}/{2 * runs} {case}: {found[-1].cleaning_ms:.1f} ms")
             case = MANY if turn % 2 else NONE
             if case == MANY:
-                dind.put("/images", {"all.tar": archive})
+                # New ones each time: what is put away already costs less.
+                images = (small_image(engine, f"image{turn}-{number}:1", kilobytes=8) for number in range(IMAGES))
+                dind.put("/images", {"all.tar": docker_archive(*images)})
                 dind.docker("load", "--quiet", "--input", "/images/all.tar", timeout_s=120)
             end(dind)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,16 @@ def test_a_killed_start_hides_nothing_for_good(engine: Engine, flavour: Flavour,
     assert victim.wait_exit() == 137, victim.describe()
 
     dind = disk.start(engine, pool)
+    assert unused_images(dind) == 3, "the base, what was built, what was loaded"
     begins_fresh_and_warm(dind, project, build_id)
     dind.kill()
     for _ in ("leased", "cloned"):
         begins_fresh_and_warm(disk.start(engine, pool), project, build_id)
+
+
+def unused_images(dind: Dind) -> int:
+    rows = json.loads(dind.exec("cachedind", "ls", "--json").stdout)["entries"]
+    return sum(row["unused_images"] for row in rows if row["here"])
 
 
 def begins_fresh_and_warm(dind: Dind, project: Project, build_id: str) -> None:

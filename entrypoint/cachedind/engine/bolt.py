@@ -137,13 +137,18 @@ class Database:
         """
         return ((element.key, element.value) for element in self._elements(path) if not element.is_bucket)
 
-    def nested(self, path: Sequence[bytes] = ()) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
-        """The names of the buckets directly below the one at `path`, each with its own keys and values, in one passage:
-        what `items` would cost for each of thousands. Raises ValueError, perhaps only amid them."""
+    def nested(
+        self, path: Sequence[bytes] = (), below: Sequence[bytes] = ()
+    ) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+        """The names of the buckets directly below the one at `path`, each with its own keys and values, or those of the
+        bucket `below` it (none without such a one), in one passage: what `items` would cost for each of thousands.
+        Raises ValueError, perhaps only amid them."""
         walk = _Walk(self._read, self.meta, self._limit_bytes)
         for element in self._below(walk, path):
             if element.is_bucket:
                 inside = walk.bucket(element.value)
+                for name in below:
+                    inside = iter(()) if (one := _find(inside, name)) is None else walk.bucket(one.value)
                 yield element.key, {one.key: one.value for one in inside if not one.is_bucket}
 
     def sequence(self, path: Sequence[bytes]) -> int:
@@ -162,7 +167,7 @@ class Database:
     def _below(self, walk: _Walk, path: Sequence[bytes]) -> Iterator[Element]:
         elements = walk.tree(self.meta.root)
         for name in path:
-            header = next((element for element in elements if element.is_bucket and element.key == name), None)
+            header = _find(elements, name)
             if header is None:
                 raise ValueError(f"no bucket {name!r}")
             elements = walk.bucket(header.value)
@@ -232,6 +237,10 @@ class _Walk:
         if len(raw) != size:
             raise ValueError("the file has become shorter while it was read")
         return raw
+
+
+def _find(elements: Iterator[Element], name: bytes) -> Element | None:
+    return next((element for element in elements if element.is_bucket and element.key == name), None)
 
 
 def _leaf_elements(page: bytes) -> Iterator[Element]:

@@ -10,7 +10,7 @@ from cachedind.engine import bolt
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _MAX_BYTES = 128 << 20
 """How much of a database is read in all, however often it is looked into."""
@@ -34,6 +34,12 @@ class File:
         """Raises ValueError or OSError, also for no such bucket."""
         with self._opened() as database:
             return list(database.items(path))
+
+    def nested(self, path: Sequence[bytes], below: Sequence[bytes]) -> dict[bytes, dict[bytes, bytes]]:
+        """What is in the bucket `below` each of those at `path` (bolt.Database.nested). Raises ValueError or OSError,
+        also for no such bucket."""
+        with self._opened() as database:
+            return dict(database.nested(path, below))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[bolt.Database]:

@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from cachedind.base.errors import CleaningError
+from cachedind.base.errors import CleaningError, DaemonEnd, PrivateDaemonError
 from cachedind.engine import fresh_images, hiding, image_uses, offline_removal
 from cachedind.engine.leftovers import CONTAINERS, NETWORKS, SET_ASIDE, Leftovers, find_leftovers, opened_root
 from cachedind.engine.remapping import engine_root
@@ -49,7 +49,7 @@ class Cleaned(NamedTuple):
 
     `cache_limit_bytes` is the limit that the job's own daemon is to keep the build cache to this time, None for the
     usual one. `hidden` are IDs of images; `by_engine`: an engine, or its containerd, was at work on the data; `kept`
-    tells that there is something which stays for this job alone.
+    tells that there is something which stays for this job alone, `put_off` why no engine came up for what can wait.
     """
 
     removed: Leftovers
@@ -59,6 +59,7 @@ class Cleaned(NamedTuple):
     hidden: frozenset[str] = frozenset()
     by_engine: bool = False
     kept: bool = False
+    put_off: str = ""
 
 
 class Job(NamedTuple):
@@ -89,8 +90,9 @@ class Job(NamedTuple):
 
 
 def clean(job: Job, leftovers: Leftovers) -> Cleaned:
-    """Remove `leftovers`, hide images, and have the data pruned, within DEADLINE_S seconds. Where nothing of networks
-    can be kept, no record of any is: the last job may have had another bridge.
+    """Remove `leftovers`, hide images, and have the data pruned, by an engine for DEADLINE_S seconds at most, and then
+    by its containerd for as long. Where nothing of networks can be kept, no record of any is: the last job may have had
+    another bridge. What no job asked for to go now (old images, pruning) can wait for another start.
 
     Raises CleaningError when some of it is still there afterwards. If this process is killed, the next start finds
     what is left and does the rest. Needs --privileged, and a single thread.
@@ -100,12 +102,15 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
     told = offline_removal.settle(job.root, leftovers, job.keep)
     with opened_root(job.root) as root_fd:
         images = None if job.images is None else hiding.begin(root_fd, job.storage, job.images, job.trace)
-        cleaned = _clean_by_daemon(job, leftovers, images, deadline)
+        cleaned = _clean_by_engine(job, leftovers, images, deadline)
         if images is not None:
-            images.finish(partial(_run_containerd, job, deadline))
+            images.finish(partial(_run_containerd, job))
             by_engine = cleaned.by_engine or images.ran_containerd
             cleaned = cleaned._replace(hidden=images.seen, by_engine=by_engine)
-            if images.expired:
+            put_off = cleaned.put_off or images.put_off
+            if put_off:
+                told.append(f"{put_off}; old images stay, and nothing is pruned, until another start")
+            elif images.expired:
                 job.log.info(f"removed {_count(images.expired)} that no job had for long (CACHEDIND_UNUSED_MAX_AGE)")
     told += cleaned.problems
     if leftovers:
@@ -122,12 +127,23 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
     return cleaned._replace(problems=tuple(told))
 
 
-def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | None, deadline: float) -> Cleaned:
-    """Whatever takes an engine, by a private one, if anything does."""
+def _clean_by_engine(job: Job, leftovers: Leftovers, images: hiding.Hiding | None, deadline: float) -> Cleaned:
+    """Whatever takes an engine, by a private one, if anything does. Raises CleaningError."""
     by_daemon = leftovers if job.keep & {CONTAINERS, NETWORKS} else leftovers._replace(networks=())
     for_images = images is not None and images.needs_daemon
     if not (by_daemon.needs_daemon or for_images or job.wanted is not None):
         return Cleaned(leftovers)
+    try:
+        cleaned = _clean_by_daemon(job, by_daemon, images, deadline)
+    except PrivateDaemonError as error:
+        # One that ended by itself speaks against the data.
+        if by_daemon.needs_daemon or error.end is DaemonEnd.BY_ITSELF:
+            raise
+        return Cleaned(leftovers, by_engine=True, put_off=error.cause)
+    return cleaned._replace(removed=cleaned.removed._replace(networks=leftovers.networks))
+
+
+def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | None, deadline: float) -> Cleaned:
     # Ten milliseconds, which most starts spare.
     from cachedind.engine.private_daemon import private_daemon
     from cachedind.engine.removal import Removal, remove_by_api
@@ -140,11 +156,11 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
         lock_fd=job.lock_fd,
         environ=job.environ,
         deadline=deadline,
-        keeps_networks=bool(by_daemon.networks),
+        keeps_networks=bool(leftovers.networks),
     ) as client:
         job.trace.reach("maintain.started")
         removal = Removal(client, deadline)
-        removed = remove_by_api(removal, by_daemon)._replace(networks=leftovers.networks)
+        removed = remove_by_api(removal, leftovers)
         if images is not None:
             images.amid(removal.try_images, _client_of(job))
         job.trace.reach("maintain.cleaned")
@@ -156,12 +172,10 @@ def _clean_by_daemon(job: Job, leftovers: Leftovers, images: hiding.Hiding | Non
 
 
 @contextlib.contextmanager
-def _run_containerd(job: Job, deadline: float) -> Iterator[Client]:
+def _run_containerd(job: Job) -> Iterator[Client]:
     from cachedind.engine.private_containerd import private_containerd
 
-    with private_containerd(
-        job.data_root, job.storage.remap, lock_fd=job.lock_fd, environ=job.environ, deadline=deadline
-    ):
+    with private_containerd(job.data_root, job.storage.remap, lock_fd=job.lock_fd, environ=job.environ):
         yield _client_of(job)
 
 
@@ -211,7 +225,7 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozens
             wanted.wanted_bytes,
             wanted.cache_limit_bytes,
             store=job.storage.store,
-            known=pruning.Known(uses, unused, wanted.seeded, hides=job.images is not None),
+            known=pruning.Known(uses, unused, wanted.seeded, hides=job.images is not None and job.images.view is not None),
             deadline=deadline,
         )
     except (DockerException, RequestException) as error:

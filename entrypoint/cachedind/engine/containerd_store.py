@@ -53,7 +53,6 @@ class ContainerdStore(StoreFiles):
         super().__init__(root_fd, driver)
         self._meta = File(root_fd, paths.META)
         self._metadata = File(root_fd, paths.snapshots_database(driver))
-        self._targets: dict[str, str] = {}
         self._whole: set[int] = set()
 
     @functools.cached_property
@@ -105,10 +104,8 @@ class ContainerdStore(StoreFiles):
     def images(self) -> Iterator[StoredImage]:
         references: dict[str, list[str]] = {}
         with contextlib.suppress(OSError, ValueError):
-            for raw in self._meta.buckets(b"v1", b"moby", b"images"):
-                with contextlib.suppress(OSError, ValueError):
-                    name = raw.decode()
-                    references.setdefault(self._target(name), []).append(name)
+            for name, target in self._read_targets().items():
+                references.setdefault(target, []).append(name)
         for target, found in references.items():
             # An image without a name has one without a registry: moby-dangling@sha256:…
             digests = dict.fromkeys(f"{_repository(name)}@{target}" for name in found)
@@ -124,8 +121,7 @@ class ContainerdStore(StoreFiles):
             there = self._meta.buckets(b"v1", b"moby")
         if b"images" not in there:
             return {}
-        names = [raw.decode() for raw in self._meta.buckets(b"v1", b"moby", b"images")]
-        return {name: self._target(name) for name in names}
+        return self._read_targets()
 
     def held(self) -> frozenset[str]:
         """The manifests and indexes of images that no job sees (containerd_holder.py). Raises nothing."""
@@ -140,14 +136,13 @@ class ContainerdStore(StoreFiles):
             return read_verified(self._root_fd, paths.BLOBS, digest)
         return b""
 
-    def _target(self, name: str) -> str:
-        if name not in self._targets:
-            items = dict(self._meta.items(b"v1", b"moby", b"images", name.encode(), b"target"))
-            self._targets[name] = items.get(b"digest", b"").decode()
-        return self._targets[name]
+    def _read_targets(self) -> dict[str, str]:
+        found = self._meta.nested((b"v1", b"moby", b"images"), (b"target",))
+        return {name.decode(): target.get(b"digest", b"").decode() for name, target in found.items()}
 
     def _config_at(self, name: str) -> str | None:
-        return self._config_of(self._target(name))
+        target = dict(self._meta.items(b"v1", b"moby", b"images", name.encode(), b"target"))
+        return self._config_of(target.get(b"digest", b"").decode())
 
     def _config_of(self, digest: str) -> str | None:
         manifest = self._manifest_of(digest)

@@ -15,7 +15,7 @@ from cachedind.engine import containerd_holder, fresh_images
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.fresh_images import Unused
 from cachedind.engine.leftovers import SET_ASIDE
-from cachedind.engine.store_files import digits
+from cachedind.engine.store_files import DIGEST, digits
 from cachedind.host import processes
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def plan_view(
     held: frozenset[str],
     expired: frozenset[str],
 ) -> Plan:
-    """Pure but for `config_of`. `targets` are all records: what each name stands for."""
+    """Pure but for `config_of`. `targets` are all records: what each name stands for. What has no digest as engines
+    make them (sha256) goes with its name, and nothing holds it."""
     stay = {
         name
         for name, target in targets.items()
@@ -58,7 +59,7 @@ def plan_view(
     hidden: dict[str, list[str]] = {}
     for name in targets.keys() - stay:
         hidden.setdefault(targets[name], []).append(name)
-    going = {target: tuple(sorted(names)) for target, names in hidden.items()}
+    going = {target: tuple(sorted(names)) for target, names in hidden.items() if DIGEST.fullmatch(target)}
     return Plan(tuple(sorted(targets.keys() - stay)), going, (expired & held) - going.keys())
 
 
@@ -71,11 +72,7 @@ class ContainerdView:
     def plan(self, view: View, expired: frozenset[str]) -> Plan:
         """What there is to do. Looks without a daemon. Raises CleaningError where the records cannot be read: then
         nobody knows what the next job would see."""
-        try:
-            targets = self._store.targets()
-        except (OSError, ValueError) as error:
-            raise CleaningError(f"the records of the last job's images cannot be read: {error}", SET_ASIDE) from error
-        plan = plan_view(targets, view, self._store.config_of, self.unused(), expired)
+        plan = plan_view(self._targets(), view, self._store.config_of, self.unused(), expired)
         lost = frozenset(filter(self._store.has_lost_layers, plan.hidden))
         whole = {target: names for target, names in plan.hidden.items() if target not in lost}
         return plan._replace(hidden=whole, lost=lost, dropped=plan.dropped | (lost & self.unused()))
@@ -83,6 +80,16 @@ class ContainerdView:
     def unused(self) -> frozenset[str]:
         """What our blob holds."""
         return self._store.held()
+
+    def shown(self) -> frozenset[str]:
+        """What a job sees. Raises CleaningError."""
+        return frozenset(self._targets().values())
+
+    def _targets(self) -> Mapping[str, str]:
+        try:
+            return self._store.targets()
+        except (OSError, ValueError) as error:
+            raise CleaningError(f"the records of the last job's images cannot be read: {error}", SET_ASIDE) from error
 
     def apply(self, plan: Plan, used_at: Mapping[str, float], containerd: Client) -> None:
         """Do it, with the data-root's containerd; `used_at` tells when a job had each of the hidden last. A kill amid

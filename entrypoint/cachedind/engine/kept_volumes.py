@@ -29,6 +29,12 @@ def plan_kept(last_used: Mapping[str, int], keep: frozenset[str]) -> frozenset[s
     return frozenset(kept)
 
 
+def over_the_limit(going: Sequence[str], keep: frozenset[str]) -> tuple[str, ...]:
+    """Which of the volumes that go would stay if there were fewer of their pattern. Pure."""
+    matching = {name for pattern in _patterns(keep) for name in _matching(going, pattern)}
+    return tuple(sorted(matching))
+
+
 def find_kept(root_fd: int, directory: str, names: Sequence[str], keep: frozenset[str]) -> frozenset[str]:
     """Which of the volumes in a directory of the engine's root stay. Costs nothing where no pattern is given."""
     matching = {name for pattern in _patterns(keep) for name in _matching(names, pattern)}

@@ -81,8 +81,7 @@ VARIABLES = (
         "14d",
         values.parse_age_s,
         "a time above zero: 12h, 14d; none",
-        "Layers of images that no job of a key pulled, loaded or built for that long are removed, when the next one "
-        "starts.",
+        "Layers of images that no job of a key had at its end for that long are removed, when the next one starts.",
     ),
     Variable(
         "CACHE_MAX_SIZE",

@@ -112,10 +112,23 @@ def clean(context: StartContext, prepared: Prepared, seeds: Found | None) -> Pre
         if cleaned.kept:
             # Its containers and volumes are nobody else's, and copying them takes as long as they are large.
             taken = taken.without_turn()
+        if cleaned.hidden:
+            _keep_copies_anew(prepared)
         was_changed = bool(cleaned.removed) or cleaned.by_engine
         taken = pool_mode.promote_due(taken, prepared.lease, cleaned=was_changed, log=context.log)
         return prepared._replace(taken=taken, cache_max_bytes=cleaned.cache_limit_bytes)
     return prepared if taken is None else prepared._replace(taken=taken.without_turn())
+
+
+def _keep_copies_anew(prepared: Prepared) -> None:
+    """The names of the last job's images are not to come back from a copy."""
+    from cachedind.engine import kept
+
+    root_fd = remapping.open_root(prepared.lease.data_root, prepared.storage.remap)
+    try:
+        kept.keep_copies(root_fd, prepared.storage)
+    finally:
+        os.close(root_fd)
 
 
 def _leave_uncleaned(context: StartContext, prepared: Prepared, error: CleaningError) -> Prepared:

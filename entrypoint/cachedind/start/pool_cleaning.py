@@ -33,7 +33,7 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
     from cachedind.engine import cleaning, damage
-    from cachedind.engine.leftovers import IMAGES, Leftovers, find_leftovers
+    from cachedind.engine.leftovers import Leftovers, find_leftovers
 
     settings = context.settings
     writer = [taken.found.data.engine] if taken.found.data is not None else []
@@ -44,6 +44,7 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
         return cleaning.Cleaned(Leftovers(), kept=bool(kept))
     unusable = _find_unusable_networks(root, settings.keep, context.log) if tested else frozenset()
     leftovers = find_leftovers(root, settings.keep, tested=tested, unusable=unusable)
+    _tell_of_volumes(leftovers, settings.keep, context.log)
     with _key_uses(taken) as uses_fd:
         job = cleaning.Job(
             lease.data_root,
@@ -55,7 +56,7 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
             taken.pool.trace,
             tested=tested,
             unusable=unusable,
-            images=None if IMAGES in settings.keep else _wish(context, root, taken, seeds, leftovers, uses_fd),
+            images=_wish(context, root, storage, taken, seeds, leftovers, uses_fd),
             wanted=None if settings.read_only else _wanted_pruning(context, root, taken),
         )
         cleaned = cleaning.clean(job, leftovers)
@@ -63,6 +64,18 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
             with contextlib.suppress(OSError):
                 image_uses.note_in(uses_fd, cleaned.hidden, job.images.used_at)
     return cleaned
+
+
+def _tell_of_volumes(going: Leftovers, keep: frozenset[str], log: Log) -> None:
+    """Those that were to be kept by their names, and are too many."""
+    from cachedind.engine import kept_volumes
+
+    names = kept_volumes.over_the_limit(going.volumes, keep)
+    if names:
+        shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+        log.info(
+            f"CACHEDIND_KEEP: of each volumes:PATTERN the {kept_volumes.MAX_KEPT} that were used last stay; gone: {shown}"
+        )
 
 
 @contextlib.contextmanager
@@ -77,7 +90,13 @@ def _key_uses(taken: TakenSlot) -> Iterator[int | None]:
 
 
 def _wish(
-    context: StartContext, root: str, taken: TakenSlot, seeds: Found | None, found: Leftovers, uses_fd: int | None
+    context: StartContext,
+    root: str,
+    storage: StoragePlan,
+    taken: TakenSlot,
+    seeds: Found | None,
+    found: Leftovers,
+    uses_fd: int | None,
 ) -> Wish:
     from cachedind.engine import hiding, leftovers
 
@@ -86,12 +105,16 @@ def _wish(
         entries, _ = ledger.read(root_fd) if seeds is not None else ({}, None)
         there = [entries[seed.identity] for seed in (seeds.seeds if seeds else ()) if seed.identity in entries]
         ids = leftovers.images_of_containers(root_fd, found.containers) if keeps_containers else ()
+        last_change = hiding.read_last_change(root_fd, storage)
     now = time.time()
     with contextlib.suppress(OSError):
         now = clock.read_now(taken.pool.fd, now)
-    used_at = now if taken.found.data is None else min(now, taken.found.data.started_at)
+    data = taken.found.data
+    ended_at = 0.0 if data is None or data.ended is None else data.ended.at
+    used_at = now if data is None else min(now, max(data.started_at, ended_at, last_change))
+    keeps_images = leftovers.IMAGES in context.settings.keep
     return hiding.Wish(
-        fresh_images.view_of((record for entry in there for record in entry.images), ids),
+        None if keeps_images else fresh_images.view_of((record for entry in there for record in entry.images), ids),
         {} if uses_fd is None else image_uses.read_in(uses_fd),
         used_at,
         now,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cachedind.engine import bolt
 from helpers.boltfiles import (
+    bolt_file,
     BRANCH,
     FREELIST,
     LEAF,
@@ -57,6 +58,14 @@ def test_buckets_items_branches_overflow_and_inline_buckets_are_read() -> None:
         b"big": {b"a": b"1", b"b": {b"deep": b"down"}, b"c": b"x" * 5000},
         b"small": {b"k": b"v", b"in": {}},
     }
+
+
+def test_buckets_below_many_are_read_in_one_passage() -> None:
+    tree = {b"all": {b"one": {b"in": {b"k": b"1"}, b"x": b"y"}, b"two": {b"other": {b"k": b"2"}}, b"three": b"4"}}
+    database = parse(bolt_file(tree))
+    assert dict(database.nested([b"all"])) == {b"one": {b"x": b"y"}, b"two": {}}
+    assert dict(database.nested([b"all"], [b"in"])) == {b"one": {b"k": b"1"}, b"two": {}}
+    assert dict(database.nested([b"all"], [b"in", b"deeper"])) == {b"one": {}, b"two": {}}
 
 
 def test_items_come_in_the_order_of_the_tree() -> None:

@@ -215,6 +215,13 @@ def test_records_that_cannot_be_read_are_not_taken_for_none(
         ContainerdView(containerd.fd, containerd.driver).plan(View({}), frozenset())
 
 
+def test_one_job_may_have_thousands_of_images(containerd: Containerd) -> None:
+    names = {f"docker.io/library/app:{number}": sha(str(number)) for number in range(2500)}
+    containerd.names.update(names)
+    containerd.write()
+    assert containerd.open().targets() == names
+
+
 def test_names_that_are_none_are_left_out(containerd: Containerd) -> None:
     image = containerd.add((), "base")
     target = containerd.target(image)

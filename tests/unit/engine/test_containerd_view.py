@@ -51,6 +51,13 @@ def test_what_is_too_old_is_held_no_longer_unless_a_job_had_it_again() -> None:
     assert found.dropped == {B}
 
 
+@pytest.mark.parametrize("odd", [f"sha512:{'a' * 128}", "", "sha256:../../etc", A[:-1], f"{A}0"])
+def test_what_has_no_usual_digest_goes_with_its_name_and_is_not_held(odd: str) -> None:
+    found = plan({"odd:1": odd, "app:1": A}, View({"odd:1": CONFIG}))
+    assert found == Plan(("app:1", "odd:1"), {A: ("app:1",)}, NOBODY)
+    assert containerd_holder.label_words(found.hidden.keys(), found.dropped)
+
+
 def test_labels_hold_and_let_go() -> None:
     words = containerd_holder.label_words([A], [B])
     assert words == [

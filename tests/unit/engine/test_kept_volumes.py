@@ -7,11 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from cachedind.engine.kept_volumes import find_kept, plan_kept
+from cachedind.engine.kept_volumes import find_kept, over_the_limit, plan_kept
 
 
 def words(*patterns: str) -> frozenset[str]:
     return frozenset(f"volumes:{pattern}" for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("going", "keep", "expected"),
+    [
+        (("b0", "other"), frozenset({"volumes:b*"}), ("b0",)),
+        (("b0", "other"), frozenset({"containers"}), ()),
+        ((), frozenset({"volumes:*"}), ()),
+    ],
+)
+def test_what_is_too_many_is_told_from_what_nobody_named(
+    going: tuple[str, ...], keep: frozenset[str], expected: tuple[str, ...]
+) -> None:
+    assert over_the_limit(going, keep) == expected
 
 
 BUILDERS = {"buildx_buildkit_a0_state": 4, "buildx_buildkit_b0_state": 1, "buildx_buildkit_c0_state": 3}
