@@ -45,7 +45,8 @@ class Recorder:
         exec_in(self._bench, ["touch", f"{self._path}.stop"])
 
     def _entries(self) -> list[dict[str, object]]:
-        text = exec_in(self._bench, ["cat", self._path]).stdout
+        # Docker has not run the recorder yet where there is no such file.
+        text = exec_in(self._bench, ["sh", "-c", f"! [ -e {self._path} ] || cat {self._path}"]).stdout
         # The last line may still be on its way; anything else that is not JSON is the recorder's own failure.
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

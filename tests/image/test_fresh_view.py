@@ -16,6 +16,7 @@ import pytest
 from helpers.builds import Project, overlay_project
 from helpers.dind import SOCKET
 from helpers.flavours import FLAVOURS, Flavour
+from helpers.pools import slot_of
 from helpers.registry import HOST, PASSWORD, USER, Registry, blobs, pushed_tags
 from helpers.seeds import SeedVolume, docker_archive, images, run_small, small_image
 from helpers.views import View, leave_everything, view
@@ -264,12 +265,21 @@ def test_a_pull_of_what_the_last_job_had_asks_for_no_layer(
         assert jobs.asked(dind, relative) - {relative.config} == relative.layers - known != set()
 
 
-@pytest.mark.everyday("trixie-graphdriver")
-@pytest.mark.parametrize("flavour", FLAVOURS[:2], ids=str)
-def test_with_a_remap_too(engine: Engine, flavour: Flavour, registry: Registry) -> None:
+REMAP = ("--userns-remap=default",)
+SELDOM = {
+    "remap": (FLAVOURS[0], REMAP),
+    "remap-forky": (FLAVOURS[1], REMAP),
+    "containerd-trixie": (Flavour("trixie", "containerd"), ()),
+}
+
+
+@pytest.mark.everyday("remap", "containerd-trixie")
+@pytest.mark.parametrize("how", SELDOM)
+def test_with_what_few_use_too(engine: Engine, how: str, registry: Registry) -> None:
     pulled = publish(registry, engine, "pulled")
     project = built_on(pulled.name)
-    jobs = Jobs(engine, flavour, registry, ("--userns-remap=default",))
+    flavour, args = SELDOM[how]
+    jobs = Jobs(engine, flavour, registry, args)
     first = jobs.begin()
     first.build(project)
     for dind in jobs.follow(first):

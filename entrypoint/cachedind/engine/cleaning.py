@@ -217,15 +217,16 @@ def _prune(client: docker.DockerClient, job: Job, wanted: Pruning, seen: frozens
         uses, hidden = image_uses.read(root_fd), fresh_images.read_unused(root_fd)
     unused = {image_id: known.names for image_id, known in hidden.items() if image_id not in seen}
     uses = image_uses.latest(uses, {image_id: known.used_at for image_id, known in hidden.items()})
+    hides = False
     if job.images is not None:
-        uses = image_uses.latest(uses, job.images.uses)
+        uses, hides = image_uses.latest(uses, job.images.uses), job.images.view is not None
     try:
         pruned = pruning.prune(
             client,
             wanted.wanted_bytes,
             wanted.cache_limit_bytes,
             store=job.storage.store,
-            known=pruning.Known(uses, unused, wanted.seeded, hides=job.images is not None and job.images.view is not None),
+            known=pruning.Known(uses, unused, wanted.seeded, hides=hides),
             deadline=deadline,
         )
     except (DockerException, RequestException) as error:

@@ -66,8 +66,8 @@ class Hiding(Protocol):
 
 
 def read_last_change(root_fd: int, storage: StoragePlan) -> float:
-    """When the records of images changed last, in seconds since the epoch; 0 where there are none. A clone has the times
-    of what it was copied from."""
+    """When the records of images changed last, in seconds since the epoch; 0 where there are none. A clone has the
+    times of what it was copied from."""
     path = paths.META if storage.store is ImageStore.CONTAINERD else paths.references(storage.driver)
     with contextlib.suppress(OSError):
         fd = beneath.open_path(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
@@ -79,8 +79,8 @@ def read_last_change(root_fd: int, storage: StoragePlan) -> float:
 
 
 def begin(root_fd: int, storage: StoragePlan, wish: Wish, trace: Trace) -> Hiding | None:
-    """Look at what there is, without a daemon. `root_fd` is the engine's root, open for as long as this is used. Returns
-    None where nothing is to go out of sight, and nothing ever did. Raises CleaningError."""
+    """Look at what there is, without a daemon. `root_fd` is the engine's root, open for as long as this is used. None
+    where nothing is to go out of sight, and nothing ever did. Raises CleaningError."""
     found: GraphView | ContainerdView
     if storage.store is ImageStore.CONTAINERD:
         from cachedind.engine.containerd_view import ContainerdView

@@ -73,9 +73,8 @@ def _tell_of_volumes(going: Leftovers, keep: frozenset[str], log: Log) -> None:
     names = kept_volumes.over_the_limit(going.volumes, keep)
     if names:
         shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
-        log.info(
-            f"CACHEDIND_KEEP: of each volumes:PATTERN the {kept_volumes.MAX_KEPT} that were used last stay; gone: {shown}"
-        )
+        most = kept_volumes.MAX_KEPT
+        log.info(f"CACHEDIND_KEEP: of each volumes:PATTERN the {most} volumes that were used last stay; gone: {shown}")
 
 
 @contextlib.contextmanager

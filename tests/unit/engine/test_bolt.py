@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from cachedind.engine import bolt
 from helpers.boltfiles import (
-    bolt_file,
     BRANCH,
     FREELIST,
     LEAF,
     PAGE_SIZE,
+    Tree,
+    bolt_file,
     branch_page,
     bucket,
     freelist_page,
@@ -61,7 +62,7 @@ def test_buckets_items_branches_overflow_and_inline_buckets_are_read() -> None:
 
 
 def test_buckets_below_many_are_read_in_one_passage() -> None:
-    tree = {b"all": {b"one": {b"in": {b"k": b"1"}, b"x": b"y"}, b"two": {b"other": {b"k": b"2"}}, b"three": b"4"}}
+    tree: Tree = {b"all": {b"one": {b"in": {b"k": b"1"}, b"x": b"y"}, b"two": {b"other": {b"k": b"2"}}, b"three": b"4"}}
     database = parse(bolt_file(tree))
     assert dict(database.nested([b"all"])) == {b"one": {b"x": b"y"}, b"two": {}}
     assert dict(database.nested([b"all"], [b"in"])) == {b"one": {b"k": b"1"}, b"two": {}}

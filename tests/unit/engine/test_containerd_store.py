@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachedind.base.errors import CleaningError
+from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.containerd_view import ContainerdView
 from cachedind.engine.fresh_images import View
 from cachedind.engine.images import Record
@@ -219,7 +220,7 @@ def test_one_job_may_have_thousands_of_images(containerd: Containerd) -> None:
     names = {f"docker.io/library/app:{number}": sha(str(number)) for number in range(2500)}
     containerd.names.update(names)
     containerd.write()
-    assert containerd.open().targets() == names
+    assert ContainerdStore(containerd.fd, containerd.driver).targets() == names
 
 
 def test_names_that_are_none_are_left_out(containerd: Containerd) -> None:
