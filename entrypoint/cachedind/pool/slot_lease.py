@@ -59,6 +59,9 @@ def take(pool: Pool, slot_request: SlotRequest, log: Log) -> TakenSlot:
     source, source_key = chosen.source, slot_request.key
     if source is None and not slot_request.fresh:
         source, source_key = open_fallback(pool, slot_request, log)
+    if source is None and slot_request.avoid:
+        # An empty one must not come before the good one that this start could not use.
+        slot_request = slot_request._replace(read_only=True)
     try:
         taken = _be_born(pool, slot_request, source, source_key, chosen.sequence)
         taken = taken._replace(passed_over=chosen.passed_over)

@@ -40,6 +40,20 @@ def test_the_life_of_a_key(open_on: Opener, kind: str) -> None:
         taken.close()
 
 
+def test_an_empty_slot_does_not_come_before_the_good_one_that_a_start_could_not_use(open_on: Opener) -> None:
+    """The job that got it builds something, and is the newest of all; the good one has the cache."""
+    pool = open_on("ext4")
+    good = pool_starts.job(pool, pool_starts.slot_request(), "good")
+    without = pool_starts.slot_request()._replace(avoid=frozenset({good}))
+    cold = pool_starts.take(pool, without)
+    assert (cold.warmth, cold.is_throwaway) == (Warmth.FRESH, True)
+    cold.close()
+    pool_starts.job(pool, without, "built anew")
+    again = pool_starts.take(pool, pool_starts.slot_request())
+    assert (again.slot.id, pool_starts.names(again)) == (good, ["good"])
+    again.close()
+
+
 @pytest.mark.parametrize("driver", ["vfs", "btrfs", "zfs"])
 def test_slots_of_drivers_whose_layers_cannot_be_shared_are_leased_or_fresh(open_on: Opener, driver: str) -> None:
     pool = open_on("ext4")
