@@ -1,4 +1,4 @@
-"""What the fresh view costs: a start after a job that left 100 images, and one after a job that left none."""
+"""What the fresh view costs: starts after jobs that left 100 new images, the same ones once more, and none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from helpers.engine import Engine
 
 IMAGES = 100
-NONE, MANY = "after none", f"after {IMAGES} images"
+NONE, NEW, SAME = "after none", f"after {IMAGES} new images", f"after the same {IMAGES} once more"
+CASES = (NEW, SAME, NONE)
 
 
 class Cleaning(NamedTuple):
@@ -32,18 +33,19 @@ def measure_views(engine: Engine, suite: str, runs: int) -> list[Cleaning]:
     for flavour in (one for one in FLAVOURS if one.suite == suite):
         pool = engine.volume("ext4", size_mib=8192)
         keep_mounted(engine, [pool])
-        case = ""
-        for turn in range(2 * runs + 3):
+        case, archive = "", b""
+        for turn in range(3 * runs + 4):
             dind = create(engine, suite, ENTRY, pool=pool, env=flavour.env)
             answer = launch(dind, f"{flavour}, {case}")
-            if turn > 2:
+            if turn > 3:
                 found.append(Cleaning(str(flavour), case, answer.phases_ms["maintain"], answer.ready_s))
-                say(f"{flavour} {turn - 2}/{2 * runs} {case}: {found[-1].cleaning_ms:.1f} ms")
-            case = MANY if turn % 2 else NONE
-            if case == MANY:
-                # New ones each time: what is put away already costs less.
+                say(f"{flavour} {turn - 3}/{3 * runs} {case}: {found[-1].cleaning_ms:.1f} ms")
+            case = CASES[turn % 3]
+            if case == NEW:
                 images = (small_image(engine, f"image{turn}-{number}:1", kilobytes=8) for number in range(IMAGES))
-                dind.put("/images", {"all.tar": docker_archive(*images)})
+                archive = docker_archive(*images)
+            if case != NONE:
+                dind.put("/images", {"all.tar": archive})
                 dind.docker("load", "--quiet", "--input", "/images/all.tar", timeout_s=120)
             end(dind)
     return found
