@@ -104,7 +104,7 @@ class ContainerdStore(StoreFiles):
     def images(self) -> Iterator[StoredImage]:
         references: dict[str, list[str]] = {}
         with contextlib.suppress(OSError, ValueError):
-            for name, target in self._read_targets().items():
+            for name, target in self._targets.items():
                 references.setdefault(target, []).append(name)
         for target, found in references.items():
             # An image without a name has one without a registry: moby-dangling@sha256:…
@@ -121,7 +121,7 @@ class ContainerdStore(StoreFiles):
             there = self._meta.buckets(b"v1", b"moby")
         if b"images" not in there:
             return {}
-        return self._read_targets()
+        return self._targets
 
     def held(self) -> frozenset[str]:
         """The manifests and indexes of images that no job sees (containerd_holder.py). Raises nothing."""
@@ -136,13 +136,13 @@ class ContainerdStore(StoreFiles):
             return read_verified(self._root_fd, paths.BLOBS, digest)
         return b""
 
-    def _read_targets(self) -> dict[str, str]:
+    @functools.cached_property
+    def _targets(self) -> dict[str, str]:
         found = self._meta.nested((b"v1", b"moby", b"images"), (b"target",))
         return {name.decode(): target.get(b"digest", b"").decode() for name, target in found.items()}
 
     def _config_at(self, name: str) -> str | None:
-        target = dict(self._meta.items(b"v1", b"moby", b"images", name.encode(), b"target"))
-        return self._config_of(target.get(b"digest", b"").decode())
+        return self._config_of(self._targets.get(name, ""))
 
     def _config_of(self, digest: str) -> str | None:
         manifest = self._manifest_of(digest)
