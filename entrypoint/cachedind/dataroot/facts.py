@@ -6,12 +6,11 @@ import errno
 import json
 import os
 import re
-from typing import NamedTuple
 
 from cachedind.base.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.base.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
 from cachedind.base.sizes import format_bytes
-from cachedind.dataroot import trials
+from cachedind.base.typed import NamedTuple
 from cachedind.dataroot.storage_facts import PRIVILEGED_RUN
 from cachedind.host import procfs
 from cachedind.host.linux import CAP_SYS_ADMIN
@@ -180,6 +179,8 @@ def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
     On a full disk nothing can be tried; then a driver whose data is there counts as working. Raises
     DataRootUnwritableError when nothing can be written in other cases.
     """
+    from cachedind.dataroot import trials  # seldom needed (ground.py)
+
     directory = probe_directory(data_root, driver)
     trial = trials.probe_overlay if driver == "overlay2" else trials.probe_fuse_overlayfs
     try:

@@ -23,9 +23,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import bolt, containerd_snapshots, paths
 from cachedind.engine.damage import are_tested
 from cachedind.host import beneath

@@ -11,7 +11,7 @@ these until that image is removed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cachedind.base.model import EngineVersion

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
+    from cachedind.host.iptables import Begun
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 
 
-def prepare(settings: Config, daemon: DaemonSettings, log: Log) -> str:
-    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. Returns the PATH for dockerd."""
+def prepare(settings: Config, daemon: DaemonSettings, firewall: Begun, log: Log) -> str:
+    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. `firewall` is what iptables was asked
+    before. Returns the PATH for dockerd."""
     from cachedind.host import cgroups, iptables
     from cachedind.start import leftovers
 
     removed = leftovers.sweep(daemon.exec_root, daemon.pidfile)
     if removed:
         log.debug(f"removed what a killed daemon had left: {', '.join(removed)}")
-    flavour = iptables.choose(settings.iptables_legacy)
-    log.info(iptables.read_version(flavour))
+    flavour, version = iptables.finish(firewall)
+    log.info(version)
     nest(log)
     skipped = cgroups.prepare()
     if skipped:
