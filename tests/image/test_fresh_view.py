@@ -99,7 +99,14 @@ class Story(NamedTuple):
 @pytest.fixture(scope="module", params=FLAVOURS, ids=str)
 def story(request: pytest.FixtureRequest, module_engine: Engine, registry: Registry) -> Iterator[Story]:
     engine = module_engine.scope()
-    jobs = Jobs(engine, request.param, registry)
+    try:
+        yield tell(engine, request.param, registry)
+    finally:
+        engine.close()
+
+
+def tell(engine: Engine, flavour: Flavour, registry: Registry) -> Story:
+    jobs = Jobs(engine, flavour, registry)
     stranger = jobs.begin(KEY="empty")
     by_digest = publish(registry, engine, "digest")
 
@@ -108,7 +115,7 @@ def story(request: pytest.FixtureRequest, module_engine: Engine, registry: Regis
         of images is the size of all layers, those of the build cache, too."""
         there = dind.docker_status("image", "inspect", by_digest.by_digest) == 0
         found = {**view(dind), "by digest": [by_digest.by_digest] if there else []}
-        if request.param.store == "containerd":
+        if flavour.store == "containerd":
             found["disk"] = [re.sub(r"^(Images: \d+ \d+) .*", r"\1", line) for line in found["disk"]]
         return found
 
@@ -121,8 +128,7 @@ def story(request: pytest.FixtureRequest, module_engine: Engine, registry: Regis
     leave_everything(first, publish(registry, engine, "pulled"), by_digest)
     assert seen(first)["by digest"]
     dinds = dict(zip(ROLES, jobs.follow(first), strict=True))
-    yield Story(empty, project, build_id, dinds, {role: seen(dind) for role, dind in dinds.items()})
-    engine.close()
+    return Story(empty, project, build_id, dinds, {role: seen(dind) for role, dind in dinds.items()})
 
 
 @pytest.mark.parametrize("role", ROLES)
