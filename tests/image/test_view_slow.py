@@ -18,7 +18,7 @@ from helpers.seeds import docker_archive, images, small_image
 if TYPE_CHECKING:
     from helpers.builds import Project
     from helpers.dind import Dind
-    from helpers.engine import Engine
+    from helpers.engine import Engine, Volume
 
 DISK = Disk("ext4", FLAVOURS[2])
 AGE_S = 10
@@ -50,15 +50,19 @@ chmod 755 {path}; exec dockerd-entrypoint.sh""",
     ]
 
 
-@pytest.mark.parametrize("name", SLOW)
-def test_a_slow_one_takes_its_time_and_no_more(engine: Engine, name: str) -> None:
+def built(engine: Engine) -> tuple[Volume, str, Project]:
+    """A pool in which a job has built something, and its slot."""
     project = overlay_project(secrets.token_hex(8))
     pool = DISK.volume(engine)
     first = DISK.start(engine, pool)
     first.build(project)
-    slot = slot_of(first)
     first.kill()
+    return pool, slot_of(first), project
 
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_one_takes_its_time_and_no_more(engine: Engine, name: str) -> None:
+    pool, slot, project = built(engine)
     slow = DISK.start(engine, pool, ready=False, entrypoint=standing_in(name, SLOW[name]))
     slow.wait_ready(90)
     assert (slow.summary or "").startswith("warm: "), slow.describe()
@@ -69,13 +73,7 @@ def test_a_slow_one_takes_its_time_and_no_more(engine: Engine, name: str) -> Non
 
 @pytest.mark.parametrize("name", FAILING)
 def test_where_it_fails_a_job_is_cold_and_the_next_one_is_warm(engine: Engine, name: str) -> None:
-    project = overlay_project(secrets.token_hex(8))
-    pool = DISK.volume(engine)
-    first = DISK.start(engine, pool)
-    first.build(project)
-    slot = slot_of(first)
-    first.kill()
-
+    pool, slot, project = built(engine)
     failing = DISK.start(engine, pool, ready=False, entrypoint=standing_in(name, FAILING[name]))
     failing.wait_ready(90)
     assert (failing.summary or "").startswith("cold: "), failing.describe()

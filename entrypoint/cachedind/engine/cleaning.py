@@ -107,11 +107,11 @@ def clean(job: Job, leftovers: Leftovers) -> Cleaned:
             images.finish(partial(_run_containerd, job))
             by_engine = cleaned.by_engine or images.ran_containerd
             cleaned = cleaned._replace(hidden=images.seen, by_engine=by_engine)
-            put_off = cleaned.put_off or images.put_off
-            if put_off:
-                told.append(f"{put_off}; old images stay, and nothing is pruned, until another start")
-            elif images.expired:
+            cleaned = cleaned._replace(put_off=cleaned.put_off or images.put_off)
+            if images.expired and not cleaned.put_off:
                 job.log.info(f"removed {_count(images.expired)} that no job had for long (CACHEDIND_UNUSED_MAX_AGE)")
+    if cleaned.put_off:
+        told.append(f"{cleaned.put_off}; old images stay, and nothing is pruned, until another start")
     told += cleaned.problems
     if leftovers:
         still_there = job.find_leftovers().containers
