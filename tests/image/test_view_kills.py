@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.builds import overlay_project
+from helpers.estates import Visitor
 from helpers.flavours import FLAVOURS, Flavour
 from helpers.pools import Disk
 from helpers.seeds import docker_archive, images, small_image
@@ -47,6 +48,40 @@ def test_a_killed_start_hides_nothing_for_good(engine: Engine, flavour: Flavour,
     dind.kill()
     for _ in ("leased", "cloned"):
         begins_fresh_and_warm(disk.start(engine, pool), project, build_id)
+
+
+GRAPH_DRIVERS = [flavour for flavour in FLAVOURS if flavour.store == "graphdriver"]
+CRASH = r"""sed -i 's/"boot_id": "[^"]*"/"boot_id": "of-before"/' $(find keys -name slot.json -o -name golden.json)"""
+EMPTY_PINS = "for pin in $(find keys -path '*/layerdb/mounts/cachedind-*/*' -type f); do : >$pin; echo $pin; done"
+
+
+LAYERS = "ls keys/*/slots/*/data/image/overlay2/layerdb/sha256 | wc -l"
+
+
+@pytest.mark.parametrize("flavour", GRAPH_DRIVERS, ids=str)
+def test_pins_that_a_crash_of_the_host_empties_are_made_anew(engine: Engine, flavour: Flavour) -> None:
+    """Hiding syncs nothing: what was written in the last half a minute may be empty after it. An engine says nothing of
+    that, and its prunes take the layers."""
+    disk = Disk("ext4", flavour)
+    pool = disk.volume(engine)
+    first = disk.start(engine, pool)
+    project = overlay_project(secrets.token_hex(8))
+    first.build(project)
+    build_id = first.run_image(project)
+    first.kill()
+    disk.start(engine, pool).kill()
+
+    visitor = Visitor(engine, pool)
+    visitor.sh(CRASH)
+    assert visitor.sh(EMPTY_PINS) != ""
+    layers = visitor.sh(LAYERS)
+    dind = disk.start(engine, pool)
+    begins_fresh_and_warm(dind, project, build_id)
+    for what in ("system", "builder"):
+        dind.docker(what, "prune", "--all", "--force")
+    assert visitor.sh(LAYERS) == layers
+    dind.kill()
+    assert unused_images(disk.start(engine, pool)) == 2, "the base, and what was built"
 
 
 def unused_images(dind: Dind) -> int:

@@ -24,6 +24,7 @@ from cachedind.seeds import archive, files, pool_seeds, seeding
 from cachedind.seeds.model import SeedError, SeedKind
 from cachedind.start import furnish, pool_mode
 from cachedind.start.seed import put_in_missing
+from cachedind.start.summary import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,7 @@ def _fill(context: StartContext, pool: Pool, key: str, scope: str, found: seedin
     data_root = os.path.realpath(context.daemon.data_root)
     lease = pool_mode.bind(taken, data_root, context.log)
     try:
-        cleaned = furnish.clean(own, furnish.settle(own, lease, taken), found)
+        cleaned = furnish.clean(own, furnish.settle(own, lease, taken), found, Stopwatch())
         filled, _ = put_in_missing(own, cleaned, found)
         _leave(filled)
     finally:

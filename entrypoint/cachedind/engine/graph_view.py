@@ -4,14 +4,14 @@
     image/<driver>/imagedb/content/sha256/…   configurations: those of other images move to .cachedind/unused/
     image/<driver>/imagedb/metadata/sha256/…  goes with them (times of tags; parents, of the classic builder alone)
     image/<driver>/layerdb, distribution      stay: a pull finds each layer there ("Already exists")
-    image/<driver>/layerdb/mounts/cachedind-… a pin: as if a container was on that image
+    image/<driver>/layerdb/mounts/cachedind-… a pin: as if a container was on that image (pins.py)
     containerd/daemon/                        content and its records go: with graph drivers only manifests, by which a
                                               pull by digest asks no registry (moby, distribution/manifest.go)
 
 An engine counts who uses a layer when it starts, and removes one when the last user lets go. Images go, and a prune of
 the build cache lets go as well: so a pin for each image is one more user, of which nobody knows but the engine's layer
-store (moby, layer/layer_store.go, loadMount: it reads who is below, and looks at no directory of it). It is the engine,
-too, that removes what is to go: the records are put back, the pins taken away, and its API is asked (image/store.go).
+store. It is the engine, too, that removes what is to go: the records are put back, the pins taken away, and its API is
+asked (moby, image/store.go).
 Tried with 26.1 and 28.5.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
-from cachedind.engine import fresh_images, paths
+from cachedind.engine import fresh_images, paths, pins
 from cachedind.engine.fresh_images import Unused
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import chain_ids
@@ -32,7 +32,7 @@ from cachedind.engine.store_files import DIGEST, digits, mapping, read
 from cachedind.host import beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from cachedind.base.trace import Trace
     from cachedind.engine.fresh_images import View
@@ -78,7 +78,7 @@ class GraphView:
         self._root_fd = root_fd
         self._driver = driver
         self._configurations = paths.configurations(driver)
-        self._metadata = self._configurations.replace("/content/", "/metadata/")
+        self._metadata = paths.image_metadata(driver)
 
     def plan(self, view: View) -> Plan:
         """What there is to do."""
@@ -91,12 +91,12 @@ class GraphView:
             going = {image_id: Unused(used_at[image_id], names) for image_id, names in plan.hidden.items()}
             fresh_images.add_unused(self._root_fd, going, keep=self.unused())
             self._trace.reach("view.noted")
-            self._pin(frozenset(plan.hidden))
+            pins.add(self._root_fd, self._driver, self._tops_of(self._configurations, plan.hidden))
             self._forget_manifests()
         if plan.repositories != self._read_names():
             self._write_names(plan.repositories)
             self._trace.reach("view.named")
-        self._unpin(plan.shown)
+        pins.remove(self._root_fd, self._driver, plan.shown)
         self._move(plan.shown, UNUSED, self._configurations)
         self._move(frozenset(plan.hidden), self._configurations, UNUSED)
         self._trace.reach("view.moved")
@@ -104,8 +104,16 @@ class GraphView:
 
     def bring_back(self, ids: frozenset[str]) -> None:
         """Give an engine the records of unused images again, to have it remove some of them. Raises OSError."""
-        self._unpin(ids)
+        pins.remove(self._root_fd, self._driver, ids)
         self._move(ids & self.unused(), UNUSED, self._configurations)
+
+    def mend_pins(self) -> int:
+        """Make those anew that a crash of the host has emptied; returns how many. Raises OSError."""
+        emptied = pins.find_emptied(self._root_fd, self._driver)
+        if emptied:
+            pins.remove(self._root_fd, self._driver, emptied)
+            pins.add(self._root_fd, self._driver, self._tops_of(UNUSED, emptied))
+        return len(emptied)
 
     def unused(self) -> frozenset[str]:
         """The IDs of all that no job sees."""
@@ -119,8 +127,8 @@ class GraphView:
         """Bytes of an image's layers as the engine counts them, by chain ID, from its configuration in the directory
         `path`; none where it cannot be read."""
         sizes: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            for chain_id in self._chains_of(path, image_id):
+        with contextlib.suppress(OSError, ValueError), beneath.directory(self._root_fd, path) as directory_fd:
+            for chain_id in _chains_in(directory_fd, image_id):
                 record = f"{paths.layer_records(self._driver)}/{digits(chain_id)}"
                 sizes[chain_id] = int(read(self._root_fd, f"{record}/size"))
         return sizes
@@ -128,7 +136,7 @@ class GraphView:
     def forget(self, ids: frozenset[str]) -> None:
         """Drop the records of unused images: an engine has removed them, or their layers were not there. Raises
         OSError."""
-        self._unpin(ids)
+        pins.remove(self._root_fd, self._driver, ids)
         with beneath.made_directory(self._root_fd, UNUSED) as unused_fd:
             for config in ids & self._configs_in(UNUSED):
                 os.unlink(digits(config), dir_fd=unused_fd)
@@ -169,45 +177,16 @@ class GraphView:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
-    def _pin(self, configs: frozenset[str]) -> None:
-        """One more user for the layers of these images, which the engine still has records of."""
-        from shutil import rmtree
-
-        half = f"{paths.PIN}half"
-        with beneath.made_directory(self._root_fd, paths.mounts(self._driver)) as mounts_fd:
-            there = set(os.listdir(mounts_fd))
-            if half in there:
-                rmtree(half, dir_fd=mounts_fd)
-            for config in configs:
-                top = self._top_of(config)
-                name = f"{paths.PIN}{digits(config)}"
-                if top and name not in there:
-                    # Whole or not at all: a half one is the next start's.
-                    os.mkdir(half, 0o700, dir_fd=mounts_fd)
-                    _write(mounts_fd, f"{half}/mount-id", digits(config))
-                    _write(mounts_fd, f"{half}/parent", top)
-                    os.rename(half, name, src_dir_fd=mounts_fd, dst_dir_fd=mounts_fd)
-
-    def _unpin(self, configs: frozenset[str]) -> None:
-        from shutil import rmtree
-
-        names = {f"{paths.PIN}{digits(config)}" for config in configs}
-        there = names.intersection(beneath.names(self._root_fd, paths.mounts(self._driver))) if names else set()
-        for name in there:
-            with beneath.directory(self._root_fd, paths.mounts(self._driver)) as mounts_fd:
-                rmtree(name, dir_fd=mounts_fd)
-
-    def _top_of(self, config: str) -> str:
-        """The chain ID of the uppermost layer of an image; an empty word where it has none, or cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            return (self._chains_of(self._configurations, config) or [""])[-1]
-        return ""
-
-    def _chains_of(self, path: str, config: str) -> list[str]:
-        """Raises OSError, ValueError."""
-        raw = parse_object(read(self._root_fd, f"{path}/{digits(config)}"))
-        diff_ids = mapping(raw.get("rootfs")).get("diff_ids")
-        return chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else []
+    def _tops_of(self, path: str, images: Iterable[str]) -> dict[str, str]:
+        """The chain IDs of the uppermost layers of images whose configurations are in the directory `path`, but for
+        those that have none, or cannot be read. Raises OSError."""
+        tops: dict[str, str] = {}
+        with beneath.directory(self._root_fd, path) as directory_fd:
+            for image_id in images:
+                with contextlib.suppress(OSError, ValueError):
+                    chains = _chains_in(directory_fd, image_id)
+                    tops.update({image_id: chains[-1]} if chains else {})
+        return tops
 
     def _forget_manifests(self) -> None:
         """Unless the containerd store has been here, too: then these are its images and its build cache."""
@@ -231,7 +210,8 @@ class GraphView:
                 rmtree(name, dir_fd=metadata_fd)
 
 
-def _write(directory_fd: int, path: str, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600, dir_fd=directory_fd), "w") as file:
-        file.write(text)
+def _chains_in(directory_fd: int, config: str) -> list[str]:
+    """The chain IDs of an image's layers, from the lowest. Raises OSError, ValueError."""
+    raw = parse_object(read(directory_fd, digits(config)))
+    diff_ids = mapping(raw.get("rootfs")).get("diff_ids")
+    return chain_ids([str(one) for one in diff_ids]) if isinstance(diff_ids, list) else []

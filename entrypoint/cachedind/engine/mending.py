@@ -2,7 +2,8 @@
 
     restore     a small file of which a good copy was kept (kept.py); what was in its place is set aside
     set aside   layers whose files a crash of the host has emptied, where the list of their files shows it (hollow.py)
-    rewrite     files that a crash has emptied, where the packed layer still has them (unpacked.py)
+    rewrite     files that a crash has emptied, where the packed layer still has them (unpacked.py), or that are our own
+                (pins.py)
     prove       a private daemon comes up, and the doubt is over; or it speaks against the data; or it says nothing, and
                 the data is used as it is while the doubt stays (proof.py)
     move        what was found to be damaged is set aside; prove again
@@ -100,6 +101,10 @@ def mend(
     for path in plan.restore:
         kept.put_back(root_fd, path)
     rewritten = _rewrite(root_fd, emptied)
+    if doubt is not None and doubt.crashed and storage.store is ImageStore.GRAPHDRIVER:
+        from cachedind.engine.graph_view import GraphView
+
+        GraphView(root_fd, storage.driver, trace).mend_pins()
     trace.reach("mend.moved")
     result = Mended(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, late=emptied.late)
     result = result._replace(rewritten=rewritten)

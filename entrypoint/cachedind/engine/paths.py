@@ -40,6 +40,11 @@ def configurations(driver: str) -> str:
     return f"{images(driver)}/imagedb/content/sha256"
 
 
+def image_metadata(driver: str) -> str:
+    """A directory for each image: when it was named last, and the image that the classic builder made it from."""
+    return f"{images(driver)}/imagedb/metadata/sha256"
+
+
 def layer_records(driver: str) -> str:
     """A directory for each layer, with the hexadecimal digits of its chain ID as its name."""
     return f"{images(driver)}/layerdb/sha256"
@@ -47,7 +52,7 @@ def layer_records(driver: str) -> str:
 
 def mounts(driver: str) -> str:
     """A directory for each container, with the chain ID of the layer below it; and for each image that no job sees, as
-    if it was a container's (graph_view.py)."""
+    if it was a container's (pins.py)."""
     return f"{images(driver)}/layerdb/mounts"
 
 

@@ -112,8 +112,7 @@ def make_ready(
 
         seeds = seeding.find(context.settings)
     if taken is not None:
-        prepared = furnish.clean(context, prepared, seeds)
-        stopwatch.lap("maintain")
+        prepared = furnish.clean(context, prepared, seeds, stopwatch)
     if seeds is None:
         return prepared, None
     from cachedind.start import seed

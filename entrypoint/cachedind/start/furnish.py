@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cachedind.pool.slot_request import TakenSlot
     from cachedind.seeds.seeding import Found
     from cachedind.start.context import StartContext
+    from cachedind.start.summary import Stopwatch
 
 
 MAX_MOVES = 3
@@ -99,8 +100,9 @@ def _note_doubt(prepared: Prepared, reason: str, log: Log) -> None:
         log.warn(f"cannot note down that the data was checked: {error}; the next start checks it again")
 
 
-def clean(context: StartContext, prepared: Prepared, seeds: Found | None) -> Prepared:
-    """Remove the last job's leftovers from the slot, all but `seeds`, or move on to another one."""
+def clean(context: StartContext, prepared: Prepared, seeds: Found | None, stopwatch: Stopwatch) -> Prepared:
+    """Remove the last job's leftovers from the slot, all but `seeds`, or move on to another one; and make it the
+    golden, where that is due."""
     from cachedind.start import pool_cleaning, pool_mode
 
     while (taken := prepared.taken) is not None and prepared.past.moves <= MAX_MOVES + 1:
@@ -114,8 +116,11 @@ def clean(context: StartContext, prepared: Prepared, seeds: Found | None) -> Pre
             taken = taken.without_turn()
         if cleaned.hidden:
             _keep_copies_anew(prepared)
+        stopwatch.lap("maintain")
         was_changed = bool(cleaned.removed) or cleaned.by_engine
-        taken = pool_mode.promote_due(taken, prepared.lease, cleaned=was_changed, log=context.log)
+        if taken.turn_fd is not None:
+            taken = pool_mode.promote_due(taken, prepared.lease, cleaned=was_changed, log=context.log)
+            stopwatch.lap("promote")
         return prepared._replace(taken=taken, cache_max_bytes=cleaned.cache_limit_bytes)
     return prepared if taken is None else prepared._replace(taken=taken.without_turn())
 

@@ -160,8 +160,6 @@ def promote_due(taken: TakenSlot, lease: Lease, *, cleaned: bool, log: Log) -> T
     """Make what the slot has the golden of its scope, where that is due, before a job's daemon changes it. An engine
     that has removed the last job's leftovers has written it last. What cannot be copied costs warmth alone. Raises
     PoolUnusableError."""
-    if taken.turn_fd is None:
-        return taken
     changed: dict[str, object] = {}
     if cleaned:
         now = state.read_state(lease.directory_fd, lease.state_name) or {}

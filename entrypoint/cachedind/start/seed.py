@@ -12,6 +12,7 @@ from cachedind.engine import remapping
 from cachedind.seeds import attempts, seeding
 from cachedind.start import furnish, pool_mode, pool_seeding
 from cachedind.start.context import Past
+from cachedind.start.summary import Stopwatch
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
@@ -114,7 +115,8 @@ def _move_on(context: StartContext, prepared: Prepared, found: Found) -> Prepare
     assert prepared.taken is not None
     slot_request = pool_mode.make_slot_request(context.settings, context.daemon)._replace(avoid=prepared.past.avoid)
     lease, taken = pool_mode.move_on(prepared.taken, slot_request, prepared.lease.data_root, context.log)
-    return furnish.clean(context, furnish.settle(context, lease, taken, Past(avoid=prepared.past.avoid)), found)
+    settled = furnish.settle(context, lease, taken, Past(avoid=prepared.past.avoid))
+    return furnish.clean(context, settled, found, Stopwatch())
 
 
 def put_in_late(context: StartContext, prepared: Prepared, seeds: Seeds, addresses: list[str]) -> None:
