@@ -75,8 +75,8 @@ def answer_later(path: Path, delay_s: float) -> threading.Thread:
 
 
 def test_the_answer_is_waited_for_and_comes_at_once(tmp_path: Path) -> None:
-    thread = answer_later(tmp_path / "docker.sock", 0.3)
     started = time.monotonic()
+    thread = answer_later(tmp_path / "docker.sock", 0.3)
     assert health.wait_for_answer(f"unix://{tmp_path}/docker.sock", 20) is None
     assert 0.3 <= time.monotonic() - started < 10
     thread.join()
