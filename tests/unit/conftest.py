@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import cachedind.host.linux
 import cachedind.host.processes
@@ -17,7 +17,9 @@ from helpers.fake_daemon import Daemon, issue, listen_tcp, listen_unix
 from helpers.spools import Spool
 
 # No file of examples in the tree, and no judgement about the speed of a busy machine.
-settings.register_profile("cachedind", parent=settings(), database=None, deadline=None)
+settings.register_profile(
+    "cachedind", parent=settings(), database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("cachedind")
 
 

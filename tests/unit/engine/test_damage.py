@@ -382,7 +382,7 @@ def test_what_a_killed_engine_was_about_to_remove_is_no_layer(root: int, tmp_pat
     assert damage.find(root, GRAPH, thorough=True, engines=TESTED) == []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(st.data())
 def test_any_bytes_anywhere_are_damage_or_none(root: int, tmp_path: Path, data: st.DataObject) -> None:
     if not (tmp_path / "engine-id").exists():

@@ -151,7 +151,7 @@ def survive(path: Path, raw: bytes) -> None:
                 assert layer.digest in (None, sha(content))
 
 
-FUZZ = settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("kind", GOOD)

@@ -147,7 +147,9 @@ def test_any_answer_is_a_list_of_images_or_an_error(value: object) -> None:
         assert not isinstance(value, list)
         return
     for image in images:
-        assert (image.id, set(image.tags) - {"redis:7"}) == (ID, set())
+        assert image.id == ID
+        # Any short text may be a name ("a:1"), which hypothesis finds in the tests' own sources.
+        assert all(":" in tag and tag in json.dumps(value) for tag in image.tags)
         assert image.size_bytes >= 0
 
 
