@@ -2,7 +2,7 @@
 
     image/<driver>/layerdb/mounts/cachedind-<digits of the image's ID>/
         parent      the image's uppermost layer, by its chain ID
-        mount-id    a name that nothing is mounted under; all of them may be one file
+        mount-id    a name that nothing is mounted under
 
 An engine reads these two of each directory there when it starts, as if a container was on that layer, counts a user for
 the layer, and looks at no directory of it (moby, layer/layer_store.go, loadMount). Where one of them is empty, as a
@@ -44,7 +44,6 @@ def add(root_fd: int, driver: str, tops: Mapping[str, str]) -> None:
         there = set(os.listdir(mounts_fd))
         if _HALF in there:
             _remove_tree(mounts_fd, _HALF)
-        first = ""
         for image_id, top in tops.items():
             name = f"{paths.PIN}{digits(image_id)}"
             if name in there:
@@ -52,12 +51,12 @@ def add(root_fd: int, driver: str, tops: Mapping[str, str]) -> None:
             half_fd = _new_half(mounts_fd, metadata_fd, digits(image_id))
             try:
                 _write(half_fd, _PARENT, top)
-                if not first or not _link(mounts_fd, f"{first}/{_MOUNT_ID}", half_fd, _MOUNT_ID):
-                    _write(half_fd, _MOUNT_ID, _NOTHING_MOUNTED)
+                # A file of its own: as one file of them all, it would have as many names as there are images in all
+                # clones, and ext4 ends at 65,000.
+                _write(half_fd, _MOUNT_ID, _NOTHING_MOUNTED)
             finally:
                 os.close(half_fd)
             os.rename(_HALF, name, src_dir_fd=mounts_fd, dst_dir_fd=mounts_fd)
-            first = first or name
 
 
 def remove(root_fd: int, driver: str, image_ids: Iterable[str]) -> None:
@@ -104,15 +103,6 @@ def _new_half(mounts_fd: int, metadata_fd: int, image: str) -> int:
             _remove_tree(mounts_fd, _HALF)
     os.mkdir(_HALF, 0o700, dir_fd=mounts_fd)
     return os.open(_HALF, _DIRECTORY, dir_fd=mounts_fd)
-
-
-def _link(source_fd: int, source: str, target_fd: int, name: str) -> bool:
-    """Not every filesystem has hard links."""
-    try:
-        os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
-    except OSError:
-        return False
-    return True
 
 
 def _write(directory_fd: int, name: str, text: str) -> None:

@@ -87,22 +87,25 @@ def test_a_link_in_place_of_the_record_leads_nowhere(root: Root) -> None:
     assert not list(outside.iterdir())
 
 
-@pytest.mark.parametrize("refused", ["rename", "link"])
-def test_without_what_not_every_filesystem_does(root: Root, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """overlayfs renames no directory of an image's own layer, and some have no hard links."""
+def test_where_directories_of_an_image_s_own_layer_are_not_renamed(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On overlayfs."""
     root.add_metadata(A)
-    root.add_metadata(B)
-    call = getattr(os, refused)
+    rename = os.rename
 
-    def refuse(source: str, *args: object, **more: object) -> None:
-        if refused == "rename" and source.startswith("cachedind-"):
-            call(source, *args, **more)
-            return
-        raise OSError(errno.EXDEV, "refused")
+    def refuse(source: str, target: str, **more: int) -> None:
+        if not source.startswith("cachedind-"):
+            raise OSError(errno.EXDEV, "refused")
+        rename(source, target, **more)
 
-    monkeypatch.setattr(os, refused, refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     root.add({A: TOP, B: OTHER})
     assert {image: top for image, (top, _) in root.read().items()} == {A: TOP, B: OTHER}
+
+
+def test_no_file_gets_a_name_with_each_image(root: Root) -> None:
+    """A clone has a link to each file of a pin, and a file has not any number of names."""
+    root.add({A: TOP, B: TOP})
+    assert {path.stat().st_nlink for image in (A, B) for path in root.pin(image).iterdir()} == {1}
 
 
 def test_a_half_one_is_not_left(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
