@@ -56,7 +56,7 @@ def device(path: str) -> Capability:
 def images(engine: Engine, *suites: str) -> Capability:
     def capability() -> str | None:
         absent = [suite for suite in suites if suite not in engine.images]
-        return f"no image for {', '.join(absent)} (scripts/build-image --suite ...)" if absent else None
+        return f"no image for {', '.join(absent)} (scripts/test makes them)" if absent else None
 
     return capability
 

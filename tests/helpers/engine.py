@@ -23,6 +23,7 @@ import docker
 from docker.errors import APIError, NotFound
 from docker.types import IPAMConfig, IPAMPool
 
+from helpers.flavours import STAND_IN
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from helpers.dind import Dind
 
 LABEL = "cachedind.test"
+STAND_IN_IMAGE = "cachedind-test:stand-in"
+"""What scripts/test names it."""
 
 # What mkfs wants to hear; sizes are sparse, so only what is written costs disk.
 MKFS = {
@@ -149,6 +152,7 @@ class Engine:
         """Start a cachedind container of a suite ("trixie", "forky"); `options` are those of `Dind.create`."""
         from helpers.dind import Dind
 
+        assert suite in self.images, f"no image {suite}: scripts/test makes it"
         return Dind.create(self, self.images[suite], **options)
 
     def volume(self, fstype: str = "directory", *, size_mib: int = 2048) -> Volume:
@@ -313,11 +317,14 @@ _COUNTER = itertools.count(1)
 
 
 def find_images(client: docker.DockerClient) -> dict[str, str]:
-    """The newest cachedind:<engine version>-<suite> per suite, as scripts/build-image tags them.
+    """The newest cachedind:<engine version>-<suite> per suite, as scripts/build-image tags them, and the stand-in of
+    scripts/test.
 
     CACHEDIND_TEST_IMAGES="trixie=name:tag forky=name:tag" puts others in their place.
     """
     found: dict[str, tuple[str, str]] = {}
+    for image in client.images.list(STAND_IN_IMAGE):
+        found[STAND_IN] = (image.attrs["Created"], STAND_IN_IMAGE)
     for image in client.images.list("cachedind"):
         for tag in image.tags:
             match = re.fullmatch(r"cachedind:\d+\.\d+\.\d+-([a-z]+)", tag)

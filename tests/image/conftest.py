@@ -11,7 +11,7 @@ from helpers import capabilities
 from helpers.dind import Dind
 from helpers.engine import Engine
 from helpers.estates import Estates
-from helpers.flavours import FLAVOURS, SUITES, Flavour
+from helpers.flavours import FLAVOURS, STAND_IN, SUITES, Flavour
 from helpers.seeds import Ten, make_ten
 
 SELDOM = FLAVOURS[1]
@@ -81,7 +81,7 @@ def estates(module_engine: Engine) -> Iterator[Estates]:
     found.close()
 
 
-@pytest.fixture(scope="module", params=SUITES)
+@pytest.fixture(scope="module", params=(*SUITES, STAND_IN))
 def bench(request: pytest.FixtureRequest, session_engine: Engine) -> Iterator[Dind]:
     """The image without privileges and without a daemon: for its files and its client side."""
     engine = session_engine.scope()

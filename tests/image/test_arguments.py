@@ -13,7 +13,7 @@ from cachedind.settings.arguments import INFORMATIONAL, SHORT, SWITCHES
 from helpers.clients import run_once, wait_ready_at
 from helpers.daemons import LEGACY_FARM, LOCK, daemon_argv, daemon_environment, listening_ports, mount_line
 from helpers.engine import on
-from helpers.flavours import SUITES
+from helpers.flavours import SUITES, own_overlay
 
 if TYPE_CHECKING:
     from helpers.engine import Engine
@@ -122,7 +122,7 @@ def test_explicit_dockerd_binds_only_what_it_names(engine: Engine, suite: str) -
     # But it leases and decides as ever.
     [daemon] = dind.daemons()
     assert daemon.has_open(LOCK)
-    assert words[words.index("--storage-driver") + 1] == "overlay2"
+    assert words[words.index("--storage-driver") + 1] == own_overlay(suite)
     assert dind.summary is not None
     assert daemon_environment(dind)["container"] == "docker"
 

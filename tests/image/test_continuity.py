@@ -121,3 +121,29 @@ def test_a_plain_daemons_data_is_recognised(engine: Engine, flavour: Flavour) ->
     assert dind.info() == built.info
     assert dind.summary is not None
     assert dind.summary.startswith("warm")
+
+
+@pytest.mark.parametrize("flavour", FORKY, ids=str)
+def test_a_plain_newer_daemons_data_is_65_and_names_both(engine: Engine, flavour: Flavour) -> None:
+    """The engine's own records do not say who wrote them; its containerd's do."""
+    arguments = ["--feature=containerd-snapshotter=true"] if flavour.store == "containerd" else []
+    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=arguments)
+    dind = built.start("trixie")
+    assert dind.wait_exit() == 65
+    [error] = dind.errors
+    assert "an engine with containerd 2.0 or later" in error
+    assert f"engine {engine.engine_version('trixie')} with the older containerd 1.7" in error
+    # The newer engine finds everything as it was, and from then on it is noted who wrote it.
+    dind = built.start()
+    built.check_cached(dind)
+    dind.kill()
+    dind = built.start("trixie")
+    assert dind.wait_exit() == 65
+    assert built.info.version.partition("+")[0] in dind.errors[0]
+
+
+def test_a_plain_older_daemons_data_is_taken_on_and_noted(engine: Engine) -> None:
+    built = Built(engine, "trixie", entrypoint=[REAL_DOCKERD])
+    dind = built.start("forky")
+    built.check_cached(dind)
+    assert engine.engine_version("forky") in dind.sh("cat /var/lib/docker/.cachedind/state.json")

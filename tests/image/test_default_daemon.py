@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cachedind.base import releases
 from helpers.clients import run_once
 from helpers.daemons import LEGACY_FARM, LOCK, daemon_argv, daemon_environment, listening_ports, mount_line
 from helpers.dind import DATA_ROOT, Dind
-from helpers.flavours import SUITES
+from helpers.flavours import SUITES, own_overlay
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def running(request: pytest.FixtureRequest, session_engine: Engine) -> Iterator[
         yield dind
     finally:
         engine.close()
+
+
+def suite_of(engine: Engine, dind: Dind) -> str:
+    image = dind.container.image
+    assert image is not None
+    return next(suite for suite in SUITES if engine.images[suite] in image.tags)
 
 
 def test_processes(running: Dind) -> None:
@@ -50,14 +57,14 @@ def test_processes(running: Dind) -> None:
     assert sorted(files) == [f"{DATA_ROOT}/.cachedind", LOCK]
 
 
-def test_dockerd_s_arguments(running: Dind) -> None:
+def test_dockerd_s_arguments(engine: Engine, running: Dind) -> None:
     words = daemon_argv(running)
     assert words[0] == "dockerd"
     for name in ("ca", "cert", "key"):
         flag = {"ca": "--tlscacert", "cert": "--tlscert", "key": "--tlskey"}[name]
         assert words[words.index(flag) + 1] == f"/run/cachedind/tls/{name}.pem"
     assert "--tlsverify" in words
-    assert words[words.index("--storage-driver") + 1] == "overlay2"
+    assert words[words.index("--storage-driver") + 1] == own_overlay(suite_of(engine, running))
     assert listening_ports(running) == {2376}
 
 
@@ -103,7 +110,7 @@ def test_securityfs_that_cannot_be_mounted_is_a_line_and_no_end(engine: Engine, 
 
 
 def test_commands_reach_a_daemon_beside_them(engine: Engine, running: Dind) -> None:
-    suite = next(suite for suite in SUITES if suite in str(running.container.image))
+    suite = suite_of(engine, running)
     sharing: dict[str, Any] = {"network_mode": f"container:{running.id}", "volumes_from": [f"{running.id}:ro"]}
     host = {"DOCKER_HOST": "tcp://localhost:2376", "DOCKER_TLS_VERIFY": "1"}
     certificates = {
@@ -148,3 +155,9 @@ def test_zombies_are_reaped(running: Dind) -> None:
         timeout_s=5,
         diagnose=lambda: str(zombies(running)),
     )
+
+
+def test_the_engine_knows_the_api_that_we_ask_in(running: Dind) -> None:
+    said = running.docker("version", "--format", "{{.Server.MinAPIVersion}} {{.Server.APIVersion}}")
+    least, newest, ours = (tuple(map(int, text.split("."))) for text in (*said.split(), releases.API_VERSION))
+    assert least <= ours <= newest

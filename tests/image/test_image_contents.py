@@ -5,20 +5,24 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
+from cachedind.base import releases
 from cachedind.base.model import parse_engine_version
-from cachedind.engine import damage
 from helpers.daemons import LEGACY_FARM
 from helpers.dind import DATA_ROOT, Dind
+from helpers.flavours import STAND_IN, SUITES
 
 if TYPE_CHECKING:
     from helpers.engine import Engine
 
+LABELS = {"org.opencontainers.image.title", "org.opencontainers.image.licenses", "org.opencontainers.image.version"}
 NEEDED = (
     # what docker:dind has
     *("docker", "dockerd", "containerd", "ctr", "containerd-shim-runc-v2", "runc", "docker-init", "docker-proxy"),
     *("dind", "docker-compose", "modprobe", "docker-entrypoint.sh", "dockerd-entrypoint.sh"),
     *("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"),
-    *("git", "ssh", "openssl", "pigz", "unpigz", "xz", "newuidmap", "newgidmap"),
+    *("nft", "git", "ssh", "openssl", "pigz", "unpigz", "xz", "newuidmap", "newgidmap"),
     *("mkfs.btrfs", "btrfs", "mkfs.xfs", "xfs_repair", "mkfs.ext4", "e2fsck"),
     # and what its rootless variant has
     *("fuse-overlayfs", "ip"),
@@ -29,6 +33,7 @@ NEEDED = (
 )
 
 
+@pytest.mark.parametrize("suite", [*SUITES, STAND_IN])
 def test_metadata(engine: Engine, suite: str) -> None:
     config = engine.client.images.get(engine.images[suite]).attrs["Config"]
     assert config["Entrypoint"] == ["dockerd-entrypoint.sh"]
@@ -42,6 +47,8 @@ def test_metadata(engine: Engine, suite: str) -> None:
     assert config["User"] in ("", "0", "root")
     assert config["WorkingDir"] in ("", "/")
     environment = dict(pair.split("=", 1) for pair in config["Env"])
+    assert set(config["Labels"]) > LABELS
+    assert config["Labels"]["cachedind.engine"] == environment["DOCKER_VERSION"]
     assert environment["DOCKER_TLS_CERTDIR"] == "/certs"
     # A client's settings would be taken for the daemon's.
     assert not {"DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_DRIVER"} & set(environment)
@@ -63,7 +70,7 @@ def test_versions_are_what_the_environment_says(bench: Dind) -> None:
 
 def test_data_of_the_engine_under_test_is_judged_by_its_bytes(engine: Engine, suite: str) -> None:
     """Databases are read only for releases in that table: one that is left out of it shares less, and mends less."""
-    assert parse_engine_version(engine.engine_version(suite)).release in damage.TESTED
+    assert parse_engine_version(engine.engine_version(suite)).release in releases.TESTED
 
 
 def test_programs_on_path(bench: Dind) -> None:

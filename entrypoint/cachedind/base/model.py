@@ -130,13 +130,15 @@ class DataRootState(NamedTuple):
 class ExistingData(NamedTuple):
     """What a data-root already holds.
 
-    `pairs` are the (store, driver) combinations that left marks, `engine` who wrote it last where that is known,
+    `database` is the schema and version of containerd's database, looked at only where nothing else tells who wrote the
+    data; `pairs` are the (store, driver) combinations that left marks, `engine` who wrote it last where that is known,
     `recorded` what cachedind itself noted down. An empty data-root has no pairs.
     """
 
     pairs: tuple[tuple[ImageStore, str], ...]
     engine: EngineVersion | None
     recorded: tuple[ImageStore, str] | None
+    database: tuple[int, int] | None = None
 
 
 class Holder(NamedTuple):
@@ -149,7 +151,9 @@ class Holder(NamedTuple):
 
 class StoragePlan(NamedTuple):
     """The decision: which image store and driver, why, and what had to be passed over (one line each); and with which
-    remapped users the engine runs, which has its own directory then."""
+    remapped users the engine runs, which has its own directory then. `beside_graph` tells that a graph driver's
+    directory may be there, which engines that prefer the containerd store take for a reason not to.
+    """
 
     store: ImageStore
     driver: str
@@ -157,6 +161,7 @@ class StoragePlan(NamedTuple):
     notes: tuple[str, ...] = ()
     degradations: tuple[Degradation, ...] = ()
     remap: Remap | None = None
+    beside_graph: bool = True
 
 
 class Degradation(NamedTuple):

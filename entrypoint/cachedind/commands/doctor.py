@@ -61,7 +61,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     engine = facts.read_engine_version(settings.path)
     report["engine"] = str(engine)
     listen = _examine_listen(report, settings, daemon, explicit=explicit)
-    _examine_container(report, settings)
+    _examine_container(report, settings, daemon)
     report["pool"] = None
     data_root = os.path.realpath(daemon.data_root)
     mount = facts.read_mount(data_root)
@@ -83,10 +83,11 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     _examine_data(report, data_root, existing, noted)
     if os.path.isdir(root):
         _examine_aside(report, root)
+    containerd = facts.read_containerd_version(settings.path) if existing.database else ""
     verdicts = decision.try_drivers(data_root, existing, request, every=True)
     report["trials"] = {name: {"works": verdict.works, "why": verdict.why} for name, verdict in verdicts.items()}
     plan = storage.plan_storage(
-        storage_facts.StorageFacts(data_root, mount.fstype, engine, existing, verdicts), request
+        storage_facts.StorageFacts(data_root, mount.fstype, engine, existing, verdicts, containerd), request
     )
     report["plan"] = {
         "image_store": str(plan.store),
@@ -127,7 +128,7 @@ def _examine_listen(report: Report, settings: Config, daemon: DaemonSettings, *,
     return plan
 
 
-def _examine_container(report: Report, settings: Config) -> None:
+def _examine_container(report: Report, settings: Config, daemon: DaemonSettings) -> None:
     is_v2 = os.path.exists(f"{cgroups.ROOT}/cgroup.controllers")
     skipped = cgroups.skip_reason(is_v2=is_v2, own_path=procfs.read_cgroup_v2_path())
     decided = iptables.plan_without_trial(settings.iptables_legacy, iptables.read_tables())
@@ -135,9 +136,15 @@ def _examine_container(report: Report, settings: Config) -> None:
         "privileged": bool(procfs.read_effective_capabilities() >> 21 & 1),
         "user_namespace": not procfs.read_is_full_user_namespace(),
         "cgroup_nesting": skipped or "needed",
-        "iptables": decided.value if decided else "nf_tables if that answers, else legacy",
+        "iptables": _describe_iptables(decided, daemon),
         "fuse_device": os.path.exists("/dev/fuse"),
     }
+
+
+def _describe_iptables(decided: iptables.Flavour | None, daemon: DaemonSettings) -> str:
+    if daemon.has_nftables:
+        return "not asked: firewall-backend is nftables"
+    return decided.value if decided else "nf_tables if that answers, else legacy"
 
 
 def _examine_pool(words: list[str], environ: Mapping[str, str]) -> Report:

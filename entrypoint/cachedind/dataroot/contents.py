@@ -24,7 +24,7 @@ from cachedind.base.model import (
     parse_engine_version,
 )
 from cachedind.base.state import read_state, write_state
-from cachedind.engine import paths
+from cachedind.engine import containerd_schema, paths
 from cachedind.engine.paths import SNAPSHOTTER_PREFIX
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ def read_existing(data_root: str, state: DataRootState | None) -> ExistingData:
     pairs = [(ImageStore.GRAPHDRIVER, driver) for driver in GRAPH_DRIVERS if _has_graph_data(data_root, driver)]
     pairs += [(ImageStore.CONTAINERD, name) for name in _snapshotters_with_data(data_root)]
     recorded = None if state is None else (state.store, state.driver)
-    return ExistingData(tuple(pairs), state.engine if state is not None else None, recorded)
+    database = containerd_schema.read(data_root) if pairs and state is None else None
+    return ExistingData(tuple(pairs), state.engine if state is not None else None, recorded, database)
+
+
+def has_graph_directory(data_root: str) -> bool:
+    """Whether a graph driver's directory is there and not empty, whatever is in it. vfs does not count (moby,
+    daemon/graphdriver/driver.go, scanPriorDrivers)."""
+    return any(_names(f"{data_root}/{driver}") for driver in GRAPH_DRIVERS if driver != "vfs")
 
 
 def _has_graph_data(data_root: str, driver: str) -> bool:

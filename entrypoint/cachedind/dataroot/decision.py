@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cachedind.dataroot import facts
+from cachedind.dataroot import contents, facts
 from cachedind.dataroot.storage import name_asked, plan_storage
 from cachedind.dataroot.storage_facts import (
     Demand,
@@ -47,13 +47,20 @@ def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = F
 
 
 def decide(
-    data_root: str, fstype: str, engine: EngineVersion, existing: ExistingData, request: StorageRequest
+    data_root: str,
+    fstype: str,
+    engine: EngineVersion,
+    existing: ExistingData,
+    request: StorageRequest,
+    containerd: str = "",
 ) -> tuple[StoragePlan, str]:
-    """Try the drivers that have to be tried, and decide; also returns what `name_asked` says. Needs CAP_SYS_ADMIN and
+    """Try the drivers that have to be tried, and decide; also returns what `name_asked` says. `containerd` is the
+    engine's, as facts.read_containerd_version has it. Needs CAP_SYS_ADMIN and
     the lease. Raises what plan_storage raises."""
     verdicts = try_drivers(data_root, existing, request)
-    found = StorageFacts(data_root, fstype, engine, existing, verdicts)
-    plan = plan_storage(found, request)._replace(remap=request.userns_remap)
+    found = StorageFacts(data_root, fstype, engine, existing, verdicts, containerd)
+    beside_graph = contents.has_graph_directory(data_root)
+    plan = plan_storage(found, request)._replace(remap=request.userns_remap, beside_graph=beside_graph)
     return plan, name_asked(found, request, plan)
 
 

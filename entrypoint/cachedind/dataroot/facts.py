@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachedind.base.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.base.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
@@ -199,8 +200,12 @@ def read_engine_version(path: str) -> EngineVersion:
     """
     program = engine_program(path)
     noted = _noted_version(os.path.realpath(program))
-    if noted is not None:
-        return noted
+    return noted or _ask_version(program, os.stat(program).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _ask_version(program: str, _modified_ns: int) -> EngineVersion:
+    """Once in a start for each program, as long as it is the same."""
     from cachedind.host.processes import run
 
     text = run([program, "--version"]).stdout
@@ -212,16 +217,30 @@ def read_engine_version(path: str) -> EngineVersion:
     return parse_engine_version(match.group(1))
 
 
+def read_containerd_version(path: str) -> str:
+    """The version of the containerd that comes with the dockerd that would be run; empty for another than the image's,
+    of which nobody noted it. Raises ProgramMissingError."""
+    noted = _noted(os.path.realpath(engine_program(path))).get("containerd")
+    return noted if isinstance(noted, str) else ""
+
+
 def _noted_version(program: str) -> EngineVersion | None:
+    try:
+        return parse_engine_version(_noted(program)["version"])
+    except (ValueError, KeyError, AttributeError):
+        return None
+
+
+def _noted(program: str) -> dict[str, Any]:
+    """What the image has noted of this very program, else nothing."""
     try:
         with open(ENGINE_FILE, encoding="ascii") as file:
             noted = json.load(file)
         found = os.stat(program)
-        if (noted["path"], noted["size"], noted["mtime"]) != (program, found.st_size, int(found.st_mtime)):
-            return None
-        return parse_engine_version(noted["version"])
+        is_same = (noted["path"], noted["size"], noted["mtime"]) == (program, found.st_size, int(found.st_mtime))
+        return dict(noted) if is_same else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def read_holder_of_now(now: float) -> Holder:

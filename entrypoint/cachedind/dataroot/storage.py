@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cachedind.base import releases
 from cachedind.base.errors import (
     CachedindError,
     DriverConflictError,
@@ -18,7 +19,7 @@ from cachedind.base.errors import (
 )
 from cachedind.base.model import COPYING_DRIVERS, ExistingData, ImageStore, StoragePlan
 from cachedind.dataroot.fresh_storage import plan_fresh
-from cachedind.dataroot.storage_facts import FIRST_WITH_CONTAINERD_STORE, PRIVILEGED_RUN, degradations, verdict_for
+from cachedind.dataroot.storage_facts import PRIVILEGED_RUN, degradations, verdict_for
 
 if TYPE_CHECKING:
     from cachedind.dataroot.storage_facts import StorageFacts, StorageRequest
@@ -35,9 +36,24 @@ def plan_storage(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
             "which may misread or destroy it",
             f"use an image with engine {existing.engine.major}.{existing.engine.minor} or later, or another volume",
         )
+    _refuse_newer_database(facts)
     if existing.pairs:
         return _plan_existing(facts, request)
     return plan_fresh(facts, request)
+
+
+def _refuse_newer_database(facts: StorageFacts) -> None:
+    """What a plain daemon wrote says of its engine only which containerd that had. Nothing is made of what is not
+    known."""
+    found, ours = facts.existing.database, releases.containerd_database(facts.containerd)
+    if found is None or ours is None or found <= ours:
+        return
+    raise EngineTooOldError(
+        f"{facts.data_root} was last used by an engine with {releases.first_containerd(found)} or later (its database "
+        f"is of version {found[1]} of schema v{found[0]}); this is engine {facts.engine} with the older containerd "
+        f"{facts.containerd}, which may misread or destroy it",
+        "use an image with a newer engine, or another volume",
+    )
 
 
 def name_asked(facts: StorageFacts, request: StorageRequest, plan: StoragePlan) -> str:
@@ -65,10 +81,10 @@ def name_asked(facts: StorageFacts, request: StorageRequest, plan: StoragePlan) 
 
 def _plan_existing(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
     store, driver = choose_pair(facts.existing, request)
-    if store is ImageStore.CONTAINERD and facts.engine.release < FIRST_WITH_CONTAINERD_STORE:
+    if store is ImageStore.CONTAINERD and not releases.has_containerd_store(facts.engine):
         raise EngineTooOldError(
             f"{facts.data_root} holds data of the containerd image store, which engine {facts.engine} does not have",
-            "use an image with engine {}.{} or later, or another volume".format(*FIRST_WITH_CONTAINERD_STORE),
+            "use an image with engine {}.{} or later, or another volume".format(*releases.FIRST_WITH_CONTAINERD_STORE),
         )
     _refuse_contradictions(facts, request, store, driver)
     verdict = verdict_for(driver, facts)

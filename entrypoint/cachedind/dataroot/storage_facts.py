@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from cachedind.base import releases
 from cachedind.base.errors import CachedindError, DriverConflictError, NotPrivilegedError, NoUsableDriverError
 from cachedind.base.model import (
     COPYING_DRIVERS,
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 PRIVILEGED_RUN = "docker run --privileged -v cachedind:/var/lib/docker cachedind"
 VOLUME_DRIVERS = ("btrfs", "zfs")
 """Drivers that keep each layer as a volume of the filesystem, which a clone of a pool's slot leaves out."""
-FIRST_WITH_CONTAINERD_STORE = (24, 0)
-_FIRST_WITH_CONTAINERD_DEFAULT = (29, 0)
 _MOUNT_A_VOLUME = "mount a volume with ext4, xfs or btrfs at the data-root (-v cachedind:/var/lib/docker)"
 
 
@@ -47,13 +46,15 @@ class StorageRequest(NamedTuple):
 
 
 class StorageFacts(NamedTuple):
-    """Everything that is known about the place. `verdicts` has that on overlay2, and on fuse-overlayfs where needed."""
+    """Everything that is known about the place. `verdicts` has that on overlay2, and on fuse-overlayfs where needed;
+    `containerd` is the version of the engine's, empty where that is not known."""
 
     data_root: str
     fstype: str
     engine: EngineVersion
     existing: ExistingData
     verdicts: Mapping[str, Verdict]
+    containerd: str = ""
 
 
 def unite_demands(demands: list[Demand]) -> Demand | None:
@@ -78,7 +79,7 @@ def needs_fuse_verdict(existing: ExistingData, request: StorageRequest, overlay:
 
 def default_store(engine: EngineVersion, request: StorageRequest) -> ImageStore:
     """The engine's own default on an empty data-root (moby, daemon/image_store_choice.go)."""
-    if engine.release >= _FIRST_WITH_CONTAINERD_DEFAULT and not request.userns_remap:
+    if releases.prefers_containerd_store(engine) and not request.userns_remap:
         return ImageStore.CONTAINERD
     return ImageStore.GRAPHDRIVER
 
@@ -87,7 +88,7 @@ def has_store(store: ImageStore, engine: EngineVersion, request: StorageRequest)
     """Whether the engine would start with that store; with userns-remap and the containerd store dockerd ends."""
     if store is ImageStore.GRAPHDRIVER:
         return True
-    return engine.release >= FIRST_WITH_CONTAINERD_STORE and not request.userns_remap
+    return releases.has_containerd_store(engine) and not request.userns_remap
 
 
 def store_of(driver: str, request: StorageRequest, engine: EngineVersion) -> ImageStore | None:

@@ -1,6 +1,7 @@
 """The witness: a child forked before dockerd is executed, which sees the daemon come up.
 
-It notes `ready_at` in the state file, does the work that may come late, and ends. It is killed when the daemon ends
+It notes `ready_at` in the state file, and what the daemon says it runs with where that may be another store than was
+decided, does the work that may come late, and ends. It is killed when the daemon ends
 (PR_SET_PDEATHSIG), closes its descriptor of the lease as soon as the note is written, and has a mount namespace of its
 own, in which the pool stays mounted after it is unmounted in the daemon's.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cachedind.base.log import Log
+    from cachedind.base.model import ImageStore
     from cachedind.dataroot.lease import Lease
 
 NAMESPACE = "/run/cachedind/pool.mnt"
@@ -45,12 +47,14 @@ def fork(
     close: list[int],
     late: Callable[[], None],
     log: Log,
+    planned: tuple[ImageStore, str] | None = None,
 ) -> Witness:
     """Fork the witness of the process that becomes dockerd. `started` is that start's time.monotonic().
 
     `addresses` are unix sockets where the daemon will answer ("unix:///var/run/docker.sock"), `close` descriptors that
     the witness must not keep, `late` what to do when the daemon is up (which calls `step_back` before work that nobody
-    waits for). Fork it while this process has a single thread.
+    waits for). `planned` are the store and the driver that were noted down, where the engine may have taken others:
+    then it is asked. Fork it while this process has a single thread.
     """
     read_fd, write_fd = os.pipe()
     parent = os.getpid()
@@ -69,7 +73,7 @@ def fork(
         with contextlib.suppress(BrokenPipeError):  # without a pool nobody waits, and the parent may be dockerd by now
             os.write(write_fd, b"1")
         os.close(write_fd)
-        _watch(lease, addresses, started, late, log)
+        _watch(lease, addresses, started, late, log, planned)
     except BaseException as error:
         with contextlib.suppress(BaseException):
             log.warn(f"the witness of this start died: {type(error).__name__}: {error}")
@@ -104,8 +108,16 @@ def _namespace_id(pid: int) -> int:
         os.close(fd)
 
 
-def _watch(lease: Lease, addresses: list[str], started: float, late: Callable[[], None], log: Log) -> None:
-    if not _wait_for_answer(addresses):
+def _watch(
+    lease: Lease,
+    addresses: list[str],
+    started: float,
+    late: Callable[[], None],
+    log: Log,
+    planned: tuple[ImageStore, str] | None,
+) -> None:
+    answering = _wait_for_answer(addresses)
+    if answering is None:
         return
     ready_s = time.monotonic() - started
     try:
@@ -114,6 +126,8 @@ def _watch(lease: Lease, addresses: list[str], started: float, late: Callable[[]
         log.warn(
             f"cannot note down that the daemon came up: {error.strerror}; the next start will check the data closely"
         )
+    if planned is not None:
+        correct_note(lease, answering, planned, log)
     os.close(lease.fd)
     log.debug(f"the daemon answers, {ready_s:.2f} s after the start", ready_s=round(ready_s, 3))
     try:
@@ -145,16 +159,37 @@ def note_ready(lease: Lease, ready_s: float) -> None:
     state.write_state(lease.directory_fd, lease.state_name, values, raw, durable=False)
 
 
-def _wait_for_answer(addresses: list[str]) -> bool:
-    """Wait until one of the addresses answers HTTP; on a socket that is bound already the request just waits."""
+def correct_note(lease: Lease, path: str, planned: tuple[ImageStore, str], log: Log) -> None:
+    """Have the state file say what the daemon at `path` runs with, where that is not what was `planned`. Needs the
+    lease."""
+    from cachedind.engine import running_store
+
+    try:
+        store, driver = running_store.read(path)
+        if (store, driver) == planned:
+            return
+        raw = state.read_state(lease.directory_fd, lease.state_name)
+        state.write_state(lease.directory_fd, lease.state_name, {"image_store": str(store), "driver": driver}, raw)
+    except (OSError, ValueError) as error:
+        log.warn(f"cannot note down which image store the daemon runs with: {error}; the next start takes {planned[1]}")
+        return
+    log.warn(
+        f"the engine runs with {driver} in the {store} image store, not with {planned[1]} in {planned[0]}, as it was "
+        "told (features.containerd-migration?); the next start takes what it chose"
+    )
+
+
+def _wait_for_answer(addresses: list[str]) -> str | None:
+    """Wait until one of the addresses answers HTTP, and return its path; on a socket that is bound already the request
+    just waits."""
     deadline = time.monotonic() + GIVE_UP_S
     while time.monotonic() < deadline:
         for address in addresses:
             with contextlib.suppress(OSError):
-                if way_in.answers(address.removeprefix("unix://")):
-                    return True
+                if way_in.answers(path := address.removeprefix("unix://")):
+                    return path
         time.sleep(_RETRY_S)
-    return False
+    return None
 
 
 # ---- the pool is hidden from the daemon ----------------------------------------------------------------------------

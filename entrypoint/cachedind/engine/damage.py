@@ -22,6 +22,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore, Loss
+from cachedind.base.releases import are_tested
 from cachedind.base.state import parse_object
 from cachedind.engine import bolt, containerd_snapshots, databases, graph_layers, paths
 from cachedind.host import beneath
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from cachedind.base.model import EngineVersion, StoragePlan
 
-TESTED = frozenset({(26, 1), (28, 5)})
-"""The releases that the tests run. Others may keep their files elsewhere."""
 _MAX_JSON_BYTES = 16 << 20
 _MAX_WORD_BYTES = 256
 _MAX_FOUND = 10_000
@@ -77,10 +76,6 @@ def find(
     tested = are_tested(engines)
     found = [damage for damage in _checked(root_fd, storage, thorough and tested, tested) if damage is not None]
     return found[:_MAX_FOUND]
-
-
-def are_tested(engines: Sequence[EngineVersion | None]) -> bool:
-    return bool(engines) and all(engine is not None and engine.release in TESTED for engine in engines)
 
 
 def _checked(root_fd: int, storage: StoragePlan, thorough: bool, tested: bool) -> Iterator[Damage | None]:

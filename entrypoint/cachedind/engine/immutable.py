@@ -31,8 +31,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore
+from cachedind.base.releases import are_tested
 from cachedind.engine import build_records, containerd_snapshots, paths
-from cachedind.engine.damage import are_tested
 from cachedind.host import beneath
 
 if TYPE_CHECKING:

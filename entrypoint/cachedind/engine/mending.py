@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base import releases
 from cachedind.base.model import ImageStore, Loss
 from cachedind.engine import aside, blobs, damage, hollow, kept, looked, mending_plan, proof
 
@@ -127,7 +128,7 @@ def _look(subject: Subject, before: frozenset[str]) -> Found:
         return hollow.find_layers(root_fd, driver, time_s=hollow.TIME_S, looked=before)
     until = time.monotonic() + hollow.TIME_S
     found = blobs.find(root_fd, time_s=hollow.TIME_S, looked=before)
-    if damage.are_tested(subject.engines):
+    if releases.are_tested(subject.engines):
         from cachedind.engine import unpacked
 
         return unpacked.compare(root_fd, driver, found, until=until, looked=before)

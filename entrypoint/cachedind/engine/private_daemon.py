@@ -19,7 +19,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from cachedind.base.errors import DaemonEnd
+from cachedind.base import releases
 from cachedind.base.model import ImageStore
 from cachedind.engine import networks, paths, remapping
 from cachedind.engine.private_containerd import DIRECTORY, Private, private_containerd, whole_seconds_left
@@ -69,11 +69,9 @@ def private_daemon(
         import docker
 
         private.wait(lambda: _answers(f"{directory}/docker.sock", private.deadline))
-        try:
-            timeout_s = whole_seconds_left(private.deadline)
-            client = docker.DockerClient(f"unix://{directory}/docker.sock", timeout=timeout_s)
-        except docker.errors.DockerException as error:
-            raise private.failure(f"does not answer with its version ({error})", DaemonEnd.SILENT) from error
+        timeout_s = whole_seconds_left(private.deadline)
+        address = f"unix://{directory}/docker.sock"
+        client = docker.DockerClient(address, version=releases.API_VERSION, timeout=timeout_s)
         private.answers = True
         with contextlib.closing(client):
             yield client

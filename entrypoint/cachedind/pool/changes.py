@@ -14,8 +14,8 @@ import stat
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cachedind.base import state
-from cachedind.engine import build_records, damage, immutable, remapping
+from cachedind.base import releases, state
+from cachedind.engine import build_records, immutable, remapping
 from cachedind.host import beneath
 from cachedind.pool import clone, key_directory, scopes, slot_state
 from cachedind.pool.layers import Owner
@@ -140,7 +140,7 @@ def _names(root_fd: int, parent: str) -> frozenset[str]:
 def _whole(
     root_fd: int, storage: StoragePlan, found: DataRootState, parent: str, leaf: str, there: frozenset[str]
 ) -> frozenset[str]:
-    if not damage.are_tested([found.engine]):
+    if not releases.are_tested([found.engine]):
         return there
     shared = {name for name in there if _is_link(root_fd, immutable.place(parent, name, leaf))}
     at = len(parent) + 1

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base import releases
+
 if TYPE_CHECKING:
     from cachedind.base.model import EngineVersion
 
@@ -55,7 +57,7 @@ def plan_gc(limit: CacheLimit) -> dict[str, object]:
     Sizes are plain numbers of bytes: what has a unit is read by units.RAMInBytes, for which 1GB is 2^30.
     """
     size = str(limit.max_bytes)
-    if limit.engine.major < 28:
+    if not releases.has_max_used_space(limit.engine):
         # Off unless enabled; with a size of its own, and rules that keep to it.
         return {"enabled": True, "defaultKeepStorage": size}
     # A list of rules replaces the engine's own. Those throw away, from 29.6 on, cache mounts that no build used for two
@@ -90,7 +92,7 @@ def translate_gc(gc: dict[str, object], engine: EngineVersion) -> tuple[dict[str
     that is kept: what 28 calls maxUsedSpace, or else reservedSpace. An old name that is there wins. 28 and later read
     both.
     """
-    if engine.major >= 28:
+    if releases.has_max_used_space(engine):
         return gc, []
     lost: list[str] = []
     found = _with_old_names(gc, "default", lost)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG_FILE = "/etc/docker/daemon.json"
 CONTAINERD_FEATURE = "containerd-snapshotter"
+MIGRATION_FEATURE = "containerd-migration"
 _GO_FALSE = ("0", "f", "false")
 """What strconv.ParseBool reads as false, upper or lower case. dockerd itself refuses what is neither true nor false."""
 
@@ -71,6 +72,29 @@ class DaemonSettings(NamedTuple):
         if self.arguments.has("tlsverify") or "tlsverify" in self.file:
             return True
         return (self.arguments.last("tls") or str(self.file.get("tls", "false")).lower()) not in ("false", "0")
+
+    def is_on(self, directive: str, *, default: bool) -> bool:
+        """What a directive that is true or false says, the flag's before the file's."""
+        from_flag = self.arguments.last(directive)
+        if from_flag is not None:
+            return from_flag.lower() not in _GO_FALSE
+        from_file = self.file.get(directive)
+        return from_file if isinstance(from_file, bool) else default
+
+    @property
+    def has_nftables(self) -> bool:
+        """Whether the engine is to make its rules with nft, which it can from 29 on."""
+        return self.text("firewall-backend") == "nftables"
+
+    @property
+    def may_migrate(self) -> bool:
+        """Whether the engine may take another image store than the one it is told (moby, daemon/daemon.go)."""
+        for value in reversed(self.arguments.all("feature")):
+            name, _, state = value.partition("=")
+            if name == MIGRATION_FEATURE:
+                return state.lower() not in _GO_FALSE
+        features = self.file.get("features")
+        return isinstance(features, dict) and features.get(MIGRATION_FEATURE) is True
 
     @property
     def file_hosts(self) -> list[str]:

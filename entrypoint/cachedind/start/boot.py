@@ -68,9 +68,10 @@ def start(
     listening.publish(settings, daemon, api, certificates, log)
     way_in.note(api.plan.sockets)
     stopwatch.lap("lease")
-    from cachedind.start import container
+    from cachedind.start import container, untested
 
     context = StartContext(settings, daemon, environ, log)
+    untested.tell(context)
     try:
         prepared, late_seeds = make_ready(context, lease, taken, stopwatch)
     except PoolUnusableError as bad:
@@ -160,6 +161,7 @@ def post_witness(
 ) -> Witness:
     """Fork the child that notes down when the daemon answers, and does what may come late."""
     from cachedind.dataroot import witness
+    from cachedind.start import untested
 
     addresses = [f"unix://{path}" for path in api.plan.sockets]
 
@@ -176,7 +178,15 @@ def post_witness(
             upkeep.run(pool, context.settings, prepared.taken.key, time.time()).tell(pool.path, context.log)
 
     close = [sock.fileno() for sock in api.sockets]
-    return witness.fork(prepared.lease, addresses, stopwatch.started, close=close, late=late, log=context.log)
+    return witness.fork(
+        prepared.lease,
+        addresses,
+        stopwatch.started,
+        close=close,
+        late=late,
+        log=context.log,
+        planned=untested.store_to_check(context, prepared.storage),
+    )
 
 
 def report(prepared: Prepared, stopwatch: Stopwatch, log: Log) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cachedind.base.model import Degradation
+
 if TYPE_CHECKING:
     from cachedind.base.log import Log
     from cachedind.settings.config import Config
@@ -12,19 +14,50 @@ if TYPE_CHECKING:
 
 def prepare(settings: Config, daemon: DaemonSettings, log: Log) -> str:
     """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. Returns the PATH for dockerd."""
-    from cachedind.host import cgroups, iptables
+    from cachedind.host import cgroups
     from cachedind.start import leftovers
 
     removed = leftovers.sweep(daemon.exec_root, daemon.pidfile)
     if removed:
         log.debug(f"removed what a killed daemon had left: {', '.join(removed)}")
-    flavour = iptables.choose(settings.iptables_legacy)
-    log.info(iptables.read_version(flavour))
+    path = settings.path
+    if daemon.has_nftables:
+        forward(daemon, log)
+    else:
+        path = _choose_iptables(settings, log)
     nest(log)
     skipped = cgroups.prepare()
     if skipped:
         log.debug(f"no cgroup nesting: {skipped}")
+    return path
+
+
+def _choose_iptables(settings: Config, log: Log) -> str:
+    from cachedind.host import iptables
+
+    flavour = iptables.choose(settings.iptables_legacy)
+    log.info(iptables.read_version(flavour))
     return iptables.apply_to_path(flavour, settings.path)
+
+
+def forward(daemon: DaemonSettings, log: Log) -> None:
+    """Switch on what an engine with nftables insists on: forwarding of IPv4, and of IPv6 where the default network is
+    to have that."""
+    from cachedind.host import forwarding
+
+    if not daemon.is_on("ip-forward", default=True):
+        return
+    names = forwarding.IPV4 + (forwarding.IPV6 if daemon.is_on("ipv6", default=False) else ())
+    try:
+        done = forwarding.switch_on(names)
+    except OSError as error:
+        why = f"{error.filename} cannot be set to 1: {error.strerror}"
+        cost = "with firewall-backend=nftables the engine refuses networks that need it"
+        mend = f"start the container with --sysctl {error.filename}=1, or the engine with --ip-forward=false"
+        log.degraded(Degradation("IP forwarding is off", why, cost, mend))
+        return
+    for name in done:
+        log.info(f"{name}=1 was set, which firewall-backend=nftables needs")
 
 
 def nest(log: Log) -> None:

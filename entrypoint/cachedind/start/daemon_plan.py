@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.api import listen_plan
-from cachedind.base.model import Degradation, ImageStore
+from cachedind.base import releases
+from cachedind.base.model import GRAPH_DRIVERS, Degradation, ImageStore
 from cachedind.settings import build_cache
 from cachedind.settings.daemon_json import CONTAINERD_FEATURE
 
@@ -136,10 +137,19 @@ def _choose_store(
         return [] if named else ["--feature", f"{CONTAINERD_FEATURE}={str(wanted).lower()}"]
     features = merged.get("features")
     is_said = isinstance(features, dict) and CONTAINERD_FEATURE in features
-    if not wanted and engine.major < 29 and not is_said:
+    if not is_said and _is_default(storage, engine):
         return []
     merged["features"] = {**(features if isinstance(features, dict) else {}), CONTAINERD_FEATURE: wanted}
     return []
+
+
+def _is_default(storage: StoragePlan, engine: EngineVersion) -> bool:
+    """Whether the engine chooses that store untold (moby, daemon/image_store_choice.go). From 29 on it does so by the
+    driver's name, which may be one of both stores', and by what is in the data-root."""
+    if not releases.prefers_containerd_store(engine):
+        return storage.store is ImageStore.GRAPHDRIVER
+    is_named = storage.store is ImageStore.CONTAINERD and storage.driver not in GRAPH_DRIVERS
+    return is_named and not storage.beside_graph
 
 
 def _limit_build_cache(

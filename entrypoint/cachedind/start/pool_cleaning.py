@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cachedind.base import releases
 from cachedind.dataroot import facts
 from cachedind.engine import fresh_images, image_uses, remapping
 from cachedind.pool import clock, key_directory
@@ -32,12 +33,12 @@ def clean(context: StartContext, storage: StoragePlan, lease: Lease, taken: Take
 
     Raises CleaningError when no daemon comes up on the slot, or leaves something: then it is not fit for a job.
     """
-    from cachedind.engine import cleaning, damage
+    from cachedind.engine import cleaning
     from cachedind.engine.leftovers import Leftovers, find_leftovers
 
     settings = context.settings
     writer = [taken.found.data.engine] if taken.found.data is not None else []
-    tested = damage.are_tested([*writer, facts.read_engine_version(settings.path)])
+    tested = releases.are_tested([*writer, facts.read_engine_version(settings.path)])
     root = remapping.make(lease.data_root, storage.remap)
     if taken.is_same_job:
         kept = find_leftovers(root, frozenset(), tested=tested)

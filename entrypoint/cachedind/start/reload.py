@@ -44,7 +44,7 @@ def write_merged(
     _write(MERGED_CONFIG, text, settings.file_modified_ns)
     given = {
         "words": [word for flag in settings.arguments.flags if flag.name in _ASKED for word in flag.words],
-        "storage": [storage.store, storage.driver],
+        "storage": [storage.store, storage.driver, storage.beside_graph],
         "limit": limit and [limit.max_bytes, limit.requested],
         "engine": engine,
     }
@@ -63,7 +63,8 @@ def merge_again() -> None:
         return
     engine = EngineVersion(*given["engine"])
     limit = given["limit"] and CacheLimit(given["limit"][0], engine, given["limit"][1])
-    storage = StoragePlan(ImageStore(given["storage"][0]), given["storage"][1], "")
+    store, driver, beside_graph = given["storage"]
+    storage = StoragePlan(ImageStore(store), driver, "", beside_graph=beside_graph)
     arguments = parse_daemon_arguments(given["words"])
     modified = modified_ns(daemon_json.file_path(arguments))
     try:

@@ -68,7 +68,8 @@ def decide(
     """Choose store and driver, say what was passed over, and note the decision and this start down."""
     request = decision.build_request(settings, daemon, in_pool=taken is not None)
     engine = facts.read_engine_version(settings.path)
-    plan, asked = decision.decide(lease.data_root, place.fstype, engine, existing, request)
+    containerd = facts.read_containerd_version(settings.path) if existing.database else ""
+    plan, asked = decision.decide(lease.data_root, place.fstype, engine, existing, request, containerd)
     for note in plan.notes:
         log.warn(note)
     for degradation in plan.degradations:

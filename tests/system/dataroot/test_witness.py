@@ -17,7 +17,7 @@ import pytest
 from cachedind.api import way_in
 from cachedind.base import state
 from cachedind.base.log import Level, Log
-from cachedind.base.model import Holder
+from cachedind.base.model import Holder, ImageStore
 from cachedind.dataroot import lease, witness
 from cachedind.dataroot.lease import Lease
 from cachedind.host import linux
@@ -185,3 +185,58 @@ def test_a_closed_connection_is_no_answer(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # the kernel may tell that as an error
             assert not way_in.answers(path)
         thread.join(5)
+
+
+# ---- an engine that chooses another store ----------------------------------------------------------------------------
+
+
+def answer_once(path: str, answer: bytes) -> threading.Thread:
+    """A daemon in the place of the real one, for one question."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as client:
+            client.recv(1000)
+            client.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread
+
+
+INFO = b'{"Driver": "overlayfs", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "noted_driver", "line"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n" + INFO, "overlayfs", "runs with overlayfs in the containerd image store"),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"Driver": "overlay2"}', "overlay2", ""),
+        (b"HTTP/1.0 500 Oops\r\n\r\n", "overlay2", "cannot note down"),
+    ],
+    ids=["another", "as planned", "no answer"],
+)
+def test_what_is_noted_is_what_the_daemon_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], answer: bytes, noted_driver: str, line: str
+) -> None:
+    held = lease.acquire(str(tmp_path / "root"), Holder("", "me", time.time()), 0, lambda _: None)
+    before: dict[str, object] = {
+        "engine": "29.7.2",
+        "image_store": "graphdriver",
+        "driver": "overlay2",
+        "ready_at": 1.0,
+    }
+    state.write_state(held.directory_fd, held.state_name, before, None)
+    thread = answer_once(str(tmp_path / "docker.sock"), answer)
+    planned = (ImageStore.GRAPHDRIVER, "overlay2")
+    witness.correct_note(held, str(tmp_path / "docker.sock"), planned, Log(level=Level.INFO))
+    thread.join(10)
+    found = noted(tmp_path / "root")
+    assert found["driver"] == noted_driver
+    assert found["image_store"] == ("containerd" if noted_driver == "overlayfs" else "graphdriver")
+    assert (found["engine"], found["ready_at"]) == ("29.7.2", 1.0), "what was noted before is kept"
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == (1 if line else 0)
+    assert line in "".join(said)

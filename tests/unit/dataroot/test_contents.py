@@ -16,6 +16,7 @@ from cachedind.base.model import DataRootState, Ended, EngineVersion, ImageStore
 from cachedind.base.state import parse_state
 from cachedind.dataroot.contents import (
     count_layers,
+    has_graph_directory,
     next_state,
     note_doubt,
     parse_data_root_state,
@@ -327,3 +328,22 @@ def test_any_object_is_a_note_or_a_value_error(raw: dict[str, object]) -> None:
         # What was accepted can be written and read again.
         written = json.dumps({**raw, "min_reader": 1})
         assert parse_data_root_state(parse_state(written.encode())) == state
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ((), False),
+        (("overlay2/", "vfs/dir/abc/"), False),
+        ((f"{SNAPSHOTTER}overlayfs/snapshots/1/", f"{SNAPSHOTTER}btrfs/x"), False),
+        (("overlay2/l/",), True),
+        (("overlay2/lost+found/",), True),
+        (("zfs/x",), True),
+    ],
+)
+def test_a_graph_drivers_directory_counts_whatever_is_in_it(
+    tmp_path: Path, names: tuple[str, ...], found: bool
+) -> None:
+    """As engines from 29 on look for it."""
+    make(tmp_path, *names)
+    assert has_graph_directory(str(tmp_path)) is found

@@ -181,6 +181,30 @@ def test_a_note_that_does_not_fit_is_not_believed(dockerd: Path, monkeypatch: py
     assert facts.read_engine_version(str(dockerd.parent)) == EngineVersion(28, 5, 2)
 
 
+def test_the_containerd_that_comes_with_it_is_noted_too(dockerd: Path) -> None:
+    note = Path(facts.ENGINE_FILE)
+    assert facts.read_containerd_version(str(dockerd.parent)) == "", "an image without that note"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "containerd": "1.7.24"}))
+    assert facts.read_containerd_version(str(dockerd.parent)) == "1.7.24"
+    dockerd.write_text("#!/bin/sh\n# another program\n")
+    assert facts.read_containerd_version(str(dockerd.parent)) == ""
+
+
+def test_another_dockerd_is_asked_once_for_its_version(dockerd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(facts.ENGINE_FILE).unlink()
+    asked = []
+
+    def run(argv: list[str]) -> Result:
+        asked.append(argv)
+        return Result(0, f"Docker version 28.5.{len(asked)}, build 1234567\n", "")
+
+    monkeypatch.setattr("cachedind.host.processes.run", run)
+    for _ in range(3):
+        assert facts.read_engine_version(str(dockerd.parent)) == EngineVersion(28, 5, 1)
+    os.utime(dockerd, (1, 1))
+    assert facts.read_engine_version(str(dockerd.parent)) == EngineVersion(28, 5, 2)
+
+
 def test_no_dockerd(tmp_path: Path) -> None:
     with pytest.raises(ProgramMissingError, match="no dockerd"):
         facts.read_engine_version(str(tmp_path))

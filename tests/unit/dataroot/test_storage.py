@@ -159,6 +159,35 @@ def test_patch_releases_are_interchangeable_and_an_emptied_data_root_forgets_its
     assert plan_storage(facts_of("ext4", "26.1", emptied), StorageRequest()).driver == "overlay2"
 
 
+@pytest.mark.parametrize(
+    ("database", "containerd", "refused"),
+    [
+        ((1, 4), "1.7.24", True),
+        ((1, 5), "2.2.1", True),
+        ((2, 0), "2.2.1", True),
+        ((1, 4), "2.0.0", False),
+        ((1, 3), "2.2.1", False),
+        ((1, 5), "2.99.0", False),
+        ((1, 5), "", False),
+        (None, "1.7.24", False),
+    ],
+)
+def test_a_plain_daemons_data_is_refused_where_its_database_is_a_newer_containerds(
+    database: tuple[int, int] | None, containerd: str, refused: bool
+) -> None:
+    """What is not known is not refused."""
+    existing = held((GRAPH, "overlay2"))._replace(database=database)
+    facts = facts_of("ext4", "26.1", existing)._replace(containerd=containerd)
+    if not refused:
+        assert plan_storage(facts, StorageRequest()).driver == "overlay2"
+        return
+    with pytest.raises(EngineTooOldError) as caught:
+        plan_storage(facts, StorageRequest())
+    assert caught.value.exit_code == 65
+    for word in ("containerd", str(ENGINES["26.1"]), containerd):
+        assert word in caught.value.cause
+
+
 BOTH = ((GRAPH, "overlay2"), (CTRD, "overlayfs"))
 VFS_TOO = ((GRAPH, "overlay2"), (GRAPH, "vfs"))
 

@@ -140,3 +140,50 @@ def test_a_directive_of_the_wrong_kind_names_the_users_own_file(text: str) -> No
     with pytest.raises(DaemonConfigError, match=r"/etc/docker/daemon.json: ") as caught:
         parse_daemon_json(text, "/etc/docker/daemon.json")
     assert "must be a" in caught.value.hint
+
+
+# ---- switches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_on"),
+    [
+        (settings_of(), True),
+        (settings_of("--ip-forward"), True),
+        (settings_of("--ip-forward=F"), False),
+        (settings_of("--ip-forward=0 --ip-forward"), True),
+        (settings_of(ip_forward=False), False),
+        (settings_of(ip_forward="no"), True),
+        (settings_of("--ip-forward", ip_forward=False), True),
+    ],
+)
+def test_a_switch_is_the_last_flag_else_the_file_else_the_engines_own(settings: DaemonSettings, is_on: bool) -> None:
+    assert settings.is_on("ip-forward", default=True) is is_on
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_nftables"),
+    [
+        (settings_of(), False),
+        (settings_of("--firewall-backend nftables"), True),
+        (settings_of(firewall_backend="nftables"), True),
+        (settings_of("--firewall-backend=iptables", firewall_backend="nftables"), False),
+    ],
+)
+def test_the_firewall_backend(settings: DaemonSettings, has_nftables: bool) -> None:
+    assert settings.has_nftables is has_nftables
+
+
+@pytest.mark.parametrize(
+    ("settings", "may_migrate"),
+    [
+        (settings_of(), False),
+        (settings_of("--feature containerd-migration"), True),
+        (settings_of("--feature containerd-migration=true --feature x=false"), True),
+        (settings_of("--feature containerd-migration=false", features={"containerd-migration": True}), False),
+        (settings_of(features={"containerd-migration": True}), True),
+        (settings_of(features={"containerd-snapshotter": True}), False),
+    ],
+)
+def test_the_engine_may_choose_another_store(settings: DaemonSettings, may_migrate: bool) -> None:
+    assert settings.may_migrate is may_migrate

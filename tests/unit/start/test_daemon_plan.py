@@ -158,6 +158,25 @@ def test_an_engine_that_has_the_containerd_store_by_default_is_told_of_the_other
         assert json.loads(plan.file_text).get("features") == features
 
 
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        (OVERLAYFS._replace(beside_graph=False), False),
+        (OVERLAYFS._replace(beside_graph=True), True),
+        (StoragePlan(ImageStore.CONTAINERD, "native", "", beside_graph=False), False),
+        (StoragePlan(ImageStore.CONTAINERD, "btrfs", "", beside_graph=False), True),
+    ],
+    ids=["as by default", "a graph driver's directory would win", "native", "both stores have a driver of that name"],
+)
+def test_an_engine_is_told_of_its_own_default_only_where_it_would_choose_otherwise(
+    storage: StoragePlan, told: bool
+) -> None:
+    """It says in its log that the feature needs not be set, and a file that we need not add to is read by dockerd."""
+    plan = plan_daemon(settings_of(), storage, PLAIN, MERGED, EngineVersion(29, 7, 2))
+    assert json.loads(plan.file_text) == ({"features": {CONTAINERD_FEATURE: True}} if told else {})
+    assert plan.is_merged is told
+
+
 # ---- the build cache's limit -----------------------------------------------------------------------------------
 
 LIMIT = CacheLimit(10**10, EngineVersion(28, 5, 2), requested=True)
