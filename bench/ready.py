@@ -1,4 +1,5 @@
-"""Container start → first `_ping` 200: cachedind against the bare dockerd of the same image.
+"""Container start → first `_ping` 200: cachedind against the bare dockerd of the same image, and against that daemon
+behind the steps of docker:dind's entrypoint (official.sh).
 
 Subjects take turns; medians and ratios are what counts, single figures are noise.
 """
@@ -33,10 +34,15 @@ class Subject(NamedTuple):
     kept: tuple[str, ...]
 
 
+OFFICIAL = ["sh", "-c", (Path(__file__).parent / "official.sh").read_text(), "sh", REAL_DOCKERD]
+ENTRY = ["dockerd-entrypoint.sh"]
+KEPT, FRESH = ("/var/lib/docker", "/certs"), ("/var/lib/docker", "/certs/client")
 SUBJECTS = (
     Subject("bare dockerd", [REAL_DOCKERD], ("/var/lib/docker",)),
-    Subject("TLS, certificates kept", ["dockerd-entrypoint.sh"], ("/var/lib/docker", "/certs")),
-    Subject("TLS, fresh certificates", ["dockerd-entrypoint.sh"], ("/var/lib/docker", "/certs/client")),
+    Subject("cachedind, certificates kept", ENTRY, KEPT),
+    Subject("cachedind, fresh certificates", ENTRY, FRESH),
+    Subject("as docker:dind, certificates kept", OFFICIAL, KEPT),
+    Subject("as docker:dind, fresh certificates", OFFICIAL, FRESH),
 )
 
 

@@ -34,6 +34,7 @@ def no_effects(monkeypatch: pytest.MonkeyPatch) -> None:
         return refused
 
     monkeypatch.setattr(cachedind.host.processes, "run", refuse("cachedind.host.processes.run"))
+    monkeypatch.setattr(cachedind.host.processes, "Question", refuse("cachedind.host.processes.Question"))
     monkeypatch.setattr(cachedind.host.linux, "mount", refuse("cachedind.host.linux.mount"))
     # All of os.exec* end in one of these two.
     monkeypatch.setattr(os, "execv", refuse("os.execv"))

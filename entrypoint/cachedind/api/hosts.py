@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from cachedind.api.way_in import DEFAULT_SOCKET
+from cachedind.base.typed import NamedTuple
 
 TLS_PORT = 2376
 PLAIN_PORT = 2375
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 """Each of them is all addresses of IPv4 and IPv6, as for Go's net.Listen."""
 
-_TCP = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\[\]:/@?#\s]*))(?::([0-9]{0,5}))?/?")
+_TCP = r"(?:\[([0-9A-Za-z:.%]+)\]|([^\[\]:/@?#\s]*))(?::([0-9]{0,5}))?/?"
 
 
 class Host(NamedTuple):
@@ -48,7 +48,7 @@ def parse_host(text: str, *, has_tls: bool) -> Host | None:
     if scheme == "unix":
         path = rest or DEFAULT_SOCKET
         return Host("/" + os.path.normpath(path).lstrip("/")) if path.startswith("/") else None
-    match = _TCP.fullmatch(rest) if scheme == "tcp" else None
+    match = re.fullmatch(_TCP, rest) if scheme == "tcp" else None
     if match is None:
         return None
     port = int(match[3] or PLAIN_PORT)

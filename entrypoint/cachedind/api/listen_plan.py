@@ -4,11 +4,11 @@ Pure."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.api.hosts import PLAIN_PORT, TLS_PORT, WILDCARDS, Host, covers, parse_host
 from cachedind.api.way_in import DEFAULT_SOCKET
 from cachedind.base.errors import DaemonConfigError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

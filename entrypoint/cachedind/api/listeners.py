@@ -10,12 +10,12 @@ import errno
 import fcntl
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from cachedind.api.hosts import WILDCARDS, Host
 from cachedind.api.listen_plan import OWN_SOCKET, ListenPlan
 from cachedind.api.socket_files import BACKLOG, SocketFile
 from cachedind.base.errors import ListenError
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import TracebackType

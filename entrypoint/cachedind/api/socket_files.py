@@ -16,8 +16,8 @@ import errno
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host.flock import locked
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import CertificateError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host.flock import locked
 
 if TYPE_CHECKING:

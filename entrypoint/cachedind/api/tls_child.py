@@ -7,8 +7,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host.children import Ahead, leave_out
 
 if TYPE_CHECKING:

@@ -37,6 +37,10 @@ class Log:
         """Whether `degraded` ends the start: who would change something before it, asks."""
         return self._strict
 
+    def tells(self, level: Level) -> bool:
+        """Whether lines of that level are written: who has to work for one, asks."""
+        return level >= self._level
+
     def debug(self, message: str, **fields: object) -> None:
         self._write(Level.DEBUG, message, fields)
 
@@ -61,7 +65,7 @@ class Log:
         self._write(Level.ERROR, f"{error.cause}; {error.hint}", fields)
 
     def _write(self, level: Level, message: str, fields: dict[str, object]) -> None:
-        if level < self._level:
+        if not self.tells(level):
             return
         line = self._json_line(level, message, fields) if self._json else _text_line(level, message)
         data = _CREDENTIALS.sub("://***@", line).encode("utf-8", "backslashreplace")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+
+from cachedind.base.typed import NamedTuple
 
 
 class ImageStore(StrEnum):
@@ -110,7 +111,7 @@ class DataRootState(NamedTuple):
     until it does, and stay so when it never did. `seeding` counts the starts in a row that did not come to the end of
     putting seeds in, which says nothing about the data. `ended` is None where nobody has seen the daemon's end; `doubt`
     is why the data have to be proven, empty where they need not. `remap` names
-    the directory of an engine with userns-remap.
+    the directory of an engine with userns-remap. `ground` is that of the trial that found overlay to work (ground.py).
     """
 
     engine: EngineVersion
@@ -125,6 +126,7 @@ class DataRootState(NamedTuple):
     remap: str = ""
     ended: Ended | None = None
     doubt: str = ""
+    ground: dict[str, object] | None = None
 
 
 class ExistingData(NamedTuple):

@@ -5,7 +5,7 @@ Nothing else compares releases but for their order: an older engine does not get
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

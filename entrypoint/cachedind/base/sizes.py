@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,15}))? ?(?:([kmgtp])(i?))?b?", re.IGNORECASE)
+_SIZE = r"([0-9]{1,20})(?:\.([0-9]{1,15}))? ?(?:([kmgtp])(i?))?b?"
+"""Not compiled before it is used: most starts read no size, and a pattern takes as long as a small module."""
 
 
 def parse_size_bytes(text: str) -> int:
@@ -14,7 +15,7 @@ def parse_size_bytes(text: str) -> int:
     size.go); the sizes in a daemon.json are read by units.RAMInBytes, for which GB is 2^30 too. Raises ValueError
     saying what is accepted.
     """
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
         raise ValueError("a size such as 500MB, 10GB or 10GiB")
     whole, fraction, unit, binary = match[1], match[2] or "", match[3] or "", match[4]

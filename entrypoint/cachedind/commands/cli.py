@@ -6,9 +6,10 @@ Exit codes are those of errors.py; 1 says that there was nothing to do, and 2 (c
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import click
+
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.api import tls
 from cachedind.base import state
 from cachedind.base.errors import CachedindError, PoolMissingError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.commands import forecast, inventory
 from cachedind.dataroot import contents, decision, facts, lease, storage, storage_facts, witness
 from cachedind.engine import aside

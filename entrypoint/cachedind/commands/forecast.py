@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.commands.inventory import label, printable
 from cachedind.pool import changes, choice, key_directory, scopes, slots
 from cachedind.pool.slot_state import Candidate, Kind

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import NotInPoolError, PoolMissingError
 from cachedind.base.trace import Trace
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import facts, witness
 from cachedind.host import procfs
 from cachedind.pool import choice, directory, founding, key_directory, keys, scopes, slots

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.commands.inventory import Condition, read_rows
 from cachedind.dataroot import facts
 from cachedind.pool import directory, eviction, survey

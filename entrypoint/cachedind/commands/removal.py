@@ -6,9 +6,9 @@ What goes is renamed to trash first, so that a kill leaves nothing half, and del
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import NotInPoolError, SlotHeldError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.commands.inventory import find_directories, label, printable, read_key, unknown_key
 from cachedind.dataroot import lease
 from cachedind.host import trees

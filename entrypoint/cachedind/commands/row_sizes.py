@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import remapping, unused_sizes
 from cachedind.host import beneath
 from cachedind.pool import directory, survey, sweeping

@@ -7,11 +7,11 @@ import os
 import tempfile
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import PoolMissingError, SettingsError
 from cachedind.base.trace import Trace
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.commands import inventory
 from cachedind.dataroot import facts, witness
 from cachedind.engine import doubt
@@ -20,7 +20,7 @@ from cachedind.host import linux, procfs
 from cachedind.pool import directory, founding, key_directory, keys, slot_lease, slots
 from cachedind.pool.slot_request import Warmth
 from cachedind.pool.slot_state import STATE_NAME, Kind
-from cachedind.seeds import archive, files, pool_seeds, seeding
+from cachedind.seeds import archive, pool_seeds, seeding, wanted
 from cachedind.seeds.model import SeedError, SeedKind
 from cachedind.start import furnish, pool_mode
 from cachedind.start.seed import put_in_missing
@@ -119,7 +119,7 @@ def _scopes(pool: Pool, key: str) -> list[str]:
 
 
 def _check_settings(context: StartContext) -> None:
-    if not files.wants_seeds(context.settings):
+    if not wanted.wants_seeds(context.settings):
         raise SettingsError("there are no seeds", "mount them at /seeds, or set CACHEDIND_SEED or CACHEDIND_SEED_HOST")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
 from cachedind.base.sizes import format_bytes
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.commands.inventory import Condition, Row, label, printable
 from cachedind.commands.tables import ENDLESS, open_console, print_table
 from cachedind.start.summary import describe_age

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from cachedind.base.sizes import format_bytes
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.commands.inventory import printable
 from cachedind.start import daemon_plan
 from cachedind.start.summary import describe_age

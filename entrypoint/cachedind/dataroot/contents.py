@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import re
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import (
     GRAPH_DRIVERS,
@@ -24,6 +23,7 @@ from cachedind.base.model import (
     parse_engine_version,
 )
 from cachedind.base.state import read_state, write_state
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import containerd_schema, paths
 from cachedind.engine.paths import SNAPSHOTTER_PREFIX
 
@@ -126,6 +126,8 @@ def parse_data_root_state(raw: dict[str, object]) -> DataRootState:
         remap=_remap(raw),
         ended=_parse_ended(raw.get("ended")),
         doubt=str(raw.get("doubt") or "")[:_MAX_REASON],
+        # Whatever else stands there is not the ground of now.
+        ground=ground if isinstance(ground := raw.get("ground"), dict) else None,
     )
 
 
@@ -178,16 +180,17 @@ def next_state(
     boot_id: str,
     now: float,
     doubt: str = "",
+    ground: dict[str, object] | None = None,
 ) -> DataRootState:
     """What to note down for this start, before its daemon touches anything; the witness adds `ready_at`.
 
-    `doubt` is noted until the data is proven, as the new boot_id replaces the evidence for it.
+    `doubt` is noted until the data is proven, as the new boot_id replaces the evidence for it. `ground` is where
+    overlay was found to work, if it was.
     """
     seeding = 0 if before is None or before.ready_at is not None else before.seeding
     remap = plan.remap.directory if plan.remap else ""
-    return DataRootState(
-        engine, plan.store, plan.driver, fstype, boot_id, now, seeding=seeding, remap=remap, doubt=doubt
-    )
+    state = DataRootState(engine, plan.store, plan.driver, fstype, boot_id, now)
+    return state._replace(seeding=seeding, remap=remap, doubt=doubt, ground=ground)
 
 
 def write_data_root_state(directory_fd: int, name: str, state: DataRootState, more: Mapping[str, object]) -> None:
@@ -215,6 +218,7 @@ def write_data_root_state(directory_fd: int, name: str, state: DataRootState, mo
         "ready_s": state.ready_s,
         "seeding": state.seeding,
         "ended": None,
+        "ground": state.ground,
         **more,
     }
     # The note of the last clean end has to be gone from the disk before the daemon writes.

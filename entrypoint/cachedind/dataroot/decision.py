@@ -3,8 +3,8 @@ decide."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from cachedind.base.model import Verdict
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import contents, facts
 from cachedind.dataroot.storage import name_asked, plan_storage
 from cachedind.dataroot.storage_facts import (
@@ -18,9 +18,12 @@ from cachedind.engine.remapping import read_remap
 from cachedind.settings.environment import ENGINE_STORE_VARIABLES
 
 if TYPE_CHECKING:
-    from cachedind.base.model import EngineVersion, ExistingData, StoragePlan, Verdict
+    from cachedind.base.model import EngineVersion, ExistingData, StoragePlan
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
+
+
+PROVEN = Verdict("overlay2", works=True, why="it was tried before, and nothing has changed since")
 
 
 def build_request(settings: Config, daemon: DaemonSettings, *, in_pool: bool = False) -> StorageRequest:
@@ -53,11 +56,13 @@ def decide(
     existing: ExistingData,
     request: StorageRequest,
     containerd: str = "",
+    *,
+    proven: bool = False,
 ) -> tuple[StoragePlan, str]:
     """Try the drivers that have to be tried, and decide; also returns what `name_asked` says. `containerd` is the
-    engine's, as facts.read_containerd_version has it. Needs CAP_SYS_ADMIN and
-    the lease. Raises what plan_storage raises."""
-    verdicts = try_drivers(data_root, existing, request)
+    engine's, as facts.read_containerd_version has it; `proven`: overlay need not be tried (ground.py). Needs
+    CAP_SYS_ADMIN and the lease. Raises what plan_storage raises."""
+    verdicts = try_drivers(data_root, existing, request, proven=proven)
     found = StorageFacts(data_root, fstype, engine, existing, verdicts, containerd)
     beside_graph = contents.has_graph_directory(data_root)
     plan = plan_storage(found, request)._replace(remap=request.userns_remap, beside_graph=beside_graph)
@@ -65,11 +70,12 @@ def decide(
 
 
 def try_drivers(
-    data_root: str, existing: ExistingData, request: StorageRequest, *, every: bool = False
+    data_root: str, existing: ExistingData, request: StorageRequest, *, every: bool = False, proven: bool = False
 ) -> dict[str, Verdict]:
     """The verdict on overlay2, and on fuse-overlayfs where it may be needed or `every` verdict is wanted."""
     has_data = bool(existing.pairs)
-    verdicts = {"overlay2": facts.probe_driver(data_root, "overlay2", has_data=has_data)}
+    overlay = PROVEN if proven else facts.probe_driver(data_root, "overlay2", has_data=has_data)
+    verdicts = {"overlay2": overlay}
     if every or needs_fuse_verdict(existing, request, verdicts["overlay2"]):
         verdicts["fuse-overlayfs"] = facts.probe_driver(data_root, "fuse-overlayfs", has_data=has_data)
     return verdicts

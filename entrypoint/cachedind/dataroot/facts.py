@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import re
-from typing import Any, NamedTuple
 
 from cachedind.base.errors import DataRootUnwritableError, NotPrivilegedError, ProgramMissingError, UnsafeLockError
 from cachedind.base.model import Degradation, EngineVersion, Holder, Mount, Verdict, parse_engine_version
 from cachedind.base.sizes import format_bytes
-from cachedind.dataroot import trials
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot.storage_facts import PRIVILEGED_RUN
 from cachedind.host import procfs
 from cachedind.host.linux import CAP_SYS_ADMIN
 from cachedind.host.processes import engine_program
+
+if TYPE_CHECKING:
+    from typing import Any
 
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
@@ -181,6 +182,8 @@ def probe_driver(data_root: str, driver: str, *, has_data: bool) -> Verdict:
     On a full disk nothing can be tried; then a driver whose data is there counts as working. Raises
     DataRootUnwritableError when nothing can be written in other cases.
     """
+    from cachedind.dataroot import trials  # seldom needed (ground.py)
+
     directory = probe_directory(data_root, driver)
     trial = trials.probe_overlay if driver == "overlay2" else trials.probe_fuse_overlayfs
     try:
@@ -200,12 +203,19 @@ def read_engine_version(path: str) -> EngineVersion:
     """
     program = engine_program(path)
     noted = _noted_version(os.path.realpath(program))
-    return noted or _ask_version(program, os.stat(program).st_mtime_ns)
+    if noted is not None:
+        return noted
+    key = (program, os.stat(program).st_mtime_ns)
+    if key not in _asked:
+        _asked[key] = _ask_version(program)
+    return _asked[key]
 
 
-@functools.lru_cache(maxsize=8)
-def _ask_version(program: str, _modified_ns: int) -> EngineVersion:
-    """Once in a start for each program, as long as it is the same."""
+_asked: dict[tuple[str, int], EngineVersion] = {}
+"""By program and its time, in ns: one that is not the image's is asked once in a start."""
+
+
+def _ask_version(program: str) -> EngineVersion:
     from cachedind.host.processes import run
 
     text = run([program, "--version"]).stdout

@@ -5,10 +5,9 @@ Pure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base.errors import DriverConflictError
 from cachedind.base.model import COPYING_DRIVERS, ImageStore, StoragePlan
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot.storage_facts import (
     VOLUME_DRIVERS,
     default_store,

@@ -14,10 +14,10 @@ import json
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import DataRootBusyError, DataRootInvalidError, DataRootUnwritableError
 from cachedind.base.model import Holder, Remap
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import flock
 
 if TYPE_CHECKING:

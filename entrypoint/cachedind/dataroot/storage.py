@@ -7,8 +7,6 @@ demand that contradicts the data is an error; a DOCKER_DRIVER that does so is ig
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base import releases
 from cachedind.base.errors import (
     CachedindError,
@@ -18,6 +16,7 @@ from cachedind.base.errors import (
     NotPrivilegedError,
 )
 from cachedind.base.model import COPYING_DRIVERS, ExistingData, ImageStore, StoragePlan
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot.fresh_storage import plan_fresh
 from cachedind.dataroot.storage_facts import PRIVILEGED_RUN, degradations, verdict_for
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
-
 from cachedind.base import releases
 from cachedind.base.errors import CachedindError, DriverConflictError, NotPrivilegedError, NoUsableDriverError
 from cachedind.base.model import (
@@ -17,9 +15,11 @@ from cachedind.base.model import (
     Remap,
     Verdict,
 )
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import NoReturn
 
 PRIVILEGED_RUN = "docker run --privileged -v cachedind:/var/lib/docker cachedind"
 VOLUME_DRIVERS = ("btrfs", "zfs")

@@ -8,8 +8,8 @@ waited for their lock first, it would never come up.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import flock
 
 if TYPE_CHECKING:

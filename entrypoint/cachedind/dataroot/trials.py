@@ -12,27 +12,17 @@ import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import Verdict
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import overlay_trial
+from cachedind.dataroot.stale_trials import PROBE_PREFIX
 from cachedind.host import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PROBE_PREFIX = ".cachedind-probe-"
 _PRIVILEGE = frozenset({errno.EPERM, errno.EACCES})
-
-_STALE_PREFIXES = (
-    "check-overlayfs-support",
-    "opaque-bug-check",
-    "metacopy-check",
-    "userxattr-check",
-    "multiple-lowerdir-check",
-    "fsutils-dummy",
-)
-"""What moby's and containers/storage's own trials leave behind when they are killed."""
 
 _PROVEN = "works"
 """What a trial's child reports when all went well. A child that reports nothing was killed."""
@@ -62,18 +52,6 @@ def _probe(driver: str, directory: str, trial: Callable[[str], None]) -> Verdict
         # left behind ends with it.
         with contextlib.suppress(FileNotFoundError):
             overlay_trial.remove_tree(work)
-
-
-def sweep_stale_probes(directory: str) -> list[str]:
-    """Remove what killed trials left in a data-root, ours and the engines' own. Only under the lease. Returns the
-    names.
-    """
-    stale = [name for name in os.listdir(directory) if name.startswith((PROBE_PREFIX, *_STALE_PREFIXES))]
-    if stale:
-        import shutil  # 4 ms of imports, for the rare start that has something to sweep
-    for name in stale:
-        shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
-    return stale
 
 
 def _in_child(trial: Callable[[str], None], work: str) -> tuple[int, str] | None:

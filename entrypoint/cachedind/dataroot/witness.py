@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.api import way_in
 from cachedind.base import state
 from cachedind.base.errors import CachedindError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import linux
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import beneath
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore
 from cachedind.base.releases import are_tested
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import bolt, containerd_snapshots, paths
 from cachedind.host import beneath
 

@@ -14,9 +14,9 @@ import contextlib
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError, DaemonEnd, PrivateDaemonError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import fresh_images, hiding, image_uses, offline_removal
 from cachedind.engine.leftovers import CONTAINERS, NETWORKS, SET_ASIDE, Leftovers, find_leftovers, opened_root
 from cachedind.engine.remapping import engine_root

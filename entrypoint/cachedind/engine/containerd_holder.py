@@ -11,8 +11,8 @@ core/metadata/gc.go), and no prune of an engine's removes content.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine.store_files import DIGEST, digits
 
 if TYPE_CHECKING:

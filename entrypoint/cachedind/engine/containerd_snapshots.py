@@ -9,8 +9,8 @@ rename: … file exists"; its garbage collector removes the directory later.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from cachedind.base.typed import NamedTuple
 from cachedind.engine import bolt, paths
 from cachedind.host import beneath
 

@@ -15,9 +15,9 @@ import contextlib
 import functools
 import os
 import re
-from typing import TYPE_CHECKING
 
 from cachedind.base.state import parse_object
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import containerd_holder, paths
 from cachedind.engine.bolt_file import File, uvarint
 from cachedind.engine.images import chain_ids

@@ -6,11 +6,10 @@ removed, and a blob of ours holds what they stood for (containerd_holder.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base.errors import CleaningError, ProgramMissingError
 from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import containerd_holder, fresh_images
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.fresh_images import Unused

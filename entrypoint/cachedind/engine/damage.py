@@ -19,11 +19,11 @@ import contextlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore, Loss
 from cachedind.base.releases import are_tested
 from cachedind.base.state import parse_object
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import bolt, containerd_snapshots, databases, graph_layers, paths
 from cachedind.host import beneath
 

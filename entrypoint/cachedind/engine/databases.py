@@ -3,9 +3,8 @@ release may change it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base.model import ImageStore, Loss
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 
 if TYPE_CHECKING:

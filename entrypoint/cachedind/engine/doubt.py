@@ -16,7 +16,7 @@ own boot_id there, and the next start must still know of the doubt.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cachedind.base.model import DataRootState

@@ -10,9 +10,8 @@ the store: graph_view.py, containerd_view.py. Needs the lease, and no daemon on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine.store_files import DIGEST
 from cachedind.host import beneath
 

@@ -13,8 +13,8 @@ import contextlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 from cachedind.host import beneath
 

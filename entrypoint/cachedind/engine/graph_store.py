@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING
 
 from cachedind.base.state import parse_object
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 from cachedind.engine.image_names import canonical
 from cachedind.engine.store_files import (

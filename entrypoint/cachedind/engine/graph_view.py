@@ -20,10 +20,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.state import parse_object
 from cachedind.base.trace import NOWHERE
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import fresh_images, paths, pins
 from cachedind.engine.fresh_images import Unused
 from cachedind.engine.image_names import canonical, familiar

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cachedind.base.errors import CleaningError, DaemonEnd, PrivateDaemonError
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple, Protocol
 from cachedind.engine import fresh_images, image_uses, paths
 from cachedind.engine.leftovers import SET_ASIDE
 from cachedind.host import beneath

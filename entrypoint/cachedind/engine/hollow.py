@@ -22,8 +22,8 @@ import stat
 import time
 import zlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import paths
 from cachedind.engine.immutable import open_layer
 from cachedind.engine.paths import CACHE_ID

@@ -6,9 +6,8 @@ slots, as a state with nothing new in it replaces no other, and still has used w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import beneath
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,4 +37,6 @@ def _chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
 def chain_id(diff_id: str, below: str) -> str:
     """The chain ID of a layer on top of the one with the chain ID `below` (empty: the lowest). All begin with
     sha256:."""
+    import hashlib  # 5 ms, with an OpenSSL of its own
+
     return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}" if below else diff_id

@@ -28,10 +28,10 @@ import contextlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore
 from cachedind.base.releases import are_tested
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import build_records, containerd_snapshots, paths
 from cachedind.host import beneath
 

@@ -12,8 +12,8 @@ import contextlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 from cachedind.host import beneath, flock
 

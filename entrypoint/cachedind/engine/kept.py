@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import Loss
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import damage
 from cachedind.host import beneath
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import beneath
 from cachedind.settings.values import VOLUMES_LIKE
 

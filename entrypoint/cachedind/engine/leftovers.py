@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import CleaningError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import bolt, kept_volumes, networks, paths
 from cachedind.host import beneath
 

@@ -19,11 +19,11 @@ than anything below `prove`.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import releases
 from cachedind.base.model import ImageStore, Loss
-from cachedind.engine import aside, blobs, damage, hollow, kept, looked, mending_plan, proof
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
+from cachedind.engine import damage, kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,6 +89,8 @@ def mend(
     found += kept.find_lost_name(root_fd, storage)
     if not found and doubt is None:
         return Mended(True)
+    from cachedind.engine import aside, hollow, mending_plan  # most starts have no use for what does the rest
+
     emptied = _find_emptied(subject) if doubt is not None and doubt.crashed else hollow.Found()
     copies = kept.find(root_fd, storage)
     plan = mending_plan.plan_mending(found, emptied, storage, copies, in_pool=in_pool, has_better=has_better)
@@ -115,6 +117,8 @@ def mend(
 def _find_emptied(subject: Subject) -> Found:
     """What the start before this one has looked at in this boot is whole. When neither of the two came to an end with
     anything new, what is left cannot be looked at in the time that a start has."""
+    from cachedind.engine import looked
+
     before = looked.read(subject.root_fd)
     found = _look(subject, before or frozenset())
     found = found._replace(late=found.late and found.looked != before)
@@ -123,6 +127,8 @@ def _find_emptied(subject: Subject) -> Found:
 
 
 def _look(subject: Subject, before: frozenset[str]) -> Found:
+    from cachedind.engine import blobs, hollow
+
     root_fd, driver = subject.root_fd, subject.storage.driver
     if subject.storage.store is ImageStore.GRAPHDRIVER:
         return hollow.find_layers(root_fd, driver, time_s=hollow.TIME_S, looked=before)
@@ -157,6 +163,8 @@ def _prove_and_move(
     strict: bool,
 ) -> Mended:
     """What the private daemon says, and what follows from it."""
+    from cachedind.engine import aside, proof
+
     first = [(plan.later or Loss.NOTHING, plan.if_it_fails)] if plan.if_it_fails else []
     moved, loss, why = list(so_far.moved), so_far.loss, so_far.why
     for number, (next_loss, places) in enumerate((*first, *_rungs(subject.storage))):
@@ -186,6 +194,8 @@ def _prove_and_move(
 
 def _rungs(storage: StoragePlan) -> tuple[tuple[Loss, tuple[str, ...]], ...]:
     """The last rungs, for when nothing was found, or moving it was not enough."""
+    from cachedind.engine import mending_plan
+
     return (Loss.CACHE, mending_plan.everything_remakeable(storage)), (
         Loss.IMAGES,
         mending_plan.everything_but_volumes(storage),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base.model import ImageStore, Loss
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import databases
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import ProgramMissingError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import bolt, networks, paths
 from cachedind.engine.leftovers import PREDEFINED_NETWORKS, SWARM_NETWORK
 from cachedind.host import addresses, beneath

@@ -6,9 +6,9 @@ import contextlib
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import CleaningError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import image_uses, networks, paths
 from cachedind.engine.leftovers import (
     CONTAINERS,

@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 from cachedind.engine.store_files import DIGEST, digits
 from cachedind.host import beneath

@@ -13,9 +13,9 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import DaemonEnd, PrivateDaemonError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths, remapping
 from cachedind.host import linux
 from cachedind.host.processes import Program

@@ -17,10 +17,10 @@ import contextlib
 import json
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from cachedind.base import releases
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import networks, paths, remapping
 from cachedind.engine.private_containerd import DIRECTORY, Private, private_containerd, whole_seconds_left
 from cachedind.host import linux

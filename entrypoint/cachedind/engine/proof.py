@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import DaemonEnd, PrivateDaemonError
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import aside, databases, paths
-from cachedind.engine.private_daemon import private_daemon
 from cachedind.engine.remapping import engine_root
 from cachedind.host import beneath
 
@@ -59,6 +58,8 @@ class Proof(NamedTuple):
 
 def prove(subject: Subject, environ: Mapping[str, str]) -> Proof:
     """What a private daemon says of the data, within a time that grows with its size."""
+    from cachedind.engine.private_daemon import private_daemon
+
     until = time.monotonic() + proof_s(*measure(subject))
     try:
         with private_daemon(

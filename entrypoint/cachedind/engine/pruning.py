@@ -19,10 +19,10 @@ import contextlib
 import datetime
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine.image_names import familiar
 from cachedind.engine.private_containerd import whole_seconds_left
 

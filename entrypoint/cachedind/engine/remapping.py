@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import pwd
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import DaemonConfigError
 from cachedind.base.model import Remap
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import beneath
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine.leftovers import UNREADABLE_NETWORKS, Leftovers
 from cachedind.engine.private_containerd import whole_seconds_left
 

@@ -12,8 +12,8 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import immutable
 from cachedind.engine.image_names import is_name
 from cachedind.host import beneath

@@ -18,8 +18,9 @@ import stat
 import sys
 import tarfile
 import time
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import paths
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.hollow import Found, Short

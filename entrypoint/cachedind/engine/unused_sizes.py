@@ -4,9 +4,9 @@ in use."""
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import paths
 from cachedind.engine.containerd_store import ContainerdStore
 from cachedind.engine.graph_view import UNUSED, GraphView

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from cachedind.base.typed import NamedTuple
 from cachedind.host import processes
 
 _LINE = re.compile(r"^\d+: ([^\s@:]+)\S*\s+inet6? ([0-9a-fA-F.:]+)(?: peer [0-9a-fA-F.:]+)?/(\d+)", re.MULTILINE)

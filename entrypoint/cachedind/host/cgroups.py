@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import HostPreparationError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import procfs
 
 if TYPE_CHECKING:

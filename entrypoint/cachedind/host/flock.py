@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING
+
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import HostPreparationError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
+from cachedind.host import netfilter, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cachedind.host.processes import Question, Result
 
 LEGACY_DIRECTORY = "/usr/local/sbin/.iptables-legacy"
 _TABLE_NAMES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names", "/proc/net/arp_tables_names")
@@ -61,16 +64,45 @@ def read_tables() -> list[str]:
     return found
 
 
-def choose(legacy_setting: str | None) -> Flavour:
-    """Decide, trying where nothing else tells."""
-    from cachedind.host.processes import run
+class Begun(NamedTuple):
+    """What is known of the flavour before its program has said its version: `decided` by the user or the host's tables,
+    or nf_tables, if that is what `version` says."""
 
-    flavour = plan_without_trial(legacy_setting, read_tables())
-    if flavour is not None:
-        if legacy_setting is not None:
-            load_modules(_LEGACY_MODULES if flavour is Flavour.LEGACY else _NFT_MODULES)
-        return flavour
-    return try_in_turn(load_modules, lambda program: run([program, "-nL"]).ok)
+    decided: Flavour | None
+    has_no_tables: bool
+    version: Question
+
+
+def begin(legacy_setting: str | None) -> Begun:
+    """Ask what can be asked while the start goes on (`finish`). Raises ProgramMissingError."""
+    decided = plan_without_trial(legacy_setting, read_tables())
+    if decided is not None and legacy_setting is not None:
+        load_modules(_LEGACY_MODULES if decided is Flavour.LEGACY else _NFT_MODULES)
+    has_no_tables = decided is None and netfilter.has_no_tables()
+    return Begun(decided, has_no_tables, processes.Question(_version_command(decided or Flavour.NFT)))
+
+
+def finish(begun: Begun) -> tuple[Flavour, str]:
+    """The flavour, and what its program says of its version; tries where nothing else tells.
+
+    `iptables -nL`, the first trial, fails where the kernel has no nf_tables, or where a table is not as iptables makes
+    it. So where the kernel has them, no table is there, and the program is the one for them, it need not be run. Raises
+    HostPreparationError, ProgramMissingError.
+    """
+    said = begun.version.answer()
+    flavour = begun.decided
+    if flavour is None and begun.has_no_tables and is_for_nf_tables(said):
+        flavour = Flavour.NFT
+    if flavour is None:
+        flavour = try_in_turn(load_modules, lambda program: processes.run([program, "-nL"]).ok)
+        if flavour is Flavour.LEGACY:
+            said = processes.run(_version_command(flavour))
+    return flavour, _check_version(said, flavour)
+
+
+def is_for_nf_tables(version: Result) -> bool:
+    """Whether it is nf_tables' iptables that says this version: a child image may have put another one on PATH."""
+    return version.ok and version.stdout.strip().endswith("(nf_tables)")
 
 
 def try_in_turn(load: Callable[[tuple[str, ...]], None], works: Callable[[str], bool]) -> Flavour:
@@ -87,10 +119,8 @@ def try_in_turn(load: Callable[[tuple[str, ...]], None], works: Callable[[str], 
 
 def load_modules(modules: tuple[str, ...]) -> None:
     """Best effort, as in docker:dind: the host may have them built in, or loaded, or not let a container ask."""
-    from cachedind.host.processes import run
-
     for module in modules:
-        run(["modprobe", module])
+        processes.run(["modprobe", module])
 
 
 def apply_to_path(flavour: Flavour, path: str) -> str:
@@ -98,14 +128,15 @@ def apply_to_path(flavour: Flavour, path: str) -> str:
     return f"{LEGACY_DIRECTORY}{os.pathsep}{path}" if flavour is Flavour.LEGACY else path
 
 
-def read_version(flavour: Flavour) -> str:
-    """What `iptables --version` says. Raises HostPreparationError when it fails, as dockerd could do nothing then."""
-    from cachedind.host.processes import run
+def _version_command(flavour: Flavour) -> list[str]:
+    return [f"{LEGACY_DIRECTORY}/iptables" if flavour is Flavour.LEGACY else "iptables", "--version"]
 
-    program = f"{LEGACY_DIRECTORY}/iptables" if flavour is Flavour.LEGACY else "iptables"
-    result = run([program, "--version"])
-    if not result.ok:
+
+def _check_version(said: Result, flavour: Flavour) -> str:
+    """The line itself. Raises HostPreparationError when the program fails, as dockerd could do nothing then."""
+    if not said.ok:
         raise HostPreparationError(
-            f"{program} --version fails: {result.stderr.strip()}", "DOCKER_IPTABLES_LEGACY=1 takes the other flavour"
+            f"{' '.join(_version_command(flavour))} fails: {said.stderr.strip()}",
+            "DOCKER_IPTABLES_LEGACY=1 takes the other flavour",
         )
-    return result.stdout.strip()
+    return said.stdout.strip()

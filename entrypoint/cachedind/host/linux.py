@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import signal
 import socket
 import struct
 import sys
@@ -32,6 +31,7 @@ DT_CHR = 2
 
 
 _PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
 _SIOCBRADDBR = 0x89A0
 _NS_GET_MNTNS_ID = 0x8008B705
 _FICLONE = 0x40049409
@@ -229,7 +229,7 @@ def add_bridge(name: str) -> None:
 
 def die_with_parent() -> None:
     """prctl(2) PR_SET_PDEATHSIG: SIGKILL as soon as the parent is gone. It survives no fork."""
-    _check(_libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(_SIGKILL), 0, 0, 0), "prctl")
 
 
 def set_idle_io() -> None:

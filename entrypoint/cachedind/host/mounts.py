@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from cachedind.base.errors import HostPreparationError
+from cachedind.base.typed import NamedTuple
 from cachedind.host import beneath, linux
 
 

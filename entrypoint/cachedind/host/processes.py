@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+import time
+
+# The C module: `signal` around it is a millisecond.
+from _signal import SIGKILL, SIGPIPE  # type: ignore[import-not-found]
+from select import select
 
 from cachedind.base.errors import ProgramMissingError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,14 +56,72 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ProgramMissingError(
-            f"{argv[0]} did not end within {timeout_s:g} s", f"run it by hand in the container: {' '.join(argv)}"
-        ) from error
+        raise _does_not_end(argv, timeout_s) from error
     except OSError as error:
-        raise ProgramMissingError(
-            f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile"
-        ) from error
+        raise _cannot_be_run(argv, error) from error
     return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+class Question:
+    """A short program that runs beside this process, without input, until it is asked for its `answer`: of at most what
+    two pipes hold (64 KiB each)."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Raises ProgramMissingError when it cannot be started."""
+        self._argv = list(argv)
+        self._streams, ends = zip(*(os.pipe() for _ in range(2)), strict=True)
+        actions = (
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            *((os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(ends, start=1)),
+        )
+        try:
+            # Python ignores SIGPIPE; a program's own default is to end by it.
+            self._pid = os.posix_spawnp(
+                self._argv[0], self._argv, os.environ, file_actions=actions, setsigdef=[SIGPIPE]
+            )
+        except OSError as error:
+            for fd in self._streams:
+                os.close(fd)
+            raise _cannot_be_run(self._argv, error) from error
+        finally:
+            for fd in ends:
+                os.close(fd)
+
+    def answer(self, timeout_s: float = 30.0) -> Result:
+        """Wait for its end. Raises ProgramMissingError when it does not come within so many seconds."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            texts = [_read_until(fd, deadline) for fd in self._streams]
+        except TimeoutError:
+            os.kill(self._pid, SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise _does_not_end(self._argv, timeout_s) from None
+        finally:
+            for fd in self._streams:
+                os.close(fd)
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return Result(status, *(text.decode(errors="replace") for text in texts))
+
+
+def _read_until(fd: int, deadline: float) -> bytes:
+    """All that comes before the other end is closed. Raises TimeoutError."""
+    found = b""
+    while select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        part = os.read(fd, 1 << 16)
+        if not part:
+            return found
+        found += part
+    raise TimeoutError
+
+
+def _cannot_be_run(argv: Sequence[str], error: OSError) -> ProgramMissingError:
+    return ProgramMissingError(f"{argv[0]} cannot be run: {error.strerror}", "use an image built from image/Dockerfile")
+
+
+def _does_not_end(argv: Sequence[str], timeout_s: float) -> ProgramMissingError:
+    return ProgramMissingError(
+        f"{argv[0]} did not end within {timeout_s:g} s", f"run it by hand in the container: {' '.join(argv)}"
+    )
 
 
 def find_program(name: str, path: str) -> str | None:

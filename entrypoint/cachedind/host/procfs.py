@@ -35,6 +35,8 @@ def _parse_mount(line: str) -> Mount | None:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text)
 
 
@@ -76,6 +78,29 @@ def parse_effective_capabilities(status: str) -> int:
 def read_effective_capabilities() -> int:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         return parse_effective_capabilities(file.read())
+
+
+def parse_rights(status: str, uid_map: str, label: str) -> str | None:
+    """What a process may do, as one line, from its /proc/PID/status, uid_map and attr/current; None under seccomp,
+    whose rules nobody can read."""
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    told = {name: fields.get(name, "").strip() for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")}
+    if told.pop("Seccomp") not in ("0", ""):
+        return None
+    words = [f"{name} {value}" for name, value in told.items()]
+    return ", ".join([*words, f"users {' '.join(uid_map.split())}", f"label {label.strip(chr(0) + chr(10)) or '-'}"])
+
+
+def read_rights() -> str | None:
+    try:
+        with open("/proc/self/attr/current", encoding="utf-8", errors="surrogateescape") as file:
+            label = file.read()
+    except OSError:  # no security module has one
+        label = ""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        status = file.read()
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return parse_rights(status, file.read(), label)
 
 
 def read_boot_id() -> str:

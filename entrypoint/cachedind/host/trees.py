@@ -11,8 +11,8 @@ import os
 import stat
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import linux, procfs
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import contextlib
 import os
 import stat
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from cachedind.base import releases, state
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import build_records, immutable, remapping
 from cachedind.host import beneath
 from cachedind.pool import clone, key_directory, scopes, slot_state

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import doubt
 from cachedind.pool import clone
 from cachedind.pool.slot_state import Candidate, Kind, SlotState, class_name

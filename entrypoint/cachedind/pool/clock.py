@@ -10,9 +10,9 @@ older. A pool that lay idle for longer is the same case, and evicts nothing by a
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import NamedTuple
 
 NAME = "clock.json"
 JUMP_S = 86_400.0

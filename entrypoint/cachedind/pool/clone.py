@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import ImageStore, StoragePlan
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import build_records, immutable, remapping
 from cachedind.host import beneath, linux
 from cachedind.pool import layer_list, mutable, records, sharing

@@ -22,10 +22,10 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import PoolMissingError, PoolUnusableError
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import facts
 from cachedind.host import flock
 from cachedind.pool import founding

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import facts
 from cachedind.host import trees
 from cachedind.pool import clock, directory, golden, key_directory, scopes, slots, staging, sweeping

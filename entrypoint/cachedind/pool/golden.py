@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import damage, directories, remapping
 from cachedind.host import flock, procfs
 from cachedind.pool import changes, choice, clone, directory, key_directory, scopes, slot_state, slots, staging

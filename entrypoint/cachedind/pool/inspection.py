@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine import in_use
 from cachedind.pool import choice, clone, golden, key_directory, scopes, slots, staging
 from cachedind.pool.slot_state import Candidate, Kind, SlotState

@@ -7,10 +7,10 @@ import errno
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.pool import directory, scopes, staging
 from cachedind.pool.keys import directory_name
 from cachedind.pool.slot_state import GOLDEN_NAME, STATE_NAME, Candidate, Kind, parse_slot_state

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import beneath
 from cachedind.pool import layers
 

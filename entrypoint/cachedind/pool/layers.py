@@ -20,9 +20,9 @@ import os
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import trees
 from cachedind.pool import directory
 from cachedind.pool.limits import Size

@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import Degradation
 from cachedind.base.sizes import format_bytes
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import build_records, immutable
 from cachedind.host import beneath
 

@@ -15,9 +15,9 @@ import contextlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import immutable, paths
 from cachedind.host import beneath, cp
 from cachedind.pool import layer_links, layers

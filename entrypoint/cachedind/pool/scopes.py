@@ -13,8 +13,8 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.pool import directory
 from cachedind.pool.keys import directory_name, key_of
 

@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import beneath, linux
 from cachedind.pool import layer_links, layer_list, layers
 

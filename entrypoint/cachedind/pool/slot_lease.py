@@ -11,9 +11,9 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.pool import (
     changes,
     choice,

@@ -8,8 +8,8 @@ disk before it got its name.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import contents
 from cachedind.engine import doubt
 

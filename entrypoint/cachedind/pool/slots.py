@@ -6,10 +6,10 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import lease
 from cachedind.host import flock
 from cachedind.pool import clone, directory, layer_list, scopes, staging

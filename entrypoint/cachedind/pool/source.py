@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import doubt
 from cachedind.host import flock
 from cachedind.pool import changes, choice, golden, inspection, key_directory, slot_state, slots

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import procfs, trees
 from cachedind.pool import choice, directory, key_directory, layer_list, layers, scopes, slots
 from cachedind.pool.limits import NOTHING, NOTHING_NEW, SUPERSEDED, THROW_AWAY, Entry, EntryKind, Size

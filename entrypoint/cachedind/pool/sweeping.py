@@ -10,9 +10,9 @@ import errno
 import itertools
 import os
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import PoolUnusableError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import trees
 from cachedind.pool import directory, key_directory, layer_list, layers, records, scopes, staging
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import pruning
 from cachedind.host import flock, linux, trees
 from cachedind.pool import directory, eviction, key_directory, scopes, slot_state, slots, survey, sweeping

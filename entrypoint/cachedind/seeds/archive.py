@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import os
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds import compression, docker_archive, listing, oci_layout, seed_file
 from cachedind.seeds.contents import File
 from cachedind.seeds.documents import find_json, read_small

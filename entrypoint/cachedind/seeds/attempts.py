@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cachedind.dataroot.lease import Lease

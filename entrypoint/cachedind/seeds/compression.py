@@ -10,8 +10,8 @@ import contextlib
 import os
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
 
+from cachedind.base.typed import TYPE_CHECKING, Protocol
 from cachedind.seeds import seed_file
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.quoting import one_line

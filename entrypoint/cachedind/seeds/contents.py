@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.seed_file import CHUNK_BYTES, pread
 

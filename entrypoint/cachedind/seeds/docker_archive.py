@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.compression import sniff
 from cachedind.seeds.contents import Verified
 from cachedind.seeds.documents import DIGEST, mapping, read_small, short, strings

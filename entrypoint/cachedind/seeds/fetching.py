@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.seeds import host_daemon
 from cachedind.seeds.host_daemon import PartError, passing
 from cachedind.seeds.model import Seed, SeedError

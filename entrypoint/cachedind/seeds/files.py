@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.model import BadSeed, Seed, SeedError, SeedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from cachedind.settings.config import Config
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".oci")
 """Files with these endings count in a directory of seeds. A file that is named directly may have any name."""
@@ -134,17 +132,3 @@ def parse_checksum(text: str, name: str) -> str | None:
     if not own and len(lines) == 1:
         own = [lines[0][1]]
     return own[0].lower() if own else None
-
-
-DEFAULT_SEEDS = "/seeds"
-
-
-def read_seed_patterns(settings: Config) -> tuple[str, ...]:
-    """The paths and globs at which seeds are: the settings', or /seeds where there is such a directory."""
-    if settings.seed is not None:
-        return settings.seed
-    return (DEFAULT_SEEDS,) if os.path.isdir(DEFAULT_SEEDS) else ()
-
-
-def wants_seeds(settings: Config) -> bool:
-    return bool(settings.seed_host or read_seed_patterns(settings))

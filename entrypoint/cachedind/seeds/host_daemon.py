@@ -16,8 +16,8 @@ import os
 import re
 import socket
 import time
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.quoting import one_line
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple, Protocol
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import Record, chain_ids
 from cachedind.seeds.host_daemon import OWN_SOCKET, ask, parse_json, passing, without_password

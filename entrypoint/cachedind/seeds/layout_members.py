@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.seeds.contents import File, read_slice
 from cachedind.seeds.members import clean_path
 from cachedind.seeds.model import SeedError

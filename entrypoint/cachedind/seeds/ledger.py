@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.engine.images import Record
 from cachedind.seeds.model import Entry
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine.image_names import canonical, familiar, is_name
 from cachedind.seeds.quoting import shown
 

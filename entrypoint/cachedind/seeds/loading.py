@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.quoting import one_line
 

@@ -6,8 +6,8 @@ Nothing is ever extracted, and no name leads out of the seed.
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Protocol
 
+from cachedind.base.typed import TYPE_CHECKING, Protocol
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.quoting import shown
 

@@ -8,8 +8,8 @@ Record      what the ledger remembers of an image that was loaded
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple, Protocol
 from cachedind.engine.images import Record, chain_ids
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ Source: OCI image specification, image-layout.md.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.contents import Verified
 from cachedind.seeds.documents import descriptors_in, digest_of, mapping, parse, read_small, short
 from cachedind.seeds.listing import MAX_IMAGES, ListedImage, label_of

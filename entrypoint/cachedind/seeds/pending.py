@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.engine.images import Record, chain_ids
 from cachedind.seeds import loading

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.model import ImageStore
 from cachedind.base.sizes import format_bytes
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine.image_names import canonical, familiar
 from cachedind.seeds import archive, loading
 from cachedind.seeds.model import BadSeed, SeedError, SeedKind

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.documents import DIGEST, mapping, parse, strings
 from cachedind.seeds.model import SeedError
 from cachedind.seeds.quoting import shown

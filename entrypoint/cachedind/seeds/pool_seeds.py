@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import state
 from cachedind.base.model import StoragePlan
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import doubt
 from cachedind.pool import choice, directory, golden, key_directory, staging
 from cachedind.pool.keys import BASE_KEY

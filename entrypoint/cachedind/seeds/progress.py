@@ -7,9 +7,9 @@ import json
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.sizes import format_bytes
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING
 
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.seeds.model import SeedError
 
 if TYPE_CHECKING:

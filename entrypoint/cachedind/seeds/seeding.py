@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base import releases, sizes
 from cachedind.base.model import Degradation, ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import facts
 from cachedind.engine import image_stores, remapping
 from cachedind.engine.images import Record, chain_ids
-from cachedind.seeds import attempts, files, host_images, ledger, planning
+from cachedind.seeds import attempts, files, host_images, ledger, planning, wanted
 from cachedind.seeds.model import BadSeed, Entry, SeedKind
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class PutIn(NamedTuple):
 
 def find(settings: Config) -> Found:
     """Every seed that the settings name. Asks the other daemon, if there is one, for at most a few seconds."""
-    seeds, bad = files.find(files.read_seed_patterns(settings))
+    seeds, bad = files.find(wanted.read_patterns(settings))
     if settings.seed_host:
         more, worse = host_images.list_host(settings.seed_host, settings.seed_images, settings.seed_host_certs)
         seeds, bad = [*seeds, *more], [*bad, *worse]

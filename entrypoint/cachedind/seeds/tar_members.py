@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import posixpath
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import cast
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.seeds.contents import Slice
 from cachedind.seeds.members import clean_path, outside
 from cachedind.seeds.model import SeedError

@@ -6,9 +6,8 @@ click is not used here: it would take options for its own. The rules are those o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base.errors import DaemonConfigError
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

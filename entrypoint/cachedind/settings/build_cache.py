@@ -11,9 +11,8 @@ these until that image is removed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base import releases
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cachedind.base.model import EngineVersion

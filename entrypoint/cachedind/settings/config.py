@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import SettingsError
 from cachedind.base.model import COPYING_DRIVERS
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.settings.environment import ENGINE_STORE_VARIABLES, PREFIX
 from cachedind.settings.variables import PROJECT_NAMES, VARIABLES, is_known, suggest
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import DaemonConfigError, DaemonConfigMissingError
 from cachedind.base.model import DEFAULT_DATA_ROOT, ImageStore
 from cachedind.base.modified import modified_ns
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cachedind.settings.arguments import DaemonArguments

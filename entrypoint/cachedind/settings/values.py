@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from cachedind.base.log import Level
 from cachedind.base.model import GRAPH_DRIVERS, ImageStore
 from cachedind.base.sizes import parse_size_bytes
 from cachedind.base.trace import POINTS
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -23,7 +23,7 @@ VOLUMES_LIKE = "volumes:"
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_VOLUME_PATTERN = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+")
+_VOLUME_PATTERN = r"[A-Za-z0-9_.*?\[\]!-]+"
 """Characters of volumes' names (moby, volume/names), and those of fnmatch(3)."""
 _OWN_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -153,7 +153,7 @@ def parse_keep(text: str) -> frozenset[str]:
         return frozenset(KEPT_KINDS if text == "all" else ())
     words = frozenset(word.strip() for word in text.split(","))
     patterns = (word.removeprefix(VOLUMES_LIKE) for word in words if word.startswith(VOLUMES_LIKE))
-    named = frozenset(VOLUMES_LIKE + pattern for pattern in patterns if _VOLUME_PATTERN.fullmatch(pattern))
+    named = frozenset(VOLUMES_LIKE + pattern for pattern in patterns if re.fullmatch(_VOLUME_PATTERN, pattern))
     if not words <= named.union(KEPT_KINDS):
         raise ValueError(
             f"a list of {', '.join(KEPT_KINDS)} and {VOLUMES_LIKE}PATTERN separated by commas, or all or none"

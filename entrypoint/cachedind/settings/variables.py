@@ -6,8 +6,8 @@ The table in docs/environment.md is generated from it (scripts/update-docs), so 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.settings import values
 from cachedind.settings.environment import PREFIX
 
@@ -19,7 +19,7 @@ PROJECT_NAMES = ("CI_PROJECT_PATH", "GITHUB_REPOSITORY", "CI_REPO", "DRONE_REPO"
 
 # What Kubernetes tells each pod about a Service, and docker --link about a container, whose name begins with
 # "cachedind": not meant for us, and where a service has such a name nobody can switch it off.
-_OF_A_LINK = re.compile(
+_OF_A_LINK = (
     r"CACHEDIND_(?:\w+_)?(?:NAME|ENV_\w+|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
 )
 
@@ -249,7 +249,7 @@ VARIABLES = (
 
 def is_known(name: str) -> bool:
     """Whether a CACHEDIND_ name is one of ours, or set by Kubernetes or docker --link."""
-    return any(name == PREFIX + variable.name for variable in VARIABLES) or _OF_A_LINK.fullmatch(name) is not None
+    return any(name == PREFIX + variable.name for variable in VARIABLES) or re.fullmatch(_OF_A_LINK, name) is not None
 
 
 def suggest(name: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NoReturn
 
 from cachedind.api import listeners, way_in
 from cachedind.base.errors import PoolUnusableError, SettingsError
+from cachedind.base.log import Level
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.settings.environment import daemon_environment
@@ -15,6 +16,8 @@ from cachedind.start.context import StartContext, make_log
 from cachedind.start.summary import Stopwatch
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from cachedind.api.listen_plan import ListenPlan
     from cachedind.api.listeners import Api
     from cachedind.base.log import Log
@@ -70,6 +73,7 @@ def start(
     stopwatch.lap("lease")
     from cachedind.start import container, untested
 
+    firewall = container.begin(settings, daemon)
     context = StartContext(settings, daemon, environ, log)
     untested.tell(context)
     try:
@@ -81,7 +85,7 @@ def start(
         lease = leasing.go_without_pool(settings, daemon, bad, log)
         prepared, late_seeds = make_ready(context, lease, None, stopwatch)
     observer = post_witness(context, api, prepared, late_seeds, stopwatch)
-    path = container.prepare(settings, daemon, log)
+    path = container.prepare(settings, daemon, firewall, log)
     stopwatch.lap("prepare")
     if certificates is not None:
         certificates.join()
@@ -102,13 +106,13 @@ def make_ready(
 ) -> tuple[Prepared, Seeds | None]:
     """Mend, clean and seed what was leased. Raises PoolUnusableError where a slot was given up, and there is no
     other."""
-    from cachedind.seeds import files
+    from cachedind.seeds import wanted
     from cachedind.start import furnish
 
     prepared = furnish.settle(context, lease, taken)
     stopwatch.lap("storage")
     seeds = None
-    if files.wants_seeds(context.settings):
+    if wanted.wants_seeds(context.settings):
         from cachedind.seeds import seeding
 
         seeds = seeding.find(context.settings)
@@ -148,7 +152,8 @@ def write_configuration(context: StartContext, prepared: Prepared, plan: ListenP
                 f"who reads {reload.MERGED_CONFIG} cannot be watched: {error.strerror}; after an edit of "
                 f"{daemon.file_path} send SIGHUP to the container, not to dockerd"
             )
-    log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
+    if log.tells(Level.DEBUG):
+        log.debug(f"dockerd {daemon_plan.describe(final.arguments)}")
     return final.arguments, copied
 
 

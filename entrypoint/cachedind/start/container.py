@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
+    from cachedind.host.iptables import Begun
     from cachedind.settings.config import Config
     from cachedind.settings.daemon_json import DaemonSettings
 
 
-def prepare(settings: Config, daemon: DaemonSettings, log: Log) -> str:
-    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. Returns the PATH for dockerd."""
+def begin(settings: Config, daemon: DaemonSettings) -> Begun | None:
+    """Ask iptables beside the rest of the start; None where the engine does without it. Raises ProgramMissingError."""
+    if daemon.has_nftables:
+        return None
+    from cachedind.host import iptables
+
+    return iptables.begin(settings.iptables_legacy)
+
+
+def prepare(settings: Config, daemon: DaemonSettings, firewall: Begun | None, log: Log) -> str:
+    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. `firewall` is what `begin`
+    returned. Returns the PATH for dockerd."""
     from cachedind.host import cgroups
     from cachedind.start import leftovers
 
@@ -21,23 +31,19 @@ def prepare(settings: Config, daemon: DaemonSettings, log: Log) -> str:
     if removed:
         log.debug(f"removed what a killed daemon had left: {', '.join(removed)}")
     path = settings.path
-    if daemon.has_nftables:
+    if firewall is None:
         forward(daemon, log)
     else:
-        path = _choose_iptables(settings, log)
+        from cachedind.host import iptables
+
+        flavour, version = iptables.finish(firewall)
+        log.info(version)
+        path = iptables.apply_to_path(flavour, path)
     nest(log)
     skipped = cgroups.prepare()
     if skipped:
         log.debug(f"no cgroup nesting: {skipped}")
     return path
-
-
-def _choose_iptables(settings: Config, log: Log) -> str:
-    from cachedind.host import iptables
-
-    flavour = iptables.choose(settings.iptables_legacy)
-    log.info(iptables.read_version(flavour))
-    return iptables.apply_to_path(flavour, settings.path)
 
 
 def forward(daemon: DaemonSettings, log: Log) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from cachedind.base.log import Log
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cachedind.base.model import StoragePlan

@@ -8,11 +8,11 @@ the user's file is read, merged with ours and written elsewhere; his own copy is
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.api import listen_plan
 from cachedind.base import releases
 from cachedind.base.model import GRAPH_DRIVERS, Degradation, ImageStore
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.settings import build_cache
 from cachedind.settings.daemon_json import CONTAINERD_FEATURE
 

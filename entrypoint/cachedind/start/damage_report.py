@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log

@@ -6,11 +6,11 @@ Where a slot of the pool turns out to be unfit, or another one to be better, the
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import CleaningError, DaemonEnd, PrivateDaemonError
 from cachedind.base.model import Degradation
 from cachedind.base.trace import Trace
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import contents, decision, facts
 from cachedind.engine import directories, doubt, remapping
 from cachedind.host import procfs
@@ -43,7 +43,9 @@ def settle(context: StartContext, lease: Lease, taken: TakenSlot | None, past: P
             return _move_elsewhere(context, lease, taken, why, past)
     place, existing, noted, lost_note = storage_plan.observe(lease, taken, context.log, remap)
     found = doubt.find(noted, procfs.read_boot_id(), lost_note=lost_note) or past.doubt
-    storage = storage_plan.decide(context.settings, context.daemon, lease, taken, place, existing, context.log, found)
+    storage = storage_plan.decide(
+        context.settings, context.daemon, lease, taken, place, existing, context.log, found, noted
+    )
     return mend(context, Prepared(lease, taken, place, storage, past=past), noted, found)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NoReturn
 
 from cachedind.base.errors import ProgramMissingError
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
+    from typing import NoReturn
 
     from cachedind.dataroot.lease import Lease
     from cachedind.start.reload import Copied

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import PoolUnusableError
 from cachedind.base.model import Degradation
+from cachedind.base.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
@@ -29,7 +29,7 @@ def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, 
     """Lease a slot of the pool and put it in the data-root's place; without a (good) pool, lease the data-root."""
     from cachedind.dataroot import facts
     from cachedind.pool import directory
-    from cachedind.start import pool_mode, restart
+    from cachedind.start import restart
 
     facts.check_privileges()
     data_root = os.path.realpath(daemon.data_root)
@@ -37,6 +37,8 @@ def move_in(settings: Config, daemon: DaemonSettings, log: Log) -> tuple[Lease, 
         restart.make_way(directory.DEFAULT_POOL if settings.pool is None else settings.pool, data_root)
         path = directory.wanted_path(settings)
         if path is not None:
+            from cachedind.start import pool_mode
+
             slot_request = pool_mode.make_slot_request(settings, daemon)
             lease, taken = pool_mode.move_in(path, slot_request, data_root, settings, log)
             _tell_of_a_shared_key(settings, log)

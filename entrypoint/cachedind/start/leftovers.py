@@ -12,11 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from fnmatch import fnmatch
-from typing import TYPE_CHECKING
 
 from cachedind.api.socket_files import is_answered
 from cachedind.base.errors import DataRootBusyError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.host import procfs
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def plan_removals(found: list[str], exec_root: str, pidfile: str) -> list[str]:
     for path in found:
         name = os.path.basename(path).lower()
         in_exec_root = path.startswith(f"{os.path.realpath(exec_root)}/")
-        stale = fnmatch(name, "docker*.pid") or path == os.path.realpath(pidfile)
+        stale = (name.startswith("docker") and name.endswith(".pid")) or path == os.path.realpath(pidfile)
         if stale or (in_exec_root and (name == "containerd.pid" or ".sock" in name)):
             chosen.append(path)
     return chosen

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.start import daemon_plan
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base import releases
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import facts
 from cachedind.engine import fresh_images, image_uses, remapping
 from cachedind.pool import clock, key_directory

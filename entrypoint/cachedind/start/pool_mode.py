@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
 from cachedind.base.errors import PoolUnusableError, ProgramMissingError
 from cachedind.base.trace import Trace
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import decision, facts
 from cachedind.dataroot.lease import Lease
 from cachedind.engine import immutable
@@ -18,7 +18,7 @@ from cachedind.host import linux, mounts, procfs
 from cachedind.pool import changes, choice, directory, slot_lease, slot_state
 from cachedind.pool.keys import BASE_KEY
 from cachedind.pool.slot_request import SlotRequest, TakenSlot, Warmth
-from cachedind.seeds import files
+from cachedind.seeds import wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def make_slot_request(settings: Config, daemon: DaemonSettings) -> SlotRequest:
     )
     holder = facts.read_holder_of_now(time.time())
     fallbacks = settings.fallback_keys
-    if files.wants_seeds(settings):
+    if wanted.wants_seeds(settings):
         fallbacks = (*fallbacks, BASE_KEY)
     requirements = requirements._replace(container=holder.container)
     return SlotRequest(settings.key, fallbacks, settings.read_only, requirements, procfs.read_boot_id(), holder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import PoolUnusableError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.pool import clone
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import DaemonConfigError, DaemonConfigMissingError, HostPreparationError
 from cachedind.base.model import EngineVersion, ImageStore, StoragePlan
 from cachedind.base.modified import modified_ns
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.host import linux
 from cachedind.settings import daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments

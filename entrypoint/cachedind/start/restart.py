@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from cachedind.base.errors import DataRootInvalidError, PoolUnusableError
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import witness
 from cachedind.host import linux, procfs
 
 if TYPE_CHECKING:
     from cachedind.base.model import Mount
 
-_OF_A_POOL = re.compile(r"/keys/[^/]+/(slots/[0-9a-f]{12}|scopes/[^/]+/golden(\.previous|\.other/[^/]+)?)/data")
+_OF_A_POOL = re.compile(r"/keys/[^/]+/(slots/[0-9a-f]{12}|scopes/[^/]+/golden(\.previous|\.other/[^/]+)?)/data$")
 
 
 def make_way(pool_path: str, data_root: str) -> None:
@@ -75,7 +75,7 @@ def is_slot(mounts: list[Mount], data_root: str) -> bool:
     if mount is None:
         return False
     below = data_root.removeprefix(mount.mount_point.rstrip("/"))
-    return re.search(rf"{_OF_A_POOL.pattern}$", f"{mount.root.rstrip('/')}{below}") is not None
+    return _OF_A_POOL.search(f"{mount.root.rstrip('/')}{below}") is not None
 
 
 def refuse_slot(data_root: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from cachedind.base.errors import CleaningError, PoolUnusableError
 from cachedind.base.model import Degradation
 from cachedind.base.trace import Trace
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.engine import remapping
 from cachedind.seeds import attempts, seeding
 from cachedind.start import furnish, pool_mode, pool_seeding

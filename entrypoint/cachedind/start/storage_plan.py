@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cachedind.base import state
 from cachedind.base.model import Degradation
-from cachedind.dataroot import contents, decision, facts, trials
+from cachedind.base.typed import TYPE_CHECKING
+from cachedind.dataroot import contents, decision, facts, ground, stale_trials
 from cachedind.engine import remapping
 from cachedind.host import procfs
-from cachedind.pool import clone
 
 if TYPE_CHECKING:
     from cachedind.base.log import Log
@@ -40,9 +39,7 @@ def observe(
         log.warn(f"{path} is unreadable ({error}) and was renamed to {aside}")
         noted, lost_note = None, True
     # First of all: in a driver's own directory, what a killed trial has left would pass for layers.
-    if [
-        name for directory in facts.probe_directories(lease.data_root) for name in trials.sweep_stale_probes(directory)
-    ]:
+    if [name for directory in facts.probe_directories(lease.data_root) for name in stale_trials.sweep(directory)]:
         log.debug("removed what killed trials of a storage driver had left")
     place = facts.read_place(lease.data_root)
     existing = contents.read_existing(remapping.make(lease.data_root, remap), noted)
@@ -64,32 +61,26 @@ def decide(
     existing: ExistingData,
     log: Log,
     doubted: Doubt | None = None,
+    noted: DataRootState | None = None,
 ) -> StoragePlan:
-    """Choose store and driver, say what was passed over, and note the decision and this start down."""
+    """Choose store and driver, say what was passed over, and note the decision and this start down. `noted` is what the
+    last start has noted: where its daemon came up, and nothing has changed since, no driver is tried again."""
     request = decision.build_request(settings, daemon, in_pool=taken is not None)
     engine = facts.read_engine_version(settings.path)
     containerd = facts.read_containerd_version(settings.path) if existing.database else ""
-    plan, asked = decision.decide(lease.data_root, place.fstype, engine, existing, request, containerd)
+    here = ground.read(lease.data_root, place.mount, engine)
+    is_proven = doubted is None and ground.is_proven(noted, here)
+    plan, asked = decision.decide(
+        lease.data_root, place.fstype, engine, existing, request, containerd, proven=is_proven
+    )
+    log.debug(f"overlay was {'found to work by an earlier start, on the same ground' if is_proven else 'tried'}")
     for note in plan.notes:
         log.warn(note)
     for degradation in plan.degradations:
         log.degraded(degradation)
-    more: dict[str, object] = {}
-    if taken is not None:
-        if not clone.is_possible_with(plan):
-            log.warn(
-                f"layers of {plan.driver} cannot be shared: slots with it are leased, one job after the other, and an "
-                "instance beside another one starts cold; with overlay2 (the default) none does"
-            )
-        more = {
-            "arch": os.uname().machine,
-            "begun": taken.sequence,
-            "before": taken.before,
-            "read_only": taken.is_throwaway,
-            "holder": facts.read_holder_of_now(time.time())._asdict(),
-        }
-        if not existing.pairs:
-            more["asked"] = asked
+    more = {} if taken is None else _of_a_slot(taken, plan, log)
+    if more and not existing.pairs:
+        more["asked"] = asked
     try:
         before = contents.read_data_root_state(lease.directory_fd, lease.state_name)
         state = contents.next_state(
@@ -100,10 +91,31 @@ def decide(
             boot_id=procfs.read_boot_id(),
             now=time.time(),
             doubt="" if doubted is None else doubted.why,
+            ground=here if plan.driver in ground.DRIVERS else None,
         )
         contents.write_data_root_state(lease.directory_fd, lease.state_name, state, more)
     except OSError as error:
+        if is_proven:  # but not that anything can be written here: a trial says so better
+            decision.try_drivers(lease.data_root, existing, request)
         why = f"{lease.state_name} of {lease.data_root}: {error.strerror}"
         cost = "the next start has to guess the driver from the data"
         log.degraded(Degradation("the storage decision cannot be noted down", why, cost, "free space on the volume"))
     return plan
+
+
+def _of_a_slot(taken: TakenSlot, plan: StoragePlan, log: Log) -> dict[str, object]:
+    """What is noted down of a pool's slot besides."""
+    from cachedind.pool import clone
+
+    if not clone.is_possible_with(plan):
+        log.warn(
+            f"layers of {plan.driver} cannot be shared: slots with it are leased, one job after the other, and an "
+            "instance beside another one starts cold; with overlay2 (the default) none does"
+        )
+    return {
+        "arch": os.uname().machine,
+        "begun": taken.sequence,
+        "before": taken.before,
+        "read_only": taken.is_throwaway,
+        "holder": facts.read_holder_of_now(time.time())._asdict(),
+    }

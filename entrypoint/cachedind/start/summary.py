@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
+from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.pool.keys import BASE_KEY
 
 if TYPE_CHECKING:

@@ -3,9 +3,8 @@ granted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cachedind.base import releases
+from cachedind.base.typed import TYPE_CHECKING
 from cachedind.dataroot import facts
 
 if TYPE_CHECKING:

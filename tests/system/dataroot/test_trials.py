@@ -19,8 +19,8 @@ import pytest
 import cachedind
 from cachedind.base.errors import DataRootUnwritableError
 from cachedind.base.model import Verdict
-from cachedind.dataroot import facts, overlay_trial, trials
-from cachedind.dataroot.trials import probe_fuse_overlayfs, probe_overlay, sweep_stale_probes
+from cachedind.dataroot import facts, overlay_trial, stale_trials, trials
+from cachedind.dataroot.trials import probe_fuse_overlayfs, probe_overlay
 from cachedind.host import linux, procfs
 from helpers.children import child, children_of, in_child, in_namespaces, wait_for_no_children
 from helpers.filesystems import Filesystems, mount_points
@@ -170,7 +170,9 @@ def test_where_mounts_are_shared_the_trials_are_not(directory: Path) -> None:
         with child(lambda: [probe_overlay(str(directory)).works for _ in range(20)]) as probing:
             while children_of(os.getpid()) and not _is_zombie(probing.pid):
                 seen += [
-                    mount.mount_point for mount in procfs.read_mounts() if trials.PROBE_PREFIX in mount.mount_point
+                    mount.mount_point
+                    for mount in procfs.read_mounts()
+                    if stale_trials.PROBE_PREFIX in mount.mount_point
                 ]
             assert probing.result() == [True] * 20
         assert mount_points() == before
@@ -252,8 +254,8 @@ def test_what_a_killed_start_leaves_is_swept_by_the_next(directory: Path, probe:
             probing.kill()
         wait_for_no_children(timeout_s=15)
         left = os.listdir(directory)
-        assert all(name.startswith(trials.PROBE_PREFIX) for name in left)
-        assert sorted(sweep_stale_probes(str(directory))) == sorted(left)
+        assert all(name.startswith(stale_trials.PROBE_PREFIX) for name in left)
+        assert sorted(stale_trials.sweep(str(directory))) == sorted(left)
         assert os.listdir(directory) == []
 
 

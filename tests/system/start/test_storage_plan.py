@@ -11,7 +11,7 @@ import pytest
 from cachedind.base.errors import DataRootUnwritableError
 from cachedind.base.log import Log
 from cachedind.base.model import Holder, ImageStore
-from cachedind.dataroot import trials
+from cachedind.dataroot import stale_trials
 from cachedind.dataroot.lease import Lease, acquire
 from cachedind.host import linux
 from cachedind.start import storage_plan
@@ -43,7 +43,7 @@ def data_root(filesystems: Filesystems) -> Iterator[Path]:
 def test_what_a_killed_trial_left_among_the_layers_is_swept_and_no_layer(data_root: Path) -> None:
     (data_root / "image" / "overlay2").mkdir(parents=True)
     for directory in (data_root, data_root / "overlay2"):
-        (directory / f"{trials.PROBE_PREFIX}1-2" / "upper").mkdir(parents=True)
+        (directory / f"{stale_trials.PROBE_PREFIX}1-2" / "upper").mkdir(parents=True)
     lease = take(data_root)
     try:
         _, existing, _, _ = storage_plan.observe(lease, None, Log())

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.dataroot.trials import PROBE_PREFIX, _read_outcome, explain, sweep_stale_probes
+from cachedind.dataroot import stale_trials
+from cachedind.dataroot.stale_trials import PROBE_PREFIX
+from cachedind.dataroot.trials import _read_outcome, explain
 
 
 def test_a_trial_that_went_well() -> None:
@@ -93,6 +95,6 @@ def test_stale_trials_are_swept_and_nothing_else(tmp_path: Path) -> None:
     for name in (*stale, *kept):
         (tmp_path / name / "inside").mkdir(parents=True)
     (tmp_path / stale[0] / "inside").chmod(0)
-    assert sorted(sweep_stale_probes(str(tmp_path))) == sorted(stale)
+    assert sorted(stale_trials.sweep(str(tmp_path))) == sorted(stale)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
-    assert sweep_stale_probes(str(tmp_path)) == []
+    assert stale_trials.sweep(str(tmp_path)) == []

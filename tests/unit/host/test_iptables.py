@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from cachedind.base.errors import HostPreparationError
-from cachedind.host import iptables
+from cachedind.host import iptables, netfilter, processes
 from cachedind.host.iptables import LEGACY_DIRECTORY, Flavour, apply_to_path, plan_without_trial, try_in_turn
 from cachedind.host.processes import Result
 
@@ -52,42 +54,87 @@ def test_trials_in_order(working: int, flavour: Flavour, steps: list[str]) -> No
     assert done == steps
 
 
+class Machine:
+    """Programs that say what they are told to, with a note of which were run."""
+
+    def __init__(self, *, version: str = "iptables v1.8.9 (nf_tables)", working: bool = True) -> None:
+        self.version = version
+        self.working = working
+        self.ran: list[str] = []
+
+    def run(self, argv: list[str]) -> Result:
+        self.ran.append(" ".join(argv))
+        if argv[1:] == ["--version"]:
+            is_legacy = argv[0].startswith(LEGACY_DIRECTORY)
+            return Result(0, "iptables v1.8.9 (legacy)\n" if is_legacy else f"{self.version}\n", "")
+        return Result(0 if self.working else 1, "", "")
+
+    def question(self, argv: list[str]) -> SimpleNamespace:
+        said = self.run(argv)
+        return SimpleNamespace(answer=lambda: said)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """No table of either kind is there."""
+    found = Machine()
+    monkeypatch.setattr(processes, "run", found.run)
+    monkeypatch.setattr(processes, "Question", found.question)
+    monkeypatch.setattr(iptables, "read_tables", lambda: [])
+    monkeypatch.setattr(netfilter, "has_no_tables", lambda: True)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("setting", "tables", "ran"),
+    ("setting", "tables", "none", "ran"),
     [
-        ("", [], ["modprobe nf_tables"]),
-        ("1", [], ["modprobe ip_tables", "modprobe ip6_tables"]),
-        (None, ["nat\n"], []),
-        (None, [], ["iptables -nL"]),
+        ("", [], True, ["modprobe nf_tables", "iptables --version"]),
+        ("1", [], True, ["modprobe ip_tables", "modprobe ip6_tables", f"{LEGACY_PROGRAM} --version"]),
+        (None, ["nat\n"], True, [f"{LEGACY_PROGRAM} --version"]),
+        (None, [], True, ["iptables --version"]),
+        (None, [], False, ["iptables --version", "iptables -nL"]),
     ],
-    ids=["nf_tables wanted", "legacy wanted", "legacy tables", "tried"],
+    ids=["nf_tables wanted", "legacy wanted", "legacy tables", "no tables", "tried"],
 )
-def test_choose_runs_no_more_than_it_must(
-    monkeypatch: pytest.MonkeyPatch, setting: str | None, tables: list[str], ran: list[str]
+def test_no_more_is_run_than_must_be(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str | None,
+    tables: list[str],
+    none: bool,
+    ran: list[str],
 ) -> None:
-    commands: list[str] = []
-
-    def run(argv: list[str]) -> Result:
-        commands.append(" ".join(argv))
-        return Result(0, "", "")
-
-    monkeypatch.setattr("cachedind.host.processes.run", run)
     monkeypatch.setattr(iptables, "read_tables", lambda: tables)
-    iptables.choose(setting)
-    assert commands == ran
+    monkeypatch.setattr(netfilter, "has_no_tables", lambda: none)
+    flavour, version = iptables.finish(iptables.begin(setting))
+    assert machine.ran == ran
+    assert version == f"iptables v1.8.9 ({flavour.value})"
+
+
+def test_another_program_of_that_name_is_tried(machine: Machine) -> None:
+    """A child image's alternative: legacy tables may not work although there are nf_tables."""
+    machine.version, machine.working = "iptables v1.8.9 (legacy)", False
+    assert iptables.finish(iptables.begin(None))[0] is NFT
+    assert machine.ran[:2] == ["iptables --version", "iptables -nL"]
+    assert f"{LEGACY_PROGRAM} -nL" in machine.ran
+
+
+def test_what_was_tried_in_the_end_says_its_own_version(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netfilter, "has_no_tables", lambda: False)
+    monkeypatch.setattr(iptables, "try_in_turn", lambda load, works: LEGACY)
+    assert iptables.finish(iptables.begin(None)) == (LEGACY, "iptables v1.8.9 (legacy)")
+
+
+def test_a_program_that_fails_ends_the_start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = SimpleNamespace(answer=lambda: Result(1, "", "no such thing\n"))
+    monkeypatch.setattr(processes, "Question", lambda argv: bad)
+    with pytest.raises(HostPreparationError, match="iptables --version fails: no such thing"):
+        iptables.finish(iptables.begin(""))
 
 
 def test_legacy_comes_first_on_path() -> None:
     assert apply_to_path(LEGACY, "/bin") == f"{LEGACY_DIRECTORY}:/bin"
     assert apply_to_path(NFT, "/bin") == "/bin"
-
-
-def test_the_version_is_that_of_the_chosen_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachedind.host.processes.run", lambda argv: Result(0, f"{argv[0]} v1.8.9 (legacy)\n", ""))
-    assert iptables.read_version(LEGACY) == f"{LEGACY_PROGRAM} v1.8.9 (legacy)"
-    monkeypatch.setattr("cachedind.host.processes.run", lambda argv: Result(1, "", "no such thing\n"))
-    with pytest.raises(HostPreparationError, match="iptables --version fails: no such thing"):
-        iptables.read_version(NFT)
 
 
 def test_tables_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

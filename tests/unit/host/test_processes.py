@@ -11,7 +11,7 @@ import pytest
 
 from cachedind.base.errors import ProgramMissingError
 from cachedind.host import processes
-from cachedind.host.processes import Program, Result, run
+from cachedind.host.processes import Program, Question, Result, run
 
 
 def test_a_program_tells_status_and_both_streams() -> None:
@@ -53,6 +53,37 @@ def test_a_program_that_does_not_end_is_killed_in_time() -> None:
         run(["sleep", "60"], timeout_s=0.1)
     assert time.monotonic() - started < 5
     assert "sleep 60" in caught.value.hint
+
+
+def test_a_question_is_answered_with_status_and_both_streams() -> None:
+    before = os.listdir("/proc/self/fd")
+    question = Question(["sh", "-c", "cat; echo out; echo err >&2; exit 3"])
+    assert question.answer() == Result(3, "out\n", "err\n")
+    assert Question(["sh", "-c", "kill -9 $$"]).answer().status == -signal.SIGKILL
+    assert Question(["sh", "-c", "kill -PIPE $$"]).answer().status == -signal.SIGPIPE, "Python ignores it"
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_several_questions_wait_side_by_side_and_know_nothing_of_each_other(tmp_path: Path) -> None:
+    ours = os.open(tmp_path, os.O_RDONLY)
+    try:
+        questions = [Question(["sh", "-c", f"echo {number}; ls -l /proc/self/fd"]) for number in range(3)]
+        answers = [question.answer().stdout for question in reversed(questions)]
+    finally:
+        os.close(ours)
+    assert [answer.split()[0] for answer in answers] == ["2", "1", "0"]
+    assert not any(str(tmp_path) in answer for answer in answers)
+
+
+def test_a_question_that_nobody_can_answer() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ProgramMissingError, match="no-such-program cannot be run: No such file"):
+        Question(["no-such-program"])
+    started = time.monotonic()
+    with pytest.raises(ProgramMissingError, match=r"sleep did not end within 0\.1 s"):
+        Question(["sleep", "60"]).answer(timeout_s=0.1)
+    assert time.monotonic() - started < 5
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_program_beside_us_logs_and_is_stopped(tmp_path: Path) -> None:

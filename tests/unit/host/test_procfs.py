@@ -17,6 +17,7 @@ from cachedind.host.procfs import (
     parse_container_id,
     parse_effective_capabilities,
     parse_mountinfo,
+    parse_rights,
     read_boot_id,
     read_mount_id,
     read_mounts,
@@ -218,3 +219,31 @@ def test_the_mount_of_an_open_file(tmp_path: Path) -> None:
     with (tmp_path / "file").open() as file, open("/proc/self/stat") as proc, open("/proc/self/status") as other:
         assert read_mount_id(proc.fileno()) == read_mount_id(other.fileno())
         assert read_mount_id(proc.fileno()) != read_mount_id(file.fileno())
+
+
+STATUS = "Name:\tpython3\nCapEff:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\nNoNewPrivs:\t0\nSeccomp:\t0\n"
+ALL_USERS = "         0          0 4294967295\n"
+
+
+def test_rights_are_told_in_one_line() -> None:
+    line = "CapEff 000001ffffffffff, CapBnd 000001ffffffffff, NoNewPrivs 0, users 0 0 4294967295"
+    assert parse_rights(STATUS, ALL_USERS, "unconfined\n") == f"{line}, label unconfined"
+    assert parse_rights(STATUS, ALL_USERS, "") == f"{line}, label -"
+
+
+@pytest.mark.parametrize(
+    ("status", "uid_map", "label"),
+    [
+        (STATUS.replace("CapEff:\t000001ff", "CapEff:\t000000ff"), ALL_USERS, ""),
+        (STATUS.replace("CapBnd:\t000001ff", "CapBnd:\t000000ff"), ALL_USERS, ""),
+        (STATUS.replace("NoNewPrivs:\t0", "NoNewPrivs:\t1"), ALL_USERS, ""),
+        (STATUS, "0 100000 65536\n", ""),
+        (STATUS, ALL_USERS, "docker-default (enforce)\n"),
+    ],
+)
+def test_other_rights_are_another_line(status: str, uid_map: str, label: str) -> None:
+    assert parse_rights(status, uid_map, label) not in (None, parse_rights(STATUS, ALL_USERS, ""))
+
+
+def test_under_seccomp_nobody_can_tell() -> None:
+    assert parse_rights(STATUS.replace("Seccomp:\t0", "Seccomp:\t2"), ALL_USERS, "") is None

@@ -72,6 +72,7 @@ def test_iptables_is_not_asked_then(monkeypatch: pytest.MonkeyPatch, asked: list
     from cachedind.settings import config
 
     settings = config.load({"PATH": "/bin"})
-    assert container.prepare(settings, settings_of(NFTABLES), Log(fd=2)) == "/bin"
+    firewall = container.begin(settings, settings_of(NFTABLES))
+    assert container.prepare(settings, settings_of(NFTABLES), firewall, Log(fd=2)) == "/bin"
     with pytest.raises(AssertionError, match="a unit test called"):
-        container.prepare(settings, settings_of(), Log(fd=2))
+        container.begin(settings, settings_of())

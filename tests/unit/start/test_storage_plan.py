@@ -23,6 +23,7 @@ from cachedind.base.model import (
 from cachedind.dataroot import contents, facts
 from cachedind.dataroot.facts import Place
 from cachedind.dataroot.lease import Lease
+from cachedind.host import procfs
 from cachedind.settings import config, daemon_json
 from cachedind.settings.arguments import parse_daemon_arguments
 from cachedind.start import storage_plan
@@ -102,12 +103,13 @@ def works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "read_engine_version", lambda path: EngineVersion(28, 5, 2))
 
 
-def decide(lease: Lease, log: Log, **environ: str) -> StoragePlan:
+def decide(lease: Lease, log: Log, noted: DataRootState | None = None, **environ: str) -> StoragePlan:
     settings = config.load(environ)
     daemon = daemon_json.DaemonSettings(parse_daemon_arguments([]), {}, "daemon.json")
     mount = Mount("/", "/", "ext4", "/dev/sda", frozenset(), frozenset())
     place = Place(lease.data_root, mount, 1, 1, 1, 1)
-    return storage_plan.decide(settings, daemon, lease, None, place, ExistingData((), None, None), log)
+    existing = ExistingData((), None, None)
+    return storage_plan.decide(settings, daemon, lease, None, place, existing, log, noted=noted)
 
 
 @pytest.mark.usefixtures("works")
@@ -139,4 +141,65 @@ def test_a_full_disk_costs_the_note_not_the_start(
             decide(lease, Log(strict=True))
         return
     assert decide(lease, Log()).driver == "overlay2"
+    assert "the storage decision cannot be noted down" in capfd.readouterr().err
+
+
+@pytest.fixture
+def tried(works: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The drivers that were tried; all work. Nothing keeps the ground from being told."""
+    found: list[str] = []
+
+    def probe(data_root: str, driver: str, *, has_data: bool) -> Verdict:
+        found.append(driver)
+        return Verdict(driver, True, "tried")
+
+    monkeypatch.setattr(facts, "probe_driver", probe)
+    monkeypatch.setattr(procfs, "read_rights", lambda: "all")
+    return found
+
+
+def note_of(lease: Lease, *, ready: bool = True) -> DataRootState:
+    noted = contents.read_data_root_state(lease.directory_fd, lease.state_name)
+    assert noted is not None
+    return noted._replace(ready_at=noted.started_at if ready else None)
+
+
+def test_where_a_daemon_came_up_nothing_is_tried_again(lease: Lease, tried: list[str]) -> None:
+    first = decide(lease, Log())
+    assert tried == ["overlay2"]
+    for _ in range(2):  # the ground is handed on
+        assert decide(lease, Log(), note_of(lease)) == first
+    assert tried == ["overlay2"]
+
+
+def test_where_none_came_up_it_is_tried_again(lease: Lease, tried: list[str]) -> None:
+    decide(lease, Log())
+    decide(lease, Log(), note_of(lease, ready=False))
+    assert tried == ["overlay2"] * 2
+
+
+def test_on_another_ground_it_is_tried_again(lease: Lease, tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    decide(lease, Log())
+    monkeypatch.setattr(procfs, "read_boot_id", lambda: "another")
+    decide(lease, Log(), note_of(lease))
+    assert tried == ["overlay2"] * 2
+
+
+def test_a_driver_that_the_trial_says_nothing_of_leaves_no_ground(lease: Lease, tried: list[str]) -> None:
+    decide(lease, Log(), CACHEDIND_STORAGE_DRIVER="fuse-overlayfs")
+    assert note_of(lease).ground is None
+
+
+def test_where_nothing_can_be_noted_a_trial_says_why(
+    lease: Lease, tried: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    decide(lease, Log())
+    noted = note_of(lease)
+
+    def fail(directory_fd: int, name: str, state: object, more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(contents, "write_data_root_state", fail)
+    decide(lease, Log(), noted)
+    assert tried == ["overlay2"] * 2
     assert "the storage decision cannot be noted down" in capfd.readouterr().err
