@@ -43,5 +43,8 @@ def table(version: str, cases: Sequence[Case]) -> str:
 
 
 if __name__ == "__main__":
-    with open(sys.argv[2], encoding="utf-8") as file:
-        print(table(sys.argv[1], read(file.read())))
+    found: list[Case] = []
+    for path in sys.argv[2:]:
+        with open(path, encoding="utf-8") as report:
+            found += read(report.read())
+    print(table(sys.argv[1], found))

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.builds import Project, overlay_project
 from helpers.dind import REAL_DOCKERD
-from helpers.flavours import FLAVOURS
+from helpers.flavours import DEFAULT_STORE, FLAVOURS
 
 if TYPE_CHECKING:
     from helpers.dind import Dind
@@ -111,8 +111,7 @@ def test_older_engines_data_is_taken_on(engine: Engine) -> None:
 
 def test_a_plain_daemons_data_is_recognised(engine: Engine, flavour: Flavour) -> None:
     """A volume of docker:dind's: no state of ours in it, only the engine's own marks."""
-    arguments = ["--feature=containerd-snapshotter=true"] if flavour.store == "containerd" else []
-    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=arguments)
+    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=plain_arguments(flavour))
     assert (built.info.store, built.info.driver) == (flavour.store, flavour.overlay)
 
     # Nothing tells cachedind which store it is to be.
@@ -123,11 +122,17 @@ def test_a_plain_daemons_data_is_recognised(engine: Engine, flavour: Flavour) ->
     assert dind.summary.startswith("warm")
 
 
+def plain_arguments(flavour: Flavour) -> list[str]:
+    """What has a plain dockerd take that store."""
+    if flavour.suite == "trixie" or flavour.store == DEFAULT_STORE:
+        return []
+    return [f"--feature=containerd-snapshotter={str(flavour.store == 'containerd').lower()}"]
+
+
 @pytest.mark.parametrize("flavour", FORKY, ids=str)
 def test_a_plain_newer_daemons_data_is_65_and_names_both(engine: Engine, flavour: Flavour) -> None:
     """The engine's own records do not say who wrote them; its containerd's do."""
-    arguments = ["--feature=containerd-snapshotter=true"] if flavour.store == "containerd" else []
-    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=arguments)
+    built = Built(engine, flavour.suite, entrypoint=[REAL_DOCKERD], args=plain_arguments(flavour))
     dind = built.start("trixie")
     assert dind.wait_exit() == 65
     [error] = dind.errors

@@ -63,6 +63,12 @@ def containerd_database(containerd: str) -> tuple[int, int] | None:
     return _CONTAINERD_DATABASES.get((int(major), int(minor)))
 
 
+def may_be_newer(database: tuple[int, int], engine: EngineVersion) -> bool:
+    """Whether an engine that writes such a database may be a newer release than this one: Docker's have had it since
+    29.0, Debian's since 28.5."""
+    return database >= _CONTAINERD_DATABASES[2, 0] and engine.major < 29
+
+
 def first_containerd(database: tuple[int, int]) -> str:
     """Which containerd, the first of them, writes such a database, for people: "containerd 2.0"."""
     known = [release for release, writes in sorted(_CONTAINERD_DATABASES.items()) if writes >= database]

@@ -83,7 +83,7 @@ def _examine(report: Report, words: list[str], environ: Mapping[str, str]) -> No
     _examine_data(report, data_root, existing, noted)
     if os.path.isdir(root):
         _examine_aside(report, root)
-    containerd = facts.read_containerd_version(settings.path) if existing.database else ""
+    containerd = facts.read_containerd_version(settings.path, daemon) if existing.database else ""
     verdicts = decision.try_drivers(data_root, existing, request, every=True)
     report["trials"] = {name: {"works": verdict.works, "why": verdict.why} for name, verdict in verdicts.items()}
     plan = storage.plan_storage(

@@ -19,6 +19,8 @@ from cachedind.host.processes import engine_program
 if TYPE_CHECKING:
     from typing import Any
 
+    from cachedind.settings.daemon_json import DaemonSettings
+
 ENGINE_FILE = "/usr/local/share/cachedind/engine.json"
 MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 1000
@@ -227,9 +229,11 @@ def _ask_version(program: str) -> EngineVersion:
     return parse_engine_version(match.group(1))
 
 
-def read_containerd_version(path: str) -> str:
+def read_containerd_version(path: str, daemon: DaemonSettings) -> str:
     """The version of the containerd that comes with the dockerd that would be run; empty for another than the image's,
-    of which nobody noted it. Raises ProgramMissingError."""
+    of which nobody noted it, and where dockerd is told to use one that runs already. Raises ProgramMissingError."""
+    if daemon.text("containerd"):
+        return ""
     noted = _noted(os.path.realpath(engine_program(path))).get("containerd")
     return noted if isinstance(noted, str) else ""
 

@@ -37,7 +37,9 @@ def plan_storage(facts: StorageFacts, request: StorageRequest) -> StoragePlan:
         )
     _refuse_newer_database(facts)
     if existing.pairs:
-        return _plan_existing(facts, request)
+        plan = _plan_existing(facts, request)
+        note = _note_on_database(facts)
+        return plan._replace(notes=(*plan.notes, note)) if note else plan
     return plan_fresh(facts, request)
 
 
@@ -48,10 +50,23 @@ def _refuse_newer_database(facts: StorageFacts) -> None:
     if found is None or ours is None or found <= ours:
         return
     raise EngineTooOldError(
-        f"{facts.data_root} was last used by an engine with {releases.first_containerd(found)} or later (its database "
+        f"{facts.data_root} was opened by an engine with {releases.first_containerd(found)} or later (its database "
         f"is of version {found[1]} of schema v{found[0]}); this is engine {facts.engine} with the older containerd "
-        f"{facts.containerd}, which may misread or destroy it",
-        "use an image with a newer engine, or another volume",
+        f"{facts.containerd}, which may misread or destroy what a newer one wrote",
+        "use an image with a newer engine, or another volume (docs/engines.md, also where an older engine has worked "
+        "on it since)",
+    )
+
+
+def _note_on_database(facts: StorageFacts) -> str:
+    """Where the same sign does not tell a newer engine from this one."""
+    found = facts.existing.database
+    if found is None or not releases.may_be_newer(found, facts.engine):
+        return ""
+    return (
+        f"nothing in {facts.data_root} tells which engine wrote it, and its containerd is one that engines later than "
+        f"{facts.engine} have, too; if it was one of these, use an image with that engine (docs/engines.md). It is "
+        "taken, and this engine noted"
     )
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import socket
 
-from cachedind.base import releases
 from cachedind.base.model import ImageStore
 
 TIMEOUT_S = 30.0
@@ -21,13 +20,14 @@ _SNAPSHOTTER = ["driver-type", "io.containerd.snapshotter.v1"]
 def read(path: str) -> tuple[ImageStore, str]:
     """Ask the daemon at a unix socket. Raises OSError; ValueError for an answer that does not say it.
 
-    Without the docker SDK, whose import takes 0.1 s; HTTP/1.0, so that the answer ends with the connection.
+    Without the docker SDK, whose import takes 0.1 s, and without a version: the job's daemon may know other ones only
+    (DOCKER_MIN_API_VERSION), and all of them have these two fields. HTTP/1.0: the answer ends with the connection.
     """
     raw = bytearray()
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(TIMEOUT_S)
         client.connect(path)
-        client.sendall(f"GET /v{releases.API_VERSION}/info HTTP/1.0\r\nHost: cachedind\r\n\r\n".encode())
+        client.sendall(b"GET /info HTTP/1.0\r\nHost: cachedind\r\n\r\n")
         while (chunk := client.recv(1 << 16)) and len(raw) <= _MAX_BYTES:
             raw += chunk
     return parse(bytes(raw))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 
-from cachedind.base import releases, sizes
+from cachedind.base import sizes
 from cachedind.base.model import Degradation, ImageStore
 from cachedind.base.typed import TYPE_CHECKING, NamedTuple
 from cachedind.dataroot import facts
@@ -144,7 +144,7 @@ def put_in_running(plan: Plan, found: Found, target: Target, addresses: list[str
     address = next((address for address in addresses if address.startswith("unix://")), addresses[0])
     root_fd = remapping.open_root(target.data_root, target.storage.remap)
     try:
-        with contextlib.closing(docker.APIClient(address, version=releases.API_VERSION, timeout=STALL_S)) as api:
+        with contextlib.closing(docker.APIClient(address, version="auto", timeout=STALL_S)) as api:
             outcome = _run(plan, found, target, root_fd, lambda: api, log, bars=False, running=True)
         return _note(plan, outcome, root_fd, clean=not outcome.failed)
     finally:

@@ -67,7 +67,7 @@ def decide(
     last start has noted: where its daemon came up, and nothing has changed since, no driver is tried again."""
     request = decision.build_request(settings, daemon, in_pool=taken is not None)
     engine = facts.read_engine_version(settings.path)
-    containerd = facts.read_containerd_version(settings.path) if existing.database else ""
+    containerd = facts.read_containerd_version(settings.path, daemon) if existing.database else ""
     here = ground.read(lease.data_root, place.mount, engine)
     is_proven = doubted is None and ground.is_proven(noted, here)
     plan, asked = decision.decide(

@@ -17,6 +17,7 @@ from cachedind.dataroot.facts import Place
 from cachedind.host import procfs
 from cachedind.host.processes import Result
 from cachedind.host.procfs import parse_mountinfo
+from helpers.daemon_settings import settings_of
 
 DATA = Path(__file__).parents[2] / "data" / "mountinfo"
 MIB = 1 << 20
@@ -183,11 +184,13 @@ def test_a_note_that_does_not_fit_is_not_believed(dockerd: Path, monkeypatch: py
 
 def test_the_containerd_that_comes_with_it_is_noted_too(dockerd: Path) -> None:
     note = Path(facts.ENGINE_FILE)
-    assert facts.read_containerd_version(str(dockerd.parent)) == "", "an image without that note"
+    assert facts.read_containerd_version(str(dockerd.parent), settings_of()) == "", "an image without that note"
     note.write_text(json.dumps({**json.loads(note.read_text()), "containerd": "1.7.24"}))
-    assert facts.read_containerd_version(str(dockerd.parent)) == "1.7.24"
+    assert facts.read_containerd_version(str(dockerd.parent), settings_of()) == "1.7.24"
+    running = settings_of("--containerd=/run/containerd/containerd.sock")
+    assert facts.read_containerd_version(str(dockerd.parent), running) == "", "another one is used"
     dockerd.write_text("#!/bin/sh\n# another program\n")
-    assert facts.read_containerd_version(str(dockerd.parent)) == ""
+    assert facts.read_containerd_version(str(dockerd.parent), settings_of()) == ""
 
 
 def test_another_dockerd_is_asked_once_for_its_version(dockerd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

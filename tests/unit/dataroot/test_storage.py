@@ -188,6 +188,24 @@ def test_a_plain_daemons_data_is_refused_where_its_database_is_a_newer_container
         assert word in caught.value.cause
 
 
+@pytest.mark.parametrize(
+    ("engine", "database", "told"),
+    [
+        ("28.5", (1, 4), True),  # Debian's 28.5 has written it, or Docker's 29
+        ("29.1", (1, 4), False),
+        ("28.5", (1, 3), False),
+        ("28.5", None, False),
+    ],
+)
+def test_where_the_data_does_not_tell_who_wrote_it_one_line_does(
+    engine: str, database: tuple[int, int] | None, told: bool
+) -> None:
+    existing = held((GRAPH, "overlay2"))._replace(database=database)
+    notes = plan_storage(facts_of("ext4", engine, existing)._replace(containerd="2.1.9"), StorageRequest()).notes
+    assert [note for note in notes if "nothing in" in note and str(ENGINES[engine]) in note] == list(notes)
+    assert len(notes) == told
+
+
 BOTH = ((GRAPH, "overlay2"), (CTRD, "overlayfs"))
 VFS_TOO = ((GRAPH, "overlay2"), (GRAPH, "vfs"))
 
