@@ -119,10 +119,12 @@ def test_a_release_that_is_not_tested_is_told_in_one_line_and_works(engine: Engi
 # ---- what a build says -----------------------------------------------------------------------------------------------
 
 
-def install_from(dind: Dind, *absent: str, broken: str = "") -> tuple[int, str]:
+def install_from(dind: Dind, *absent: str, broken: str = "", version: str = "29.7.2") -> tuple[int, str]:
     """image/install-engine with an image at /engine that has all programs but some: its status, and what it says."""
     for directory, names in (("bin", PROGRAMS), ("libexec/docker/cli-plugins", PLUGINS)):
-        there = {name: "#!/bin/sh\necho Docker version 29.7.2\n" for name in names if name not in absent}
+        there = {
+            name: f"#!/bin/sh\necho Docker version {version}, build 0123abc\n" for name in names if name not in absent
+        }
         if broken in there:
             there[broken] = "\x7fELF of another machine"
         dind.put(f"/engine/usr/local/{directory}", there, mode=0o755)
@@ -151,6 +153,12 @@ def test_a_program_for_another_machine_is_named(bare: Dind) -> None:
     assert status == 1
     assert "error: runc of own/engine:1 does not run in this image: " in said
     assert "Debian GNU/Linux" in said
+
+
+def test_an_engine_that_does_not_know_our_questions_is_named(bare: Dind) -> None:
+    status, said = install_from(bare, version="24.0.9")
+    assert status == 1
+    assert said.splitlines() == ["error: own/engine:1 has Docker Engine 24.0.9", "       cachedind needs 25.0 or later"]
 
 
 def test_an_image_does_not_say_what_its_programs_do_not(bare: Dind, engine: Engine) -> None:
