@@ -1,12 +1,12 @@
 # What stands for docker:dind in scripts/bench ready: the daemon of the same image, started by the steps that
-# docker:dind's own entrypoint is known for, one program after the other. Written from their description
-# (https://docs.docker.com/engine/security/protect-access/, docker-library's README); no code of it is in here.
+# docker:dind's own entrypoint is known for, one program after the other: keys and certificates as
+# https://docs.docker.com/engine/security/protect-access/ makes them, then what a nested daemon needs.
 set -eu
 certs=/certs
 
 # key FILE: 4096 bits of RSA, where there is none yet. Keys are kept with their directory, certificates are made anew.
 key() {
-	[ -s "$1" ] || openssl genrsa -out "$1" 4096
+	if [ ! -e "$1" ]; then openssl genrsa -out "$1" 4096; fi
 }
 
 # signed NAME PURPOSE [NAMES]: a certificate for one side, by the CA.
@@ -27,7 +27,7 @@ signed() {
 	addresses=$(ip -oneline address | awk '{ sub("/.*", "", $4); printf ",IP:%s", $4 }')
 	signed server serverAuth "DNS:docker,DNS:localhost,DNS:$(hostname)$addresses"
 	signed client clientAuth
-	find /run /var/run -iname 'docker*.pid' -delete || :
+	rm -f /run/docker.pid /run/docker/containerd/containerd.pid
 	iptables -nL
 	iptables --version
 	mount -t securityfs none /sys/kernel/security || :

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from helpers.engine import Engine, Volume
 
 PYTHON = ("/opt/cachedind/bin/python", "-IS")
-# As dockerd-entrypoint.sh does it, but that Python tells what it imports. The supervisor and children do not.
+# As dockerd-entrypoint.sh does it, but that Python tells what it imports, its forked children, too.
 TELLING = ["env", "--block-signal=TERM", "docker-init", "-s", "--", *PYTHON, "-X", "importtime"]
 BOOT = "/opt/cachedind/boot.py"
 MOST = 152

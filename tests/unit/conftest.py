@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import cachedind.host.linux
+import cachedind.host.netfilter
 import cachedind.host.processes
 from helpers.fake_daemon import Daemon, issue, listen_tcp, listen_unix
 from helpers.spools import Spool
@@ -35,6 +36,7 @@ def no_effects(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cachedind.host.processes, "run", refuse("cachedind.host.processes.run"))
     monkeypatch.setattr(cachedind.host.processes, "Question", refuse("cachedind.host.processes.Question"))
+    monkeypatch.setattr(cachedind.host.netfilter, "has_no_tables", refuse("cachedind.host.netfilter.has_no_tables"))
     monkeypatch.setattr(cachedind.host.linux, "mount", refuse("cachedind.host.linux.mount"))
     # All of os.exec* end in one of these two.
     monkeypatch.setattr(os, "execv", refuse("os.execv"))

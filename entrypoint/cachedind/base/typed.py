@@ -17,10 +17,21 @@ else:
 
     _OF_THE_CLASS_ALONE = frozenset({"__module__", "__qualname__", "__annotations__", "__classdictcell__"})
 
+    _PROHIBITED = frozenset({"__new__", "__init__", "__slots__", "__getnewargs__", "_fields", "_field_defaults"}) | {
+        "_make",
+        "_replace",
+        "_asdict",
+        "_source",
+    }
+
     class _Maker(type):
         """Makes a class of `NamedTuple`'s children: a named tuple with the methods and properties of their bodies."""
 
         def __new__(cls, name, bases, body):  # noqa: ANN001, ANN204
+            if bases != (NamedTuple,):
+                raise TypeError(f"{name}: a named tuple has no other base")
+            if odd := _PROHIBITED & body.keys():
+                raise AttributeError(f"{name}: cannot overwrite {', '.join(sorted(odd))}")
             if {"__annotate__", "__annotate_func__"} & body.keys():
                 raise TypeError(f"{name}: its module must have `from __future__ import annotations`")
             annotations = body.get("__annotations__", {})

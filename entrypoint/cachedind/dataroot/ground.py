@@ -3,7 +3,7 @@
 A start whose daemon came up has noted down on what ground overlay was found to work (trials.py). The next one tries
 again unless all of it is still the same: nothing that a trial could find out has changed then.
 
-    boot          the kernel, its modules and what is mounted
+    boot          the kernel
     engine, trial which engine was to work with it, and what a trial did at that time (TRIAL)
     device …      the filesystem: its device, its own id, its size, its type and its options, those of the mount too
     rights        capabilities, the user namespace and the security module's label: whether mounting is allowed
@@ -33,8 +33,14 @@ Ground = dict[str, object]
 
 
 def read(data_root: str, mount: Mount, engine: EngineVersion) -> Ground | None:
-    """The ground of a trial in this data-root, as values of JSON; None where it cannot be told. Needs no privilege.
-    Raises OSError."""
+    """The ground of a trial in this data-root, as values of JSON; None where it cannot be told. Needs no privilege."""
+    try:
+        return _read(data_root, mount, engine)
+    except OSError:
+        return None
+
+
+def _read(data_root: str, mount: Mount, engine: EngineVersion) -> Ground | None:
     rights = procfs.read_rights()
     if rights is None or os.path.ismount(f"{data_root}/overlay2"):
         return None

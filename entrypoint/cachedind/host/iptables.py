@@ -65,12 +65,12 @@ def read_tables() -> list[str]:
 
 
 class Begun(NamedTuple):
-    """What is known of the flavour before its program has said its version: `decided` by the user or the host's tables,
-    or nf_tables, if that is what `version` says."""
+    """What is known of the flavour before its program has said its version: `decided` by the user or the host's tables;
+    else the first trial is being made (`listing`), or there is no table and nf_tables are it, if `version` says so."""
 
     decided: Flavour | None
-    has_no_tables: bool
     version: Question
+    listing: Question | None
 
 
 def begin(legacy_setting: str | None) -> Begun:
@@ -78,8 +78,11 @@ def begin(legacy_setting: str | None) -> Begun:
     decided = plan_without_trial(legacy_setting, read_tables())
     if decided is not None and legacy_setting is not None:
         load_modules(_LEGACY_MODULES if decided is Flavour.LEGACY else _NFT_MODULES)
-    has_no_tables = decided is None and netfilter.has_no_tables()
-    return Begun(decided, has_no_tables, processes.Question(_version_command(decided or Flavour.NFT)))
+    listing = None
+    if decided is None and not netfilter.has_no_tables():
+        # In a network of Docker's own, where its name server has rules.
+        listing = processes.Question(_list_command(TRIALS[0].program))
+    return Begun(decided, processes.Question(_version_command(decided or Flavour.NFT)), listing)
 
 
 def finish(begun: Begun) -> tuple[Flavour, str]:
@@ -91,10 +94,12 @@ def finish(begun: Begun) -> tuple[Flavour, str]:
     """
     said = begun.version.answer()
     flavour = begun.decided
-    if flavour is None and begun.has_no_tables and is_for_nf_tables(said):
+    listed = None if begun.listing is None else begun.listing.answer()
+    if flavour is None and (is_for_nf_tables(said) if listed is None else listed.ok):
         flavour = Flavour.NFT
     if flavour is None:
-        flavour = try_in_turn(load_modules, lambda program: processes.run([program, "-nL"]).ok)
+        trials = TRIALS if listed is None else TRIALS[1:]
+        flavour = try_in_turn(load_modules, lambda program: processes.run(_list_command(program)).ok, trials)
         if flavour is Flavour.LEGACY:
             said = processes.run(_version_command(flavour))
     return flavour, _check_version(said, flavour)
@@ -105,11 +110,13 @@ def is_for_nf_tables(version: Result) -> bool:
     return version.ok and version.stdout.strip().endswith("(nf_tables)")
 
 
-def try_in_turn(load: Callable[[tuple[str, ...]], None], works: Callable[[str], bool]) -> Flavour:
+def try_in_turn(
+    load: Callable[[tuple[str, ...]], None], works: Callable[[str], bool], trials: tuple[Trial, ...] = TRIALS
+) -> Flavour:
     """The flavour of the first trial that succeeds; nf_tables where none does, so that its own error message is
     seen.
     """
-    for trial in TRIALS:
+    for trial in trials:
         if trial.modules:
             load(trial.modules)
         if works(trial.program):
@@ -126,6 +133,10 @@ def load_modules(modules: tuple[str, ...]) -> None:
 def apply_to_path(flavour: Flavour, path: str) -> str:
     """The PATH with which dockerd finds that flavour."""
     return f"{LEGACY_DIRECTORY}{os.pathsep}{path}" if flavour is Flavour.LEGACY else path
+
+
+def _list_command(program: str) -> list[str]:
+    return [program, "-nL"]
 
 
 def _version_command(flavour: Flavour) -> list[str]:

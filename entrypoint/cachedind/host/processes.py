@@ -6,7 +6,7 @@ import os
 import time
 
 # The C module: `signal` around it is a millisecond.
-from _signal import SIGKILL, SIGPIPE  # type: ignore[import-not-found]
+from _signal import SIGKILL, SIGPIPE, SIGXFSZ  # type: ignore[import-not-found]
 from select import select
 
 from cachedind.base.errors import ProgramMissingError
@@ -63,8 +63,8 @@ def run(
 
 
 class Question:
-    """A short program that runs beside this process, without input, until it is asked for its `answer`: of at most what
-    two pipes hold (64 KiB each)."""
+    """A short program that runs beside this process, without input, until it is asked for its `answer`. It waits where
+    it says more than two pipes hold (64 KiB each)."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         """Raises ProgramMissingError when it cannot be started."""
@@ -75,9 +75,9 @@ class Question:
             *((os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(ends, start=1)),
         )
         try:
-            # Python ignores SIGPIPE; a program's own default is to end by it.
+            # Python ignores these; a program's own default is to end by them.
             self._pid = os.posix_spawnp(
-                self._argv[0], self._argv, os.environ, file_actions=actions, setsigdef=[SIGPIPE]
+                self._argv[0], self._argv, os.environ, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ]
             )
         except OSError as error:
             for fd in self._streams:
@@ -91,7 +91,7 @@ class Question:
         """Wait for its end. Raises ProgramMissingError when it does not come within so many seconds."""
         deadline = time.monotonic() + timeout_s
         try:
-            texts = [_read_until(fd, deadline) for fd in self._streams]
+            texts = _read_all(self._streams, deadline)
         except TimeoutError:
             os.kill(self._pid, SIGKILL)
             os.waitpid(self._pid, 0)
@@ -103,15 +103,20 @@ class Question:
         return Result(status, *(text.decode(errors="replace") for text in texts))
 
 
-def _read_until(fd: int, deadline: float) -> bytes:
-    """All that comes before the other end is closed. Raises TimeoutError."""
-    found = b""
-    while select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        part = os.read(fd, 1 << 16)
-        if not part:
-            return found
-        found += part
-    raise TimeoutError
+def _read_all(streams: Sequence[int], deadline: float) -> list[bytes]:
+    """All that comes of each before its other end is closed. Raises TimeoutError."""
+    found = dict.fromkeys(streams, b"")
+    still_open = set(streams)
+    while still_open:
+        ready, _, _ = select(still_open, [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        for fd in ready:
+            part = os.read(fd, 1 << 16)
+            found[fd] += part
+            if not part:
+                still_open.remove(fd)
+    return list(found.values())
 
 
 def _cannot_be_run(argv: Sequence[str], error: OSError) -> ProgramMissingError:

@@ -92,6 +92,7 @@ def parse_rights(status: str, uid_map: str, label: str) -> str | None:
 
 
 def read_rights() -> str | None:
+    """Raises OSError."""
     try:
         with open("/proc/self/attr/current", encoding="utf-8", errors="surrogateescape") as file:
             label = file.read()
@@ -100,7 +101,7 @@ def read_rights() -> str | None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         status = file.read()
     with open("/proc/self/uid_map", encoding="ascii") as file:
-        return parse_rights(status, file.read(), label)
+        return parse_rights(status, f"{os.readlink('/proc/self/ns/user')} {file.read()}", label)
 
 
 def read_boot_id() -> str:

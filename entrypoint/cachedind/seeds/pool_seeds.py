@@ -125,7 +125,18 @@ def give_back(taken: TakenSlot) -> None:
     pool, slot = taken.pool, taken.slot
     if taken.warmth is Warmth.LEASED and not taken.is_pure:
         raw = state.read_state(slot.directory_fd, STATE_NAME)
-        names = ("started_at", "ready_at", "ready_s", "sequence", "begun", "before", "boot_id", "ended", "doubt")
+        names = (
+            "started_at",
+            "ready_at",
+            "ready_s",
+            "sequence",
+            "begun",
+            "before",
+            "boot_id",
+            "ended",
+            "doubt",
+            "ground",
+        )
         state.write_state(slot.directory_fd, STATE_NAME, {name: taken.raw.get(name) for name in names}, raw)
     else:
         with key_directory.locked_key(pool, taken.key, create=False) as key_fd:

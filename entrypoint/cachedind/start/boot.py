@@ -84,8 +84,9 @@ def start(
         # A slot was given up, and no other can be had: a full disk, say.
         lease = leasing.go_without_pool(settings, daemon, bad, log)
         prepared, late_seeds = make_ready(context, lease, None, stopwatch)
+    path = container.finish(settings, daemon, firewall, log)
     observer = post_witness(context, api, prepared, late_seeds, stopwatch)
-    path = container.prepare(settings, daemon, firewall, log)
+    container.prepare(daemon, log)
     stopwatch.lap("prepare")
     if certificates is not None:
         certificates.join()

@@ -21,29 +21,31 @@ def begin(settings: Config, daemon: DaemonSettings) -> Begun | None:
     return iptables.begin(settings.iptables_legacy)
 
 
-def prepare(settings: Config, daemon: DaemonSettings, firewall: Begun | None, log: Log) -> str:
-    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon. `firewall` is what `begin`
-    returned. Returns the PATH for dockerd."""
+def finish(settings: Config, daemon: DaemonSettings, firewall: Begun | None, log: Log) -> str:
+    """The PATH for dockerd, with which it finds the flavour of iptables that works. `firewall` is what `begin`
+    returned."""
+    if firewall is None:
+        forward(daemon, log)
+        return settings.path
+    from cachedind.host import iptables
+
+    flavour, version = iptables.finish(firewall)
+    log.info(version)
+    return iptables.apply_to_path(flavour, settings.path)
+
+
+def prepare(daemon: DaemonSettings, log: Log) -> None:
+    """What moby's hack/dind and docker:dind's entrypoint do for a nested daemon."""
     from cachedind.host import cgroups
     from cachedind.start import leftovers
 
     removed = leftovers.sweep(daemon.exec_root, daemon.pidfile)
     if removed:
         log.debug(f"removed what a killed daemon had left: {', '.join(removed)}")
-    path = settings.path
-    if firewall is None:
-        forward(daemon, log)
-    else:
-        from cachedind.host import iptables
-
-        flavour, version = iptables.finish(firewall)
-        log.info(version)
-        path = iptables.apply_to_path(flavour, path)
     nest(log)
     skipped = cgroups.prepare()
     if skipped:
         log.debug(f"no cgroup nesting: {skipped}")
-    return path
 
 
 def forward(daemon: DaemonSettings, log: Log) -> None:

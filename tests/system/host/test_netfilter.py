@@ -56,9 +56,13 @@ def test_a_look_makes_none() -> None:
 
 def test_without_the_capability_nothing_is_said() -> None:
     source = "from cachedind.host import netfilter; raise SystemExit(netfilter.has_no_tables())"
-    done = subprocess.run(
-        ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "python3", "-c", source],
-        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": "entrypoint"},
-        check=False,
-    )
-    assert done.returncode == 0
+    without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    said = [
+        subprocess.run(
+            ["unshare", "--net", *prefix, "python3", "-c", source],
+            env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": "entrypoint"},
+            check=False,
+        ).returncode
+        for prefix in ([], without)
+    ]
+    assert said == [True, False]

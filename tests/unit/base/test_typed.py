@@ -73,5 +73,9 @@ def test_what_typing_refuses_is_refused() -> None:
         exec(f"{POSTPONED}\nclass Bad(NamedTuple):\n    one: int = 1\n    two: int", NAMES)
     with pytest.raises(TypeError, match="from __future__") if sys.version_info >= (3, 14) else contextlib.nullcontext():
         exec("class Bad(NamedTuple):\n    one: int", NAMES)
+    with pytest.raises(TypeError, match="no other base"):
+        exec(f"{POSTPONED}\nclass Bad(str, NamedTuple):\n    one: int", NAMES)
+    with pytest.raises(AttributeError, match="_replace"):
+        exec(f"{POSTPONED}\nclass Bad(NamedTuple):\n    one: int\n    def _replace(self): ...", NAMES)
     with pytest.raises(TypeError):
         Ours()  # type: ignore[call-arg]

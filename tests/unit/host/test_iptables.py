@@ -92,7 +92,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ("1", [], True, ["modprobe ip_tables", "modprobe ip6_tables", f"{LEGACY_PROGRAM} --version"]),
         (None, ["nat\n"], True, [f"{LEGACY_PROGRAM} --version"]),
         (None, [], True, ["iptables --version"]),
-        (None, [], False, ["iptables --version", "iptables -nL"]),
+        (None, [], False, ["iptables -nL", "iptables --version"]),
     ],
     ids=["nf_tables wanted", "legacy wanted", "legacy tables", "no tables", "tried"],
 )
@@ -121,8 +121,25 @@ def test_another_program_of_that_name_is_tried(machine: Machine) -> None:
 
 def test_what_was_tried_in_the_end_says_its_own_version(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netfilter, "has_no_tables", lambda: False)
-    monkeypatch.setattr(iptables, "try_in_turn", lambda load, works: LEGACY)
+    machine.working = False
+    monkeypatch.setattr(iptables, "try_in_turn", lambda load, works, trials: LEGACY)
     assert iptables.finish(iptables.begin(None)) == (LEGACY, "iptables v1.8.9 (legacy)")
+
+
+def test_the_first_trial_is_made_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a network of Docker's own there are tables, and with them it is asked beside the rest of the start."""
+    monkeypatch.setattr(netfilter, "has_no_tables", lambda: False)
+    machine.working = False
+    assert iptables.finish(iptables.begin(None))[0] is NFT
+    assert machine.ran == [
+        "iptables -nL",
+        "iptables --version",
+        "modprobe nf_tables",
+        "iptables -nL",
+        "modprobe ip_tables",
+        "modprobe ip6_tables",
+        f"{LEGACY_PROGRAM} -nL",
+    ]
 
 
 def test_a_program_that_fails_ends_the_start(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedind.host.netfilter import is_end_of_nothing
+from cachedind.host.netfilter import is_end_of_nothing, is_generation
 
 DONE, ERROR, NEW_TABLE = 3, 2, 0xA00
 
@@ -32,6 +32,15 @@ def message(kind: int, number: int, more: bytes = b"") -> bytes:
 )
 def test_only_an_end_without_a_table_is_none(answer: bytes, expected: bool) -> None:
     assert is_end_of_nothing(answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(message(0xA0F, 0, bytes(12)), True), (message(ERROR, -22), False), (b"", False)],
+    ids=["a generation", "a kernel without", "nothing"],
+)
+def test_a_generation_is_no_error(answer: bytes, expected: bool) -> None:
+    assert is_generation(answer) is expected
 
 
 @given(st.binary(max_size=64))

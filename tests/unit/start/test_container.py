@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from cachedind.base.errors import StrictError
@@ -64,15 +62,12 @@ def test_who_cannot_set_it_is_told_in_one_line(
         container.forward(settings_of(NFTABLES), Log(fd=2, strict=True))
 
 
-def test_iptables_is_not_asked_then(monkeypatch: pytest.MonkeyPatch, asked: list[str], tmp_path: Path) -> None:
+def test_iptables_is_not_asked_then(asked: list[str]) -> None:
     """Which would be a program that is run: a unit test refuses that."""
-    monkeypatch.setattr("cachedind.host.cgroups.prepare", lambda: "")
-    monkeypatch.setattr("cachedind.start.leftovers.sweep", lambda *_: [])
-    monkeypatch.setattr(container, "nest", lambda _: None)
     from cachedind.settings import config
 
     settings = config.load({"PATH": "/bin"})
     firewall = container.begin(settings, settings_of(NFTABLES))
-    assert container.prepare(settings, settings_of(NFTABLES), firewall, Log(fd=2)) == "/bin"
+    assert container.finish(settings, settings_of(NFTABLES), firewall, Log(fd=2)) == "/bin"
     with pytest.raises(AssertionError, match="a unit test called"):
         container.begin(settings, settings_of())
