@@ -9,6 +9,7 @@ import pytest
 
 from cachedind.base import releases
 from cachedind.base.model import parse_engine_version
+from cachedind.start.container import NFT_DIRECTORY
 from helpers.daemons import LEGACY_FARM
 from helpers.dind import DATA_ROOT, Dind
 from helpers.flavours import STAND_IN, SUITES
@@ -22,7 +23,7 @@ NEEDED = (
     *("docker", "dockerd", "containerd", "ctr", "containerd-shim-runc-v2", "runc", "docker-init", "docker-proxy"),
     *("dind", "docker-compose", "modprobe", "docker-entrypoint.sh", "dockerd-entrypoint.sh"),
     *("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"),
-    *("nft", "git", "ssh", "openssl", "pigz", "unpigz", "xz", "newuidmap", "newgidmap"),
+    *("git", "ssh", "openssl", "pigz", "unpigz", "xz", "newuidmap", "newgidmap"),
     *("mkfs.btrfs", "btrfs", "mkfs.xfs", "xfs_repair", "mkfs.ext4", "e2fsck"),
     # and what its rootless variant has
     *("fuse-overlayfs", "ip"),
@@ -84,6 +85,11 @@ def test_programs_where_docker_dind_has_them(bench: Dind) -> None:
     names += [f"{LEGACY_FARM}/{name}" for name in NEEDED if "tables" in name]
     script = 'for name; do test -x "$name" || echo "$name"; done'
     assert bench.exec("sh", "-c", script, "sh", *names).stdout.split() == []
+
+
+def test_nft_is_only_for_engines_that_are_told_to_use_it(bench: Dind) -> None:
+    assert bench.sh("command -v nft || :") == ""
+    assert bench.sh(f"{NFT_DIRECTORY}/nft --version").startswith("nftables v")
 
 
 def test_iptables_and_its_legacy_farm(bench: Dind) -> None:

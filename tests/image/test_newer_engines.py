@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cachedind.base.model import parse_engine_version
+from cachedind.start.container import NFT_DIRECTORY
 from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def check_networks(dind: Dind) -> None:
     dind.load_base()
     dind.docker("network", "create", "own")
     dind.docker("run", "-d", "--name=one", "--network=own", "--publish=8080:80", "base:latest", "sleep", "1000")
-    rules = dind.sh("nft list ruleset")
+    rules = dind.sh(f"{NFT_DIRECTORY}/nft list ruleset")
     assert "8080" in rules
     assert "masquerade" in rules
     assert dind.sh("iptables-save 2>/dev/null | grep -c DOCKER || :") == "0"

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from cachedind.settings.daemon_json import DaemonSettings
 
 
+NFT_DIRECTORY = "/usr/local/libexec/cachedind/nftables"
+"""Where the image has `nft`. An engine that finds it on PATH calls it at each start, to remove tables of its own."""
+
+
 def begin(settings: Config, daemon: DaemonSettings) -> Begun | None:
     """Ask iptables beside the rest of the start; None where the engine does without it. Raises ProgramMissingError."""
     if daemon.has_nftables:
@@ -22,11 +26,11 @@ def begin(settings: Config, daemon: DaemonSettings) -> Begun | None:
 
 
 def finish(settings: Config, daemon: DaemonSettings, firewall: Begun | None, log: Log) -> str:
-    """The PATH for dockerd, with which it finds the flavour of iptables that works. `firewall` is what `begin`
+    """The PATH for dockerd, with which it finds the flavour of iptables that works, or nft. `firewall` is what `begin`
     returned."""
     if firewall is None:
         forward(daemon, log)
-        return settings.path
+        return f"{settings.path}:{NFT_DIRECTORY}"
     from cachedind.host import iptables
 
     flavour, version = iptables.finish(firewall)

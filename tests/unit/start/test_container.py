@@ -68,6 +68,6 @@ def test_iptables_is_not_asked_then(asked: list[str]) -> None:
 
     settings = config.load({"PATH": "/bin"})
     firewall = container.begin(settings, settings_of(NFTABLES))
-    assert container.finish(settings, settings_of(NFTABLES), firewall, Log(fd=2)) == "/bin"
+    assert container.finish(settings, settings_of(NFTABLES), firewall, Log(fd=2)) == f"/bin:{container.NFT_DIRECTORY}"
     with pytest.raises(AssertionError, match="a unit test called"):
         container.begin(settings, settings_of())
