@@ -24,7 +24,7 @@ from cachedind.base.model import (
 )
 from cachedind.base.state import read_state, write_state
 from cachedind.base.typed import TYPE_CHECKING
-from cachedind.engine import containerd_schema, paths
+from cachedind.engine import paths
 from cachedind.engine.paths import SNAPSHOTTER_PREFIX
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ def read_existing(data_root: str, state: DataRootState | None) -> ExistingData:
     pairs = [(ImageStore.GRAPHDRIVER, driver) for driver in GRAPH_DRIVERS if _has_graph_data(data_root, driver)]
     pairs += [(ImageStore.CONTAINERD, name) for name in _snapshotters_with_data(data_root)]
     recorded = None if state is None else (state.store, state.driver)
-    database = containerd_schema.read(data_root) if pairs and state is None else None
+    database = None
+    if pairs and state is None:
+        from cachedind.engine import containerd_schema
+
+        database = containerd_schema.read(data_root)
     return ExistingData(tuple(pairs), state.engine if state is not None else None, recorded, database)
 
 
