@@ -107,13 +107,13 @@ class GraphView:
         pins.remove(self._root_fd, self._driver, ids)
         self._move(ids & self.unused(), UNUSED, self._configurations)
 
-    def mend_pins(self) -> int:
-        """Make those anew that a crash of the host has emptied; returns how many. Raises OSError."""
-        emptied = pins.find_emptied(self._root_fd, self._driver)
-        if emptied:
-            pins.remove(self._root_fd, self._driver, emptied)
-            pins.add(self._root_fd, self._driver, self._tops_of(UNUSED, emptied))
-        return len(emptied)
+    def mend_pins(self) -> None:
+        """Make those anew that a crash of the host has emptied, or that a killed start has only taken away for that.
+        Raises OSError."""
+        pins.remove(self._root_fd, self._driver, pins.find_emptied(self._root_fd, self._driver))
+        unused = self.unused()
+        if unused:
+            pins.add(self._root_fd, self._driver, self._tops_of(UNUSED, unused))
 
     def unused(self) -> frozenset[str]:
         """The IDs of all that no job sees."""

@@ -63,6 +63,8 @@ class Mended(NamedTuple):
     """Whether there was no time to look at all layers after a crash."""
     rewritten: int = 0
     """How many emptied files got their content back."""
+    unpinned: str = ""
+    """Why layers of images that no job sees may be without their pins, which a crash has emptied."""
 
     @property
     def cost(self) -> str:
@@ -101,13 +103,10 @@ def mend(
     for path in plan.restore:
         kept.put_back(root_fd, path)
     rewritten = _rewrite(root_fd, emptied)
-    if doubt is not None and doubt.crashed and storage.store is ImageStore.GRAPHDRIVER:
-        from cachedind.engine.graph_view import GraphView
-
-        GraphView(root_fd, storage.driver, trace).mend_pins()
+    unpinned = _mend_pins(subject) if doubt is not None and doubt.crashed else ""
     trace.reach("mend.moved")
     result = Mended(True, plan.at_once, why, tuple(moved), left=left, unchecked=emptied.unchecked, late=emptied.late)
-    result = result._replace(rewritten=rewritten)
+    result = result._replace(rewritten=rewritten, unpinned=unpinned)
     return _prove_and_move(subject, plan, result, environ, trace, has_better=has_better, in_pool=in_pool, strict=strict)
 
 
@@ -142,6 +141,19 @@ def _rewrite(root_fd: int, emptied: Found) -> int:
         for layer in emptied.short:
             unpacked.write_again(root_fd, layer)
     return sum(len(layer.files) for layer in emptied.short)
+
+
+def _mend_pins(subject: Subject) -> str:
+    """Returns what stands in the way: that costs layers when a job prunes, and speaks against no data."""
+    if subject.storage.store is not ImageStore.GRAPHDRIVER:
+        return ""
+    from cachedind.engine.graph_view import GraphView
+
+    try:
+        GraphView(subject.root_fd, subject.storage.driver).mend_pins()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _prove_and_move(

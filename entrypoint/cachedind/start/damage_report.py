@@ -45,6 +45,11 @@ def _tell_what_stays(result: Mended, doubted: Doubt | None, log: Log) -> None:
             f"some of the data is damaged: {result.left}; it is left as it is, because a daemon comes up on it. If "
             "builds or images fail: remove the images and pull, load or build them again, and run docker builder prune"
         )
+    if result.unpinned:
+        log.warn(
+            "after a crash of the host, layers of images that earlier jobs had are not kept from prunes: "
+            f"{result.unpinned}. What a prune removes is pulled or built again; free space on the pool's volume"
+        )
     if result.unchecked:
         log.warn(
             f"after a crash of the host, files of layers may be empty; not checked: {'; '.join(result.unchecked)}. "

@@ -17,6 +17,7 @@ from cachedind.base.model import EngineVersion, ImageStore, Loss, StoragePlan
 from cachedind.base.trace import Trace
 from cachedind.engine import aside, hollow, kept, looked, mending, paths, proof
 from cachedind.engine.doubt import CRASHED, NEVER_READY, Doubt
+from cachedind.engine.graph_view import GraphView
 from cachedind.engine.proof import Proof, Subject
 from cachedind.host import procfs
 
@@ -331,3 +332,26 @@ def test_an_engine_that_nobody_knows_is_a_remark(subject: Subject, tmp_path: Pat
     result = mend(unknown, CRASH)
     assert (result.fit, result.late) == (True, False)
     assert "does not know" in result.unchecked[0]
+
+
+# ---- pins ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_better", [False, True])
+def test_pins_speak_against_no_data(
+    daemons: Daemons, subject: Subject, monkeypatch: pytest.MonkeyPatch, has_better: bool
+) -> None:
+    """A full disk, say: the slot is taken all the same, and what that costs is told."""
+    pin = daemons.root / f"image/overlay2/layerdb/mounts/cachedind-{'a' * 64}"
+    pin.mkdir(parents=True)
+    (pin / "parent").write_text("")
+    assert mend(subject, CRASH, in_pool=True, has_better=has_better).unpinned == ""
+    assert not pin.exists()
+
+    def refuse(self: GraphView) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(GraphView, "mend_pins", refuse)
+    result = mend(subject, CRASH, in_pool=True, has_better=has_better)
+    assert (result.fit, result.moved) == (True, ())
+    assert (result.unpinned, result.left) == ("No space left on device", "")

@@ -148,7 +148,7 @@ def test_any_answer_is_a_list_of_images_or_an_error(value: object) -> None:
         return
     for image in images:
         assert image.id == ID
-        # Any short text may be a name ("a:1"), which hypothesis finds in the tests' own sources.
+        # Any short text may be a name: "a:1".
         assert all(":" in tag and tag in json.dumps(value) for tag in image.tags)
         assert image.size_bytes >= 0
 
